@@ -1,0 +1,55 @@
+"""Every exception that Veilray raises on purpose.
+
+VeilrayError                    exit status 1
+├── UsageError                  exit status 2: wrong usage or configuration
+├── DataError                   exit status 3: bad input data
+│   ├── ImageError              one file that cannot be used as a radiograph
+│   ├── CohortError             a cohort or release that is damaged or does not fit
+│   └── RunError                a run folder, checkpoint or result file that is damaged or does not fit
+├── RefusedError                exit status 4: refused for safety
+└── TrainingError               exit status 1: training cannot go on
+
+Each message is one or two lines: what is wrong, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class VeilrayError(Exception):
+    """Anything Veilray stops for on purpose; the message is written for the user."""
+
+    exit_status = 1
+
+
+class UsageError(VeilrayError):
+    """Wrong usage: an option, an argument or a configuration key."""
+
+    exit_status = 2
+
+
+class DataError(VeilrayError):
+    """Input data that cannot be used."""
+
+    exit_status = 3
+
+
+class ImageError(DataError):
+    """One file that cannot be used as a radiograph; the message is the reason."""
+
+
+class CohortError(DataError):
+    """A cohort or release that is damaged, altered or unfit for what was asked."""
+
+
+class RunError(DataError):
+    """A run folder, checkpoint or result file that is damaged, altered or unfit for what was asked."""
+
+
+class RefusedError(VeilrayError):
+    """Refused for safety, though it could have been done."""
+
+    exit_status = 4
+
+
+class TrainingError(VeilrayError):
+    """Training cannot go on: the loss or the gradients are not finite."""

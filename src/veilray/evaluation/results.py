@@ -1,0 +1,116 @@
+"""Result files of a run's evaluation: what evaluate writes, and compare and the report read."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from veilray.errors import RunError
+from veilray.files import read_json, replacing, write_json
+from veilray.metrics.interval import Interval
+from veilray.obfuscation.config import NoiseConfig
+
+PER_IMAGE = Path("evaluation/per_image.csv")
+SUMMARY = Path("evaluation/summary.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScore:
+    """Scores of one method on one image; None where a metric was not computed."""
+
+    image_id: str
+    patient_id: str
+    method: str
+    psnr: float
+    """Peak signal-to-noise ratio in dB, peak 1, output clamped to [0, 1]."""
+    ssim: float
+    """Structural similarity, 11x11 Gaussian window."""
+    ssim_3x3: float
+    """Structural similarity, uniform 3x3 window, as in the paper."""
+    lpips: float | None
+    """LPIPS, AlexNet, v0.1."""
+    psnr_unclamped: float | None = None
+    """PSNR of the raw output, as in the paper; only under the paper's protocol."""
+
+
+METRICS: tuple[str, ...] = ("psnr", "ssim", "ssim_3x3", "lpips", "psnr_unclamped")
+
+
+class Summary(BaseModel):
+    """`evaluation/summary.json`: means over the images with intervals clustered by patient."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    split: str
+    n_images: int
+    n_patients: int
+    cohort: str
+    """Folder of the cohort, as it was named."""
+    cohort_digest: str
+    noise: NoiseConfig
+    test_noise_seed: int
+    confidence: float
+    resamples: int
+    bootstrap_seed: int
+    methods: dict[str, dict[str, Interval | None]]
+    """method -> metric -> interval; None where it was not computed."""
+    notes: list[str]
+    """What a reader must know, such as why LPIPS was not computed."""
+    seconds_per_image: dict[str, float]
+    """Inference seconds an image, by method."""
+    device: str
+    """Hardware that evaluated."""
+
+
+def write_results(run: Path, summary: Summary, scores: Sequence[ImageScore]) -> None:
+    """Write `evaluation/per_image.csv` and `evaluation/summary.json` of a run."""
+    names = [field.name for field in fields(ImageScore)]
+    with replacing(run / PER_IMAGE) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(names)
+        for score in scores:
+            writer.writerow(["" if getattr(score, name) is None else getattr(score, name) for name in names])
+    write_json(run / SUMMARY, summary.model_dump(mode="json"))
+
+
+def read_summary(run: Path) -> Summary:
+    """The summary of a run's evaluation; RunError where there is none or it is damaged."""
+    if not (run / SUMMARY).is_file():
+        raise RunError(f"{run} has not been evaluated; run: veilray evaluate {run} --data COHORT")
+    try:
+        return Summary.model_validate(read_json(run / SUMMARY))
+    except ValidationError as error:
+        raise RunError(f"{run / SUMMARY} does not fit its schema ({error.error_count()} faults)") from None
+
+
+def read_scores(run: Path) -> list[ImageScore]:
+    """The per-image scores of a run's evaluation; RunError where there are none or they are damaged."""
+    path = run / PER_IMAGE
+    if not path.is_file():
+        raise RunError(f"{run} has not been evaluated; run: veilray evaluate {run} --data COHORT")
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [_score(row) for row in csv.DictReader(stream)]
+    except (KeyError, ValueError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error})") from None
+
+
+def _score(row: dict[str, str]) -> ImageScore:
+    def optional(name: str) -> float | None:
+        return float(row[name]) if row[name] else None
+
+    return ImageScore(
+        image_id=row["image_id"],
+        patient_id=row["patient_id"],
+        method=row["method"],
+        psnr=float(row["psnr"]),
+        ssim=float(row["ssim"]),
+        ssim_3x3=float(row["ssim_3x3"]),
+        lpips=optional("lpips"),
+        psnr_unclamped=optional("psnr_unclamped"),
+    )

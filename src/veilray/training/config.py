@@ -1,0 +1,170 @@
+"""A training run's whole configuration, read from TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from veilray.errors import UsageError
+from veilray.models.config import ModelConfig
+from veilray.obfuscation.config import NoiseConfig
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class TrainConfig(BaseModel):
+    """Objective, optimiser and schedule."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=50, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images in an optimiser step, over all devices."""
+    loss: Literal["l1", "mse"] = "l1"
+    """Objective: mean absolute or mean squared error, pixel by pixel."""
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    """Optimiser: Adam, or Adam with decoupled weight decay."""
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=1e-4, ge=0.0)
+    """Decoupled weight decay; used by adamw only."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate after the warm-up: constant, or falling to zero along a cosine."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Optimiser steps over which the learning rate rises linearly from zero."""
+    ema_decay: float = Field(default=0.999, ge=0.0, lt=1.0)
+    """Decay a step of the moving average of the weights, which is then what is evaluated; 0 turns it off."""
+    clip_norm: float = Field(default=1.0, ge=0.0)
+    """Largest L2 norm of the gradient; larger ones are scaled down to it; 0 turns it off."""
+    patience: int = Field(default=0, ge=0)
+    """Stop after this many epochs without a better validation loss; 0 never stops early."""
+    flips: bool = False
+    """Whether training images are mirrored left to right at random."""
+
+    @model_validator(mode="after")
+    def _decay_needs_adamw(self) -> TrainConfig:
+        if self.optimizer == "adam" and "weight_decay" in self.model_fields_set and self.weight_decay > 0:
+            raise ValueError("weight_decay needs optimizer = 'adamw'")
+        return self
+
+
+class LaunchConfig(BaseModel):
+    """Where and in what arithmetic the training runs; none of it changes what is being learnt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    setup: Literal["single"] = "single"
+    """Set-up: one device."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device; `auto` takes CUDA, then MPS, then the CPU."""
+    precision: Literal["fp32", "fp16", "bf16"] = "bf16"
+    """Arithmetic of the forward and backward pass; weights and optimiser stay fp32. fp16 scales the loss."""
+    channels_last: bool = True
+    """Memory format: NHWC, which is faster than NCHW on CPUs and on tensor cores."""
+    compile: bool = False
+    """Whether the network goes through torch.compile."""
+    checkpoint_minutes: float = Field(default=5.0, gt=0.0)
+    """Minutes between checkpoints inside an epoch; one is also written at the end of every epoch."""
+
+
+class SplitConfig(BaseModel):
+    """Which images train, validate and test."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: Literal["cohort", "paper"] = "cohort"
+    """`cohort` takes the patient-wise split of the cohort; `paper` splits 50/33/17 % by image, so that patients are
+    shared between the sets, as in the released code."""
+
+
+class EvaluateConfig(BaseModel):
+    """How a run is scored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unclamped_psnr: bool = False
+    """Whether PSNR of the raw output is reported too, as in the paper."""
+    noise_seed: int = Field(default=20_250, ge=0)
+    """Seed of the validation and test noise, which is the same for every run that is compared."""
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run's result, apart from the data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(default=17, ge=0)
+    """Seed of the initial weights, the order of images and the training noise."""
+    split: SplitConfig = SplitConfig()
+    noise: NoiseConfig = NoiseConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a TOML file or a shipped preset (`default`, `paper`), with overrides such as `train.epochs=5`.
+
+    Raises UsageError for a missing file, bad TOML, an unknown key or a value of the wrong kind.
+    """
+    path = preset_path(source) if str(source) in preset_names() else Path(source)
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        names = ", ".join(preset_names())
+        raise UsageError(f"no configuration file {path}; presets that ship: {names}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    for override in overrides:
+        _set(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_explain(error, path)) from None
+
+
+def preset_names() -> list[str]:
+    """Names of the configurations in the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def preset_path(name: str | Path) -> Path:
+    """File of a shipped configuration; `name` may end in .toml."""
+    return PRESETS / f"{Path(name).stem}.toml"
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as TOML: every field, defaults included."""
+    return tomlkit.dumps(config.model_dump(mode="json"))
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {override}: write it as section.key=value, for example train.epochs=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {override}: {section} is not a section")
+    values[last] = value
+
+
+def _explain(error: ValidationError, path: Path) -> str:
+    lines = []
+    for fault in error.errors()[:3]:
+        where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function-", "constrained-")))
+        what = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {what}" if where else what)
+    return f"{path}: " + "; ".join(lines)
