@@ -15,6 +15,7 @@ from veilray.models.config import ModelConfig
 from veilray.obfuscation.config import NoiseConfig
 
 PRESETS = Path(__file__).parent / "presets"
+SCHEMA_VERSION = 1
 
 
 class TrainConfig(BaseModel):
@@ -28,11 +29,11 @@ class TrainConfig(BaseModel):
     """Images in an optimiser step, over all devices."""
     loss: Literal["l1", "mse"] = "l1"
     """Objective: mean absolute or mean squared error, pixel by pixel."""
-    optimizer: Literal["adam", "adamw"] = "adamw"
+    optimizer: Literal["adam", "adamw"] = "adam"
     """Optimiser: Adam, or Adam with decoupled weight decay."""
     learning_rate: float = Field(default=1e-3, gt=0.0)
     """Peak learning rate."""
-    weight_decay: float = Field(default=1e-4, ge=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
     """Decoupled weight decay; used by adamw only."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after the warm-up: constant, or falling to zero along a cosine."""
@@ -49,7 +50,7 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _decay_needs_adamw(self) -> TrainConfig:
-        if self.optimizer == "adam" and "weight_decay" in self.model_fields_set and self.weight_decay > 0:
+        if self.optimizer == "adam" and self.weight_decay > 0:
             raise ValueError("weight_decay needs optimizer = 'adamw'")
         return self
 
@@ -124,6 +125,9 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     for override in overrides:
         _set(values, override)
+    version = values.pop("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise UsageError(f"{path} has schema version {version}; this Veilray reads {SCHEMA_VERSION}")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -142,7 +146,7 @@ def preset_path(name: str | Path) -> Path:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as TOML: every field, defaults included."""
-    return tomlkit.dumps(config.model_dump(mode="json"))
+    return tomlkit.dumps({"schema_version": SCHEMA_VERSION, **config.model_dump(mode="json")})
 
 
 def _set(values: dict[str, Any], override: str) -> None:

@@ -1,0 +1,155 @@
+"""The run folder: configuration, environment, metrics and checkpoints of one training."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import veilray
+from veilray.errors import RunError, UsageError
+from veilray.files import read_json, write_json, write_text
+from veilray.parallel.devices import describe_device
+from veilray.training.config import SCHEMA_VERSION, RunConfig, dump_config, load_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One line of `metrics.jsonl`: how an epoch went."""
+
+    event: str = "epoch"
+    epoch: int
+    """Counted from 1."""
+    step: int
+    """Optimiser steps done."""
+    train_loss: float
+    """Mean over the epoch's images, each at the weights of its own step."""
+    validation_loss: float
+    """Mean over all validation images, at the averaged weights."""
+    validation_psnr: float
+    """Mean over all validation images in dB, output clamped."""
+    learning_rate: float
+    images_per_second: float
+    """Training images a second, validation and checkpoints left out."""
+    seconds: float
+    """Since the start of the training, interruptions left out."""
+
+
+class RunFolder:
+    """A folder that holds one training and all that follows from it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def best_weights(self) -> Path:
+        """Weights with the lowest validation loss."""
+        return self.checkpoints / "best.safetensors"
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig) -> RunFolder:
+        """Make a new run folder. UsageError where the folder already holds something."""
+        run = cls(path)
+        if (run.path / "config.toml").exists():
+            raise UsageError(f"{run.path} already holds a run; add --resume to go on with it, or name another folder")
+        if run.path.exists() and any(run.path.iterdir()):
+            raise UsageError(f"{run.path} is not empty; name a new folder for the run")
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_text(run.path / "config.toml", dump_config(config))
+        return run
+
+    @classmethod
+    def resume(cls, path: str | Path, config: RunConfig) -> RunFolder:
+        """Open a run folder to go on with it. UsageError where the configuration is not the one it was begun with."""
+        run = cls(path)
+        before = run.config()
+        changed = [
+            name
+            for name in RunConfig.model_fields
+            if name not in ("launch", "evaluate") and getattr(before, name) != getattr(config, name)
+        ]
+        if changed:
+            raise UsageError(
+                f"{run.path} was begun with another configuration ([{'], ['.join(changed)}] differ); "
+                f"resume with {run.path / 'config.toml'}, or name another folder"
+            )
+        return run
+
+    def config(self) -> RunConfig:
+        """The configuration the run was begun with. RunError where there is none."""
+        path = self.path / "config.toml"
+        if not path.is_file():
+            raise RunError(f"{self.path} holds no run: config.toml is missing")
+        return load_config(path)
+
+    def environment(self) -> dict[str, Any]:
+        """Hardware, versions and data of the run."""
+        environment: dict[str, Any] = read_json(self.path / "environment.json")
+        return environment
+
+    def epochs(self) -> list[EpochRecord]:
+        """The epochs so far, from `metrics.jsonl`; a last line cut short by a crash is passed over."""
+        path = self.path / "metrics.jsonl"
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                records.append(EpochRecord(**json.loads(line)))
+            except (json.JSONDecodeError, TypeError):
+                break
+        return records
+
+    def append(self, record: EpochRecord) -> None:
+        """Add an epoch to `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(record)) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the epochs after a step: those that a crash has taken from the checkpoints."""
+        kept = [record for record in self.epochs() if record.step <= step]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(asdict(record)) + "\n" for record in kept))
+
+    def write_environment(self, facts: Mapping[str, Any], *, device: torch.device) -> None:
+        """Write `environment.json`: the given facts of the data and the model, with hardware and versions."""
+        environment = {
+            "schema_version": SCHEMA_VERSION,
+            "veilray": veilray.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(terse=True),
+            "device": device.type,
+            "device_name": describe_device(device),
+            "threads": torch.get_num_threads(),
+            "git_commit": _git_commit(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **facts,
+        }
+        write_json(self.path / "environment.json", environment)
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree this package runs from, `+changes` where it differs; None outside a checkout."""
+    source = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
+            cwd=source,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

@@ -1,0 +1,167 @@
+"""Everything a training carries from one step to the next, and its checkpoint on disk.
+
+A checkpoint is one safetensors file, `state-STEP.safetensors`: tensors by name, and the counters as JSON in its header.
+Nothing in it is executable. Randomness needs no place in it: orders, noise and flips are functions of (seed, epoch,
+image).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from veilray.errors import RunError
+from veilray.files import replacing
+from veilray.training.average import WeightAverage
+from veilray.training.config import TrainConfig
+
+SCHEMA_VERSION = 1
+KEPT = 2
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """Where a training stands."""
+
+    step: int = 0
+    """Optimiser steps done, skipped ones included."""
+    epoch_loss: float = 0.0
+    """Sum of the image losses so far in this epoch."""
+    epoch_images: int = 0
+    """Images seen so far in this epoch."""
+    epoch_seconds: float = 0.0
+    """Time of this epoch's steps so far."""
+    best_loss: float = float("inf")
+    """Lowest validation loss so far."""
+    best_epoch: int = 0
+    """Epoch of that loss, counted from 1."""
+    skipped_in_a_row: int = 0
+    """Steps skipped since the last one that was taken, because an fp16 gradient was not finite."""
+    seconds: float = 0.0
+    """Training time so far, validation included."""
+    finished: bool = False
+    """Whether the training has ended."""
+
+    def take(self, *, loss: float, images: int, seconds: float) -> None:
+        """Count an optimiser step."""
+        self.step += 1
+        self.epoch_loss += loss * images
+        self.epoch_images += images
+        self.epoch_seconds += seconds
+        self.seconds += seconds
+
+    def close_epoch(self, *, epoch: int, validation_loss: float, epochs: int, patience: int) -> None:
+        """Count a validation, and end the training after the last epoch or when `patience` epochs brought nothing."""
+        if validation_loss < self.best_loss:
+            self.best_loss, self.best_epoch = validation_loss, epoch
+        self.epoch_loss, self.epoch_images, self.epoch_seconds = 0.0, 0, 0.0
+        self.finished = epoch == epochs or 0 < patience <= epoch - self.best_epoch
+
+
+class TrainingState:
+    """The network, its average, the optimiser, the loss scaler and the counters."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, *, device: torch.device, scale_loss: bool) -> None:
+        self.model = model
+        self.average = WeightAverage(model, decay=config.ema_decay)
+        self.optimizer = _optimizer(model, config, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
+        self.counters = Counters()
+
+    def save(self, folder: Path) -> Path:
+        """Write a checkpoint aside, rename it, and keep the last two. Returns its path."""
+        counters = {**asdict(self.counters), "best_loss": repr(self.counters.best_loss)}
+        scalars = {"counters": counters, "scaler": self.scaler.state_dict()}
+        header = {"format": "veilray-state", "schema_version": str(SCHEMA_VERSION), "state": json.dumps(scalars)}
+        path = folder / f"state-{self.counters.step:09d}.safetensors"
+        with replacing(path) as part:
+            save_file({name: value.contiguous() for name, value in self._tensors()}, part, metadata=header)
+        for old in checkpoints(folder)[:-KEPT]:
+            old.unlink()
+        return path
+
+    def restore(self, path: Path) -> None:
+        """Take everything from a checkpoint. RunError where the file is cut short, foreign or of another network."""
+        header, tensors = _read(path)
+        state: dict[int, dict[str, Tensor]] = {}
+        model, average = {}, {}
+        for name, value in tensors.items():
+            part, _, rest = name.partition("/")
+            match part:
+                case "model":
+                    model[rest] = value
+                case "average":
+                    average[rest] = value
+                case "optimizer":
+                    index, _, key = rest.partition("/")
+                    state.setdefault(int(index), {})[key] = value
+        try:
+            self.model.load_state_dict(model)
+            if self.average.model is not self.model:
+                self.average.model.load_state_dict(average)
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{path} holds the weights of another network ({reason})") from None
+        scalars = json.loads(header["state"])
+        if scalars["scaler"]:
+            self.scaler.load_state_dict(scalars["scaler"])
+        counters = scalars["counters"]
+        self.counters = Counters(**{**counters, "best_loss": float(counters["best_loss"])})
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.model.state_dict().items():
+            yield f"model/{name}", value
+        if self.average.model is not self.model:
+            for name, value in self.average.model.state_dict().items():
+                yield f"average/{name}", value
+        for index, values in self.optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                yield f"optimizer/{index}/{key}", value
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("state-*.safetensors"))
+
+
+def readable(path: Path) -> bool:
+    """Whether a checkpoint is complete; one that was cut short is not."""
+    try:
+        _read(path, tensors=False)
+    except RunError:
+        return False
+    return True
+
+
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} is not a complete checkpoint ({error})") from None
+    if header.get("format") != "veilray-state":
+        raise RunError(f"{path} is not a training checkpoint of Veilray")
+    if header.get("schema_version") != str(SCHEMA_VERSION):
+        raise RunError(f"{path} has schema version {header.get('schema_version')}; this Veilray reads {SCHEMA_VERSION}")
+    return header, values
+
+
+def _optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    fused = device.type in ("cpu", "cuda")
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=fused)
+        case "adamw":
+            return torch.optim.AdamW(
+                model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+            )
