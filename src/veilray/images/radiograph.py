@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 FloatImage = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+StoredImage = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,34 @@ class Radiograph:
     """Modality (0008,0060); empty for PNG and JPEG."""
     view: str = ""
     """View position (0018,5101): AP, PA, LL, ...; empty where unknown."""
+
+
+def map_stored(stored: StoredImage, intensity: IntensityMap) -> FloatImage:
+    """Stored values as pixels in [0, 1], by the range and the polarity of `intensity`; padding is not looked at.
+
+    `stored` is an integer array of any shape with values in [low, high]; the result is float32 of the same shape.
+    Raises ValueError where a value lies outside that range, which would otherwise wrap round without a sign.
+    """
+    span = intensity.high - intensity.low
+    if stored.size and (stored.min() < intensity.low or stored.max() > intensity.high):
+        raise ValueError(f"stored values leave [{intensity.low}, {intensity.high}]")
+    # At most 65,536 different values exist: a table gives each its correctly rounded float32 once.
+    steps = np.arange(span + 1)
+    table = ((span - steps if intensity.inverted else steps) / span).astype(np.float32)
+    pixels: FloatImage = table[stored.astype(np.int32) - intensity.low]
+    return pixels
+
+
+def restore_stored(pixels: FloatImage, intensity: IntensityMap) -> npt.NDArray[np.int32]:
+    """The way back: pixels in [0, 1] as the nearest stored values, int32, same shape; values outside are clipped.
+
+    `restore_stored(map_stored(stored, m), m)` is `stored` exactly for every range of up to 16 bits. Pixels that were
+    padding are black like any other black pixel and come back as the stored value of black.
+    """
+    span = intensity.high - intensity.low
+    steps = np.rint(np.clip(pixels, 0.0, 1.0).astype(np.float64) * span).astype(np.int32)
+    stored: npt.NDArray[np.int32] = (span - steps if intensity.inverted else steps) + np.int32(intensity.low)
+    return stored
 
 
 def levels_dtype(bit_depth: int) -> np.dtype[np.uint8] | np.dtype[np.uint16]:

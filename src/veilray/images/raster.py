@@ -1,0 +1,50 @@
+"""Stored values of images that are no DICOM, and JPEG."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from veilray.errors import ImageError
+from veilray.images.limits import check_size
+from veilray.images.radiograph import StoredImage
+
+JPEG_SIGNATURE = b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raster:
+    """Stored values of a greyscale image, or the luma of one in colour."""
+
+    stored: StoredImage
+    """(H, W), values in [0, 2**bit_depth - 1]."""
+    bit_depth: int
+    """Bits a sample, as the file declares them."""
+    mode: str
+    """Pillow's name for the kind of image."""
+
+
+def decode_jpeg(data: bytes) -> Raster:
+    """Decode a JPEG in greyscale or colour, turned as its EXIF orientation says; raises ImageError with the reason."""
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        check_size(*image.size)
+        if getattr(image, "n_frames", 1) > 1:
+            raise ImageError("it holds several pictures; save the radiograph alone")
+        if image.mode not in ("L", "RGB"):
+            raise ImageError(f"it is a JPEG in {image.mode}; save it in greyscale")
+        upright = ImageOps.exif_transpose(image)
+        stored = np.array(upright) if upright.mode == "L" else luma(np.asarray(upright))
+        return Raster(stored=stored, bit_depth=8, mode=image.mode)
+
+
+def luma(colours: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) uint8 as (H, W) uint8: ITU-R 601-2 luma in Pillow's fixed point.
+
+    Its weights add up to one, so where the channels are equal the result is exactly that channel.
+    """
+    return np.array(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
