@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,20 +13,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from veilray.errors import DataError
+from veilray.errors import DataError, VeilrayError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    `mode`: permissions, before the umask. VeilrayError where the disk is full.
+    """
+    with _naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path, mode) as part:
+            yield part
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, mode: int) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     part = Path(name)
     try:
         yield part
         sync(part)
-        part.chmod(0o666 & ~_umask())
+        part.chmod(mode & ~_umask())
         part.replace(path)
         sync(path.parent)
     finally:
@@ -34,10 +45,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name when the block ends well; `path` must not exist yet."""
+    """A temporary folder beside `path` that takes its name when the block ends well; `path` must not exist yet.
+
+    Where the block fails nothing is left. DataError where `path` exists, VeilrayError where the disk is full.
+    """
     if path.exists():
         raise DataError(f"{path} already exists; name a new folder or remove that one")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing_folder(path) as part:
+            yield part
+
+
+@contextlib.contextmanager
+def _replacing_folder(path: Path) -> Iterator[Path]:
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         yield part
@@ -84,6 +105,19 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _naming_full_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        reason = os.strerror(error.errno).lower()
+        raise VeilrayError(
+            f"cannot write {path}: {reason}; nothing was left behind, free some space and retry"
+        ) from None
 
 
 def _umask() -> int:

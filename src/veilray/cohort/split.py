@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -61,7 +61,7 @@ def assign(patient_id: str, *, seed: int, shares: Shares) -> Split:
     return "validation" if point < shares.train + shares.validation else "test"
 
 
-def image_split(image_ids: Sequence[str], *, seed: int) -> SplitCodes:
+def image_split(image_ids: Iterable[str], *, seed: int) -> SplitCodes:
     """The published split of images, 50/33/17 %, whoever they show: codes into SPLITS, (N,), int8.
 
     Images are ordered by a keyed hash of their ids, so the order in which they are given does not count. Patients with
