@@ -31,7 +31,11 @@ class Raster:
 
 def decode_jpeg(data: bytes) -> Raster:
     """Decode a JPEG in greyscale or colour, turned as its EXIF orientation says; raises ImageError with the reason."""
-    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=("JPEG",))
+    except Image.DecompressionBombError:
+        raise ImageError("its header declares more pixels than Pillow agrees to read") from None
+    with opened as image:
         check_size(*image.size)
         if getattr(image, "n_frames", 1) > 1:
             raise ImageError("it holds several pictures; save the radiograph alone")
