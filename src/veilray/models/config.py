@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from veilray.errors import UsageError
 
 
 class ModelConfig(BaseModel):
@@ -32,3 +34,13 @@ class ModelConfig(BaseModel):
         if self.deep_supervision and self.name != "unetpp":
             raise ValueError("deep_supervision needs name = 'unetpp': the other architectures have one head")
         return self
+
+
+def checked_config(**fields: Any) -> ModelConfig:
+    """A configuration of these fields. UsageError, naming the first one that is wrong, where there is no such model."""
+    try:
+        return ModelConfig(**fields)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise UsageError(f"no such model: {where} = {fault['input']!r}: {fault['msg']}") from None

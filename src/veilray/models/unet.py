@@ -1,0 +1,111 @@
+"""U-Net: an encoder and a decoder of mirrored levels, joined by skips."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from veilray.models.config import ModelConfig, checked_config
+from veilray.models.layers import (
+    Block,
+    Norm,
+    Span,
+    Window,
+    block_span,
+    conv_block,
+    hull,
+    pad_to_multiple,
+    pool_span,
+    transposed_span,
+)
+
+
+class UNet(nn.Module):
+    """U-Net (Ronneberger et al. 2015) with padded convolutions: (N, 1, H, W) -> (N, 1, H, W), any H and W.
+
+    `depth` levels of width, 2 width, 4 width, ... channels; 2x2 max pooling down, 2x2 transposed convolutions up, skips
+    concatenated as [skip, upsampled], a 1x1 head. With `residual` the output is the input plus what the head gives.
+    31,036,481 parameters at the defaults. Raises UsageError for a size or variant that does not exist.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        depth: int = 5,
+        norm: Norm = "batch",
+        block: Block = "conv-relu-conv-norm-relu",
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config: ModelConfig = checked_config(
+            name="unet", width=width, depth=depth, norm=norm, block=block, residual=residual
+        )
+        channels = [width * 2**level for level in range(depth)]
+        self.encoder = nn.ModuleList(
+            conv_block(before, after, norm=norm, block=block)
+            for before, after in zip([1, *channels], channels, strict=False)
+        )
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(below, own, kernel_size=2, stride=2) for own, below in pairwise(channels)
+        )
+        self.decoder = nn.ModuleList(conv_block(2 * own, own, norm=norm, block=block) for own in channels[:-1])
+        self.head = nn.Conv2d(width, 1, kernel_size=1)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the input to one pixel of the lowest level; inputs are padded to its multiples."""
+        return 1 << (self.config.depth - 1)
+
+    @property
+    def receptive_radius(self) -> int:
+        """Distance in pixels, along an axis, beyond which no input pixel reaches an output pixel by convolution."""
+        return max(_radius(pixel, self.config.depth) for pixel in range(self.stride))
+
+    @property
+    def has_global_statistics(self) -> bool:
+        """Whether every output pixel depends on the whole image: group normalisation averages over all of it."""
+        return self.config.norm == "group"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, H, W), about [0, 1] -> (N, 1, H, W), not clamped."""
+        height, width = x.shape[-2:]
+        padded = pad_to_multiple(x, self.stride)
+        output = self._head(padded)[..., :height, :width]
+        return x + output if self.config.residual else output
+
+    def forward_tiles(self, x: Tensor, window: Window) -> Tensor:
+        """What `forward` gives for tiles of an image; each tile's sides are multiples of the stride.
+
+        Nothing in a U-Net depends on where a tile lies, so this is `forward`.
+        """
+        output: Tensor = self(x)
+        return output
+
+    def _head(self, x: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.encoder):
+            x = block(x if level == 0 else F.max_pool2d(x, 2))  # (N, width 2^level, H / 2^level, W / 2^level)
+            skips.append(x)
+        for level in reversed(range(len(self.up))):
+            x = torch.cat([skips[level], self.up[level](x)], dim=1)
+            x = self.decoder[level](x)
+        output: Tensor = self.head(x)
+        return output
+
+
+def _radius(pixel: int, depth: int) -> int:
+    """How far from output pixel `pixel` the input pixels lie that it depends on."""
+    span = (pixel, pixel)
+    skipped: list[Span] = []  # what the decoder asks of the encoder at each level
+    for _ in range(depth - 1):
+        span = block_span(span)
+        skipped.append(span)
+        span = transposed_span(span)
+    span = block_span(span)
+    for skip in reversed(skipped):
+        span = block_span(hull(skip, pool_span(span)))
+    return max(pixel - span[0], span[1] - pixel)

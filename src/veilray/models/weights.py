@@ -1,0 +1,119 @@
+"""Weights on disk: safetensors with the configuration of their network in the header; nothing is executable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from veilray.errors import RunError
+from veilray.files import replacing
+from veilray.models.build import DenoisingNetwork, build_model
+from veilray.models.config import ModelConfig
+from veilray.models.unet import UNet
+from veilray.models.unetpp import UNetPlusPlus
+from veilray.obfuscation.config import NoiseConfig
+
+FORMAT = "veilray-weights"
+SCHEMA_VERSION = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A weights file, read and checked against its own configuration."""
+
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    """The state of the network that `config` builds."""
+    noise: NoiseConfig | None
+    """The noise they were trained on; None where the file does not say."""
+
+
+def save_weights(path: Path, model: nn.Module, *, noise: NoiseConfig | None = None) -> None:
+    """Write a network's weights, its configuration and, where given, the noise it was trained on; whole or not at all.
+
+    Raises TypeError for a network that is not one of Veilray's.
+    """
+    if not isinstance(model, UNet | UNetPlusPlus):
+        raise TypeError(f"{type(model).__name__} is not a network of Veilray's: its file could not be read again")
+    header = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "model": model.config.model_dump_json()}
+    if noise is not None:
+        header["noise"] = noise.model_dump_json()
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with replacing(path) as part:
+        save_file(tensors, part, metadata=header)
+
+
+def load_weights(path: Path, *, expected: ModelConfig | None = None) -> Weights:
+    """Read a weights file.
+
+    Raises RunError where the file is missing, cut short, foreign or of another version, where its tensors are not those
+    of its own configuration, and where its configuration is not the `expected` one.
+    """
+    header, tensors = _read(path)
+    if header.get("format") != FORMAT:
+        raise RunError(f"{path} does not hold weights of Veilray's; give a file that `veilray train` wrote")
+    if header.get("schema_version") != SCHEMA_VERSION:
+        raise RunError(
+            f"{path} has schema version {header.get('schema_version')}, and this Veilray reads version "
+            f"{SCHEMA_VERSION}: use the Veilray that wrote it, or a newer one"
+        )
+    try:
+        config = ModelConfig.model_validate_json(header.get("model", ""))
+        noise = NoiseConfig.model_validate_json(header["noise"]) if "noise" in header else None
+    except ValidationError:
+        raise RunError(f"{path} describes a model that this Veilray does not know; use the one that wrote it") from None
+    if expected is not None and config != expected:
+        raise RunError(f"{path} holds the weights of {_describe(config)}, but {_describe(expected)} was asked for")
+    _check_tensors(path, config, tensors)
+    return Weights(config=config, tensors=tensors, noise=noise)
+
+
+def load_model(path: Path) -> DenoisingNetwork:
+    """The network in a weights file, on the CPU, in evaluation mode. Raises RunError as `load_weights`."""
+    return model_of(load_weights(path))
+
+
+def model_of(weights: Weights) -> DenoisingNetwork:
+    """The network that a weights file describes, on the CPU, in evaluation mode."""
+    with torch.device("meta"):
+        model = build_model(weights.config)  # without drawing initial weights from the global generator
+    model.load_state_dict(weights.tensors, assign=True)
+    return model.eval()
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise RunError(f"there is no weights file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} is not a whole safetensors file ({error}): it was cut short, or is none") from None
+
+
+def _check_tensors(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    with torch.device("meta"):
+        wanted = {name: (value.shape, value.dtype) for name, value in build_model(config).state_dict().items()}
+    held = {name: (value.shape, value.dtype) for name, value in tensors.items()}
+    differing = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
+    if differing:
+        raise RunError(
+            f"{path} says it holds {_describe(config)}, but {len(differing)} of its tensors do not fit "
+            f"({differing[0]} first): the file is damaged, train again or take another checkpoint"
+        )
+
+
+def _describe(config: ModelConfig) -> str:
+    """A model in one line: its name and whatever is not a default."""
+    fields = json.loads(config.model_dump_json(exclude={"name"}))
+    defaults = ModelConfig().model_dump()
+    shown = {"width": config.width, "depth": config.depth}
+    shown |= {name: value for name, value in fields.items() if name not in shown and value != defaults[name]}
+    return f"{config.name} ({', '.join(f'{name} {value}' for name, value in shown.items())})"
