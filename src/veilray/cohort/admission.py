@@ -54,7 +54,7 @@ class Admission:
             return LeftOut(reason="its image id is empty or holds control characters; rename the file")
         if name in self._source_of_id:
             first = self._source_of_id[name]
-            return LeftOut(reason=f"its image id is taken by {first}, which came first; rename one of them")
+            return LeftOut(reason=f"its image id {name} is taken by {first}, which came first; an id may occur once")
         self.found_listed += name in self.patients
         patient = self.patients.get(name) or radiograph.patient_id
         if patient is not None and not patient.isprintable():

@@ -117,6 +117,10 @@ class Release:
             return chosen
         return np.full(len(rows), self.noise.std_range[0], dtype=np.float32)
 
+    def dtype(self, row: int) -> np.dtype[Any]:
+        """uint8 or uint16: the depth at which a row's noisy pixels are kept."""
+        return self.noisy_pixels.files[int(self.table.places[0].codes[row])].levels.dtype
+
     def gather_noisy(self, rows: npt.NDArray[np.integer[Any]], out: FloatImage | None = None) -> FloatImage:
         """Noisy images of the given rows: (n, H, W), float32; [0, 1] where the noise was clipped.
 

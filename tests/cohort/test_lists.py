@@ -1,0 +1,46 @@
+"""The CSV files that a user gives: read as meant, refused with the line that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from veilray.cohort.lists import read_patients, read_split
+from veilray.errors import DataError, UsageError, VeilrayError
+
+
+def test_columns_in_any_order_with_others_beside_them(tmp_path: Path) -> None:
+    path = tmp_path / "patients.csv"
+    path.write_text("﻿age,patient_id,image_id\n61, p1 ,a\n70,p2,b\n61,p1,a\n", encoding="utf-8")
+    assert read_patients(path) == {"a": "p1", "b": "p2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("", DataError, "no column image_id"),
+        ("Image Index,Patient ID\na,1\n", DataError, "it has Image Index, Patient ID"),
+        ("image_id,split\n", DataError, "lists no image"),
+        ("image_id,split\na,training\n", DataError, "image a is in 'training'"),
+        ("image_id,split\na,train\na,test\n", DataError, "line 3: a is listed twice"),
+        ("image_id,split\na,\n", DataError, "line 2: image_id or split is empty"),
+        ("image_id,split\na\n", DataError, "line 2: image_id or split is empty"),
+        ('image_id,split\n"a,train\n', DataError, "not a CSV file"),
+    ],
+)
+def test_bad_lists(tmp_path: Path, text: str, kind: type[VeilrayError], message: str) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text(text)
+    with pytest.raises(kind, match=message):
+        read_split(path)
+
+
+def test_a_list_that_is_not_text_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_bytes(b"image_id,split\n\xff\xfe,train\n")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_split(path)
+    for missing in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(UsageError, match="not a file"):
+            read_split(missing)
