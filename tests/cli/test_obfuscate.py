@@ -1,0 +1,67 @@
+"""veilray obfuscate: options reach the release, and what it does not hide is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from veilray.cli.obfuscate import obfuscate_command
+from veilray.cohort.build import import_radiographs
+from veilray.cohort.release import Release
+from veilray.errors import UsageError
+
+app = typer.Typer()
+app.command()(obfuscate_command)
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """6 images of 3 patients, 16x16, 8 bit."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(6):
+        levels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(levels).save(folder / f"{number // 2:08}_{number % 2:03}.png")
+    import_radiographs([folder], tmp_path / "cohort", size=None, workers=1)
+    return tmp_path / "cohort"
+
+
+def _run(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_defaults(cohort: Path, tmp_path: Path) -> None:
+    result = _run(cohort, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    release = Release.open(tmp_path / "out")
+    assert (release.noise.mean, release.noise.std, release.noise.clip) == (0.1, 0.2, True)
+    assert not release.pairs
+    assert not release.record.subtractable
+    assert release.digest in result.stdout
+    assert "released" not in result.stdout
+
+
+def test_options(cohort: Path, tmp_path: Path) -> None:
+    options = ["--mean", "0", "--std", "0.05,0.4", "--no-clip", "--pairs", "--seed", "3"]
+    result = _run(cohort, "--out", tmp_path / "out", *options)
+    release = Release.open(tmp_path / "out")
+    assert (release.noise.mean, release.noise.std, release.noise.clip) == (0.0, (0.05, 0.4), False)
+    assert release.pairs
+    assert release.record.subtractable
+    assert "hides nothing" in result.stdout
+    assert "recovers the clean images" in result.stdout
+    assert "once before" in _run(cohort, "--out", tmp_path / "again").stdout
+
+
+@pytest.mark.parametrize("std", ["0", "-0.1", "nan", "x", "", "0.4,0.1", "0.1,0.2,0.3", "inf"])
+def test_standard_deviations_that_are_none(cohort: Path, tmp_path: Path, std: str) -> None:
+    result = _run(cohort, "--out", tmp_path / "out", f"--std={std}")
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception).startswith("--std")
+    assert len(str(result.exception).splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,37 @@
+"""Progress where there is no terminal: plain lines on standard error, none on standard output."""
+
+from __future__ import annotations
+
+import pytest
+
+from veilray.cli import progress as module
+from veilray.cli.progress import progress
+
+
+def test_ends_with_the_whole_count(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(1_200, "importing", "images") as bar:
+        bar.advance(1_000)
+        bar.advance(200)
+        bar.say("one was odd")
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines()
+    assert lines[0] == "one was odd"
+    assert lines[1].startswith("importing: 1,200 of 1,200 images, ")
+    assert shown.out == ""
+
+
+def test_a_line_every_few_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    with progress(None, "importing", "files") as bar:
+        for _ in range(20):
+            bar.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert 3 <= len(lines) <= 6
+    assert lines[-1].startswith("importing: 20 files, ")
+
+
+def test_nothing_is_said_of_no_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(None, "importing", "files"):
+        pass
+    assert capsys.readouterr().err == ""
