@@ -109,15 +109,17 @@ def _inflate(deflated: bytes) -> bytes:
 
 def _check_kind(dataset: Dataset, modalities: Collection[str]) -> None:
     """Refuse what is not a finished, single, greyscale projection radiograph, with the reason."""
+    from pydicom.uid import UID
+
     modality = _text(dataset, "Modality")
     if modality not in modalities:
         wanted = ", ".join(sorted(modalities))
         raise ImageError(f"its modality is {modality or 'not given'}; accepted are {wanted}")
-    sop_class = dataset.get("SOPClassUID") or ""
+    sop_class = _text(dataset, "SOPClassUID")
     if sop_class in _FOR_PROCESSING or _text(dataset, "PresentationIntentType") == "FOR PROCESSING":
         raise ImageError("it is For Processing: raw detector values, not a picture; export it For Presentation")
     if sop_class and modality in DEFAULT_MODALITIES and sop_class not in _RADIOGRAPHS:
-        raise ImageError(f"its SOP class is {getattr(sop_class, 'name', sop_class)}, not a single radiograph")
+        raise ImageError(f"its SOP class is {UID(sop_class).name}, not a single radiograph")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise ImageError(f"it has {frames} frames; only single images are read")
@@ -179,12 +181,12 @@ def _voi(dataset: Dataset) -> str:
     function = _text(dataset, "VOILUTFunction") or "LINEAR"
     for index, (centre, width) in enumerate(zip(centres, widths, strict=False)):
         name = f" ({names[index]})" if index < len(names) else ""
-        parts.append(f"window {centre}/{width} {function}{name}")
+        parts.append(f"window {float(centre):.10g}/{float(width):.10g} {function}{name}")
     for item in dataset.get("VOILUTSequence") or []:
         descriptor = ",".join(_values(item, "LUTDescriptor"))
         digest = hashlib.sha256(_table_bytes(item)).hexdigest()[:16]
         parts.append(f"table {descriptor} sha256 {digest}")
-    return "; ".join(parts)
+    return printable("; ".join(parts))
 
 
 def _table_bytes(item: Dataset) -> bytes:
@@ -211,4 +213,9 @@ def _patient(dataset: Dataset) -> str | None:
 
 
 def _text(dataset: Dataset, name: str) -> str:
-    return str(dataset.get(name) or "").strip()
+    return printable(str(dataset.get(name) or "")).strip()
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: headers are written by others and end up in tables and on terminals."""
+    return "".join(character for character in text if character.isprintable())

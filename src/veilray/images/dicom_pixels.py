@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,10 +116,14 @@ def _check_frame(dataset: Dataset, syntax: str, allocated: int) -> None:
 def _decode(dataset: Dataset, syntax: str) -> StoredImage:
     from pydicom.pixels.utils import pixel_array
 
-    plugin = "pylibjpeg" if syntax == _RLE else _DECODERS.get(syntax, "")
+    # pylibjpeg's RLE is faster but panics on damaged data, which no `except Exception` catches.
+    plugin = "pydicom" if syntax == _RLE else _DECODERS.get(syntax, "")
     try:
-        # The bits above High Bit are left in place: padding may be declared in all the bits allocated.
-        cells = pixel_array(dataset, raw=True, decoding_plugin=plugin, correct_unused_bits=False)
+        with _listening() if plugin == "gdcm" else contextlib.nullcontext():
+            # The bits above High Bit are left in place: padding may be declared in all the bits allocated.
+            cells = pixel_array(dataset, raw=True, decoding_plugin=plugin, correct_unused_bits=False)
+    except ImageError:
+        raise
     except Exception as error:  # decoders raise anything at all on damaged data
         if "number of bytes of pixel data is less" in str(error):
             raise ImageError("its pixel data are cut short") from None
@@ -127,6 +135,26 @@ def _decode(dataset: Dataset, syntax: str) -> StoredImage:
     if cells.shape != (int(dataset.Rows), int(dataset.Columns)) or cells.dtype.kind not in "iu":
         raise ImageError("its decoded pixels do not have the size that its header declares")
     return cells
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[None]:
+    """Keep GDCM's complaints off standard error, and raise where its codec admits that the data are corrupt.
+
+    It decodes what it can and says so nowhere else. The descriptor belongs to the whole process, so what other threads
+    print meanwhile is lost.
+    """
+    with tempfile.TemporaryFile() as notes:
+        terminal = os.dup(2)
+        try:
+            os.dup2(notes.fileno(), 2)
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+        notes.seek(0)
+        if b"Corrupt JPEG data" in notes.read():
+            raise ImageError("its compressed pixels are damaged")
 
 
 def _padding(dataset: Dataset, allocated: int, signed: bool) -> tuple[int, int] | None:

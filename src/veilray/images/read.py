@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from veilray.errors import ImageError, UsageError
-from veilray.images.dicom import DEFAULT_MODALITIES, decode_dicom, is_dicom
+from veilray.images.dicom import DEFAULT_MODALITIES, decode_dicom, is_dicom, printable
 from veilray.images.limits import check_bytes
 from veilray.images.png import PNG_SIGNATURE, decode_png
 from veilray.images.radiograph import IntensityMap, Radiograph, map_stored
@@ -61,8 +61,8 @@ def _read(data: bytes, *, source: str, name: str, modalities: Collection[str]) -
             if kind == "dicom":
                 return decode_dicom(data, image_id=name, source=source, modalities=modalities)
             raster = decode_png(data) if kind == "png" else decode_jpeg(data)
-        except ImageError:
-            raise
+        except ImageError as error:
+            raise ImageError(printable(str(error))) from None
         except Exception:  # on damaged bytes the libraries raise anything from SyntaxError to RecursionError
             label = "DICOM" if kind == "dicom" else kind.upper()
             raise ImageError(f"it is damaged or cut short and cannot be read as {label}") from None

@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from veilray.errors import ImageError, UsageError
@@ -166,8 +166,7 @@ def _tar_members(path: Path) -> Iterator[SourceItem]:
 
 def _check_member(name: str, *, special: bool, size: int) -> None:
     """Refuse a member that is no plain file inside the archive, or too large."""
-    parts = re.split(r"[/\\]", name)
-    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in parts or "\0" in name:
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in _parts(name) or "\0" in name:
         raise ImageError("its name in the archive leads out of the archive's folder")
     if special:
         raise ImageError("it is a link or a device, not a file")
@@ -185,8 +184,11 @@ def _read_bounded(stream: IO[bytes]) -> bytes:
 
 def _hidden(name: str) -> bool:
     """Hidden files, and what macOS adds to archives; `.` and `..` are no hidden names."""
-    parts = [part for part in PurePosixPath(name).parts if part not in (".", "..")]
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in _parts(name))
+
+
+def _parts(name: str) -> list[str]:
+    return re.split(r"[/\\]", name)
 
 
 def _unreadable(error: BaseException) -> str:
