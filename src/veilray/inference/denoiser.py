@@ -1,0 +1,217 @@
+"""A trained network on images of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from veilray.errors import RunError, UsageError
+from veilray.images.radiograph import FloatImage
+from veilray.inference.engine import Precision, pick_precision, prepare
+from veilray.inference.pooling import pool_group_norms
+from veilray.inference.tiles import Tile, plan_tiles, smallest_tile
+from veilray.models.build import DenoisingNetwork
+from veilray.models.layers import Window, pad_to_multiple
+from veilray.models.weights import load_weights, model_of
+from veilray.obfuscation.config import NoiseConfig
+from veilray.parallel.devices import pick_device
+from veilray.training.run import RunFolder
+
+TILE = 1024
+SETTLED = 1e-6
+
+
+class Denoiser:
+    """A network prepared for inference, with the noise it was trained to take away.
+
+    `noise` is None where that is not known; then every call must say the mean. `tile` is the side of the largest square
+    that goes through the network at once, which bounds the memory: smaller images are batched up to that many pixels,
+    larger ones are cut into tiles. Tiles overlap by the network's receptive radius, so the result is the whole image's
+    up to rounding (`tiling_difference` measures it). Under group normalisation, where every pixel depends on all others,
+    more passes over the tiles find the statistics of the whole image first: about ten times the work at depth 5.
+
+    Raises UsageError for an unknown device or precision, or a tile smaller than the network allows.
+    """
+
+    def __init__(
+        self,
+        model: DenoisingNetwork,
+        *,
+        noise: NoiseConfig | None,
+        device: str = "auto",
+        precision: Precision | str = "auto",
+        tile: int | None = None,
+    ) -> None:
+        self.config = model.config
+        self.noise = noise
+        self.device = pick_device(device)
+        self.dtype = pick_precision(precision, self.device)
+        self._network = prepare(model, device=self.device, dtype=self.dtype)
+        self._pool, self._norms = pool_group_norms(self._network)
+        self._stride = model.stride
+        self._halo = -(-model.receptive_radius // model.stride) * model.stride
+        smallest = smallest_tile(halo=self._halo, stride=self._stride)
+        self.tile = max(TILE, 2 * smallest) if tile is None else tile
+        if self.tile < smallest:
+            raise UsageError(f"tile = {tile} is too small for this network: it needs at least {smallest} pixels")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        precision: Precision | str = "auto",
+        tile: int | None = None,
+    ) -> Denoiser:
+        """A run folder (its best weights), or a file of weights.
+
+        Raises UsageError where `path` is neither, RunError where its weights are missing, damaged or of another model.
+        """
+        place = Path(path)
+        if place.is_dir():
+            run = RunFolder(place)
+            config = run.config()
+            if not run.best_weights.is_file():
+                raise RunError(f"{place} has no {run.best_weights.relative_to(place)}: its first epoch is not done yet")
+            weights = load_weights(run.best_weights, expected=config.model)
+            noise: NoiseConfig | None = config.noise
+        elif place.is_file():
+            weights = load_weights(place)
+            noise = weights.noise
+        else:
+            raise UsageError(f"there is no model {str(path)!r}: give a run folder, or a .safetensors file of weights")
+        return cls(model_of(weights), noise=noise, device=device, precision=precision, tile=tile)
+
+    def __call__(self, pixels: FloatImage, *, mean: float | None = None) -> FloatImage:
+        """Denoise one radiograph: (H, W), float32, [0, 1] -> the same, clamped.
+
+        `mean` is the mean of the noise in this image, by default that of the training. Another one is made up for by
+        shifting the image by the difference, and clamping it again where the training noise was clamped. That is exact
+        without clamping, up to float32; with it, pixels that this image's clamp cut off lie elsewhere than the
+        training's would have, so the darkest or brightest parts are estimated worse. Where the training noise is
+        unknown, `mean` is taken for the training's. Raises UsageError where neither is known, or for another shape.
+        """
+        if pixels.ndim != 2 or not pixels.size:
+            raise UsageError(f"an image has two sides (H, W) of at least one pixel; this one has shape {pixels.shape}")
+        if not np.isfinite(pixels).all():
+            raise UsageError("the image has pixels that are not finite numbers; give values in [0, 1]")
+        noisy = torch.from_numpy(np.array(pixels, dtype=np.float32, order="C"))
+        noisy = self._with_training_mean(noisy, mean)
+        output: FloatImage = self.denoise(noisy[None, None])[0, 0].clamp(0.0, 1.0).numpy()
+        return output
+
+    @torch.inference_mode()
+    def denoise(self, noisy: Tensor) -> Tensor:
+        """(N, 1, H, W), about [0, 1] -> (N, 1, H, W), float32, not clamped, on the device of `noisy`."""
+        if not noisy.numel():
+            return noisy.float()
+        height, width = noisy.shape[-2:]
+        padded = pad_to_multiple(noisy.float(), self._stride)
+        pixels = padded.shape[-2] * padded.shape[-1]
+        if pixels <= self.tile**2:
+            output = self._whole(padded, batch=self.tile**2 // pixels)
+        else:
+            output = torch.cat([self._tiled(image) for image in torch.split(padded, 1)])
+        return output[..., :height, :width].contiguous()
+
+    def _with_training_mean(self, noisy: Tensor, mean: float | None) -> Tensor:
+        if self.noise is None:
+            if mean is None:
+                raise UsageError("these weights do not say on which noise they were trained: give the noise's mean")
+            return noisy
+        if mean is None or mean == self.noise.mean:
+            return noisy
+        shifted = noisy + (self.noise.mean - mean)
+        return shifted.clamp(0.0, 1.0) if self.noise.clip else shifted
+
+    def _whole(self, padded: Tensor, *, batch: int) -> Tensor:
+        return torch.cat(
+            [self._network(self._placed(images)).to(padded.device) for images in torch.split(padded, batch)]
+        )
+
+    def _tiled(self, image: Tensor) -> Tensor:
+        """(1, 1, H, W) -> the same, tile by tile."""
+        height, width = image.shape[-2:]
+        tiles = plan_tiles(height, width, tile=self.tile, halo=self._halo, stride=self._stride)
+        try:
+            self._pool.mode = "collect"
+            for _ in self._norms:  # after as many passes as there are layers, the last one is exact
+                self._pass(image, tiles)
+                if max([norm.settle() for norm in self._norms]) < SETTLED:
+                    break
+            self._pool.mode = "apply"
+            return self._pass(image, tiles)
+        finally:
+            self._pool.mode = "own"
+            for norm in self._norms:
+                norm.forget()
+
+    def _pass(self, image: Tensor, tiles: Sequence[Tile]) -> Tensor:
+        """Every tile through the network once, as many at a time as `tile` allows."""
+        output = torch.empty_like(image, memory_format=torch.contiguous_format)
+        first = tiles[0]
+        area = (first.rows.stop - first.rows.start) * (first.columns.stop - first.columns.start)
+        batch = max(1, self.tile**2 // area)
+        for index in range(0, len(tiles), batch):
+            chosen = tiles[index : index + batch]
+            window = Window(
+                tops=tuple(tile.rows.start for tile in chosen),
+                lefts=tuple(tile.columns.start for tile in chosen),
+                height=image.shape[-2],
+                width=image.shape[-1],
+            )
+            cut = [image[..., t.rows.start : t.rows.stop, t.columns.start : t.columns.stop] for t in chosen]
+            self._pool.at(chosen)
+            results = self._network.forward_tiles(self._placed(torch.cat(cut)), window).to(image.device)
+            for tile, result in zip(chosen, results, strict=True):
+                kept = result[:, tile.rows.kept, tile.columns.kept]
+                output[0, :, tile.rows.first : tile.rows.last, tile.columns.first : tile.columns.last] = kept
+        return output
+
+    def _placed(self, images: Tensor) -> Tensor:
+        return images.to(self.device).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilingDifference:
+    """How an image denoised in tiles differs from the same image denoised whole."""
+
+    largest: float
+    """Largest absolute difference of a pixel."""
+    rms: float
+    """Root mean square of the difference."""
+    jump: float
+    """Largest step of the difference between two neighbouring pixels on either side of a tile border."""
+
+
+def tiling_difference(denoiser: Denoiser, noisy: Tensor) -> TilingDifference:
+    """Denoise (N, 1, H, W), about [0, 1], in tiles and whole, and compare; the whole must fit in memory.
+
+    Raises UsageError where the images are too small to be tiled.
+    """
+    height, width = noisy.shape[-2:]
+    padded = pad_to_multiple(noisy, denoiser._stride)
+    tiles = plan_tiles(
+        padded.shape[-2], padded.shape[-1], tile=denoiser.tile, halo=denoiser._halo, stride=denoiser._stride
+    )
+    if padded.shape[-2] * padded.shape[-1] <= denoiser.tile**2 or len(tiles) == 1:
+        raise UsageError(f"images of {width} x {height} fit one tile of {denoiser.tile} pixels: nothing to compare")
+    tiled = denoiser.denoise(noisy)
+    with torch.inference_mode():
+        whole = denoiser._whole(padded, batch=1)[..., :height, :width]
+    difference = tiled - whole
+    rows = sorted({tile.rows.first for tile in tiles} - {0})
+    columns = sorted({tile.columns.first for tile in tiles} - {0})
+    steps = [difference[..., row, :] - difference[..., row - 1, :] for row in rows if row < height]
+    steps += [difference[..., column] - difference[..., column - 1] for column in columns if column < width]
+    return TilingDifference(
+        largest=difference.abs().max().item(),
+        rms=difference.double().square().mean().sqrt().item(),
+        jump=max((step.abs().max().item() for step in steps), default=0.0),
+    )

@@ -1,0 +1,90 @@
+"""The fast form of a network: batch normalisation folded away, channels last, bf16 where the hardware multiplies it."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from veilray.errors import UsageError
+from veilray.models.build import DenoisingNetwork
+from veilray.models.unet import UNet
+from veilray.models.unetpp import UNetPlusPlus
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The arithmetic of a name: `auto` takes bf16 where the device multiplies it natively, fp32 elsewhere.
+
+    Raises UsageError for an unknown name.
+    """
+    match name:
+        case "auto":
+            return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
+        case "fp32":
+            return torch.float32
+        case "bf16":
+            return torch.bfloat16
+        case _:
+            raise UsageError(f"unknown precision {name!r}: choose auto, fp32 or bf16")
+
+
+def prepare(model: DenoisingNetwork, *, device: torch.device, dtype: torch.dtype) -> DenoisingNetwork:
+    """A copy of `model` for inference on `device` that computes in `dtype`; `model` stays as it is.
+
+    It takes and gives float32. Each batch normalisation is folded into the convolution before it. Under bf16 the heads
+    and the residual addition stay in float32: rounding the output to bf16 alone would cost about 0.02 dB at 35 dB.
+    """
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, nn.Sequential):
+            _fold(module)
+    network.to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if dtype != torch.float32:
+        _lower(network, dtype)
+    return network
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    match device.type:
+        case "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        case "cpu":
+            capabilities: dict[str, Any] = torch.cpu.get_capabilities()
+            return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        case _:
+            return False
+
+
+def _fold(block: nn.Sequential) -> None:
+    for index, (convolution, norm) in enumerate(pairwise(list(block))):
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            block[index] = fuse_conv_bn_eval(convolution, norm)
+            block[index + 1] = nn.Identity()
+
+
+def _lower(network: DenoisingNetwork, dtype: torch.dtype) -> None:
+    network.to(dtype)
+    match network:
+        case UNet():
+            network.encoder[0] = nn.Sequential(_Cast(dtype), network.encoder[0])
+            network.head = nn.Sequential(_Cast(torch.float32), network.head.float())
+        case UNetPlusPlus():
+            network.nodes["x0_0"] = nn.Sequential(_Cast(dtype), network.nodes["x0_0"])
+            for index, head in enumerate(network.heads):
+                network.heads[index] = nn.Sequential(_Cast(torch.float32), head.float())
+
+
+class _Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)
