@@ -32,8 +32,8 @@ class Denoiser:
     `noise` is None where that is not known; then every call must say the mean. `tile` is the side of the largest square
     that goes through the network at once, which bounds the memory: smaller images are batched up to that many pixels,
     larger ones are cut into tiles. Tiles overlap by the network's receptive radius, so the result is the whole image's
-    up to rounding (`tiling_difference` measures it). Under group normalisation, where every pixel depends on all others,
-    more passes over the tiles find the statistics of the whole image first: about ten times the work at depth 5.
+    up to rounding (`tiling_difference` measures it). Under group normalisation, where every pixel depends on all
+    others, more passes over the tiles find the statistics of the whole image first: about ten times the work at depth 5.
 
     Raises UsageError for an unknown device or precision, or a tile smaller than the network allows.
     """
@@ -106,7 +106,7 @@ class Denoiser:
         output: FloatImage = self.denoise(noisy[None, None])[0, 0].clamp(0.0, 1.0).numpy()
         return output
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what comes out is an ordinary tensor, which may be written to
     def denoise(self, noisy: Tensor) -> Tensor:
         """(N, 1, H, W), about [0, 1] -> (N, 1, H, W), float32, not clamped, on the device of `noisy`."""
         if not noisy.numel():
@@ -203,7 +203,7 @@ def tiling_difference(denoiser: Denoiser, noisy: Tensor) -> TilingDifference:
     if padded.shape[-2] * padded.shape[-1] <= denoiser.tile**2 or len(tiles) == 1:
         raise UsageError(f"images of {width} x {height} fit one tile of {denoiser.tile} pixels: nothing to compare")
     tiled = denoiser.denoise(noisy)
-    with torch.inference_mode():
+    with torch.no_grad():
         whole = denoiser._whole(padded, batch=1)[..., :height, :width]
     difference = tiled - whole
     rows = sorted({tile.rows.first for tile in tiles} - {0})

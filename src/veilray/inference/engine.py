@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -56,7 +57,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
         case "cuda":
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         case "cpu":
-            capabilities: dict[str, Any] = torch.cpu.get_capabilities()
+            capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
             return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
         case _:
             return False

@@ -53,7 +53,7 @@ class UNet(nn.Module):
             nn.ConvTranspose2d(below, own, kernel_size=2, stride=2) for own, below in pairwise(channels)
         )
         self.decoder = nn.ModuleList(conv_block(2 * own, own, norm=norm, block=block) for own in channels[:-1])
-        self.head = nn.Conv2d(width, 1, kernel_size=1)
+        self.head: nn.Module = nn.Conv2d(width, 1, kernel_size=1)
 
     @property
     def stride(self) -> int:
