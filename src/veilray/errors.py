@@ -7,7 +7,8 @@ VeilrayError                    exit status 1
 │   ├── CohortError             a cohort or release that is damaged or does not fit
 │   └── RunError                a run folder, checkpoint or result file that is damaged or does not fit
 ├── RefusedError                exit status 4: refused for safety
-└── TrainingError               exit status 1: training cannot go on
+├── TrainingError               exit status 1: training cannot go on
+└── LpipsUnavailable            exit status 1: the weights of LPIPS cannot be had; evaluation goes on without it
 
 Each message is one or two lines: what is wrong, and what to do about it.
 """
@@ -53,3 +54,7 @@ class RefusedError(VeilrayError):
 
 class TrainingError(VeilrayError):
     """Training cannot go on: the loss or the gradients are not finite."""
+
+
+class LpipsUnavailable(VeilrayError):  # noqa: N818 - it is a reason to report, not a fault
+    """The weights of LPIPS cannot be had; the message is the reason that evaluation reports for "not computed"."""
