@@ -17,6 +17,11 @@ from veilray.obfuscation.config import NoiseConfig
 PER_IMAGE = Path("evaluation/per_image.csv")
 SUMMARY = Path("evaluation/summary.json")
 
+NOISY = "noisy"
+"""Method of the noisy input itself."""
+MODEL = "model"
+"""Method of the run's own network."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScore:
