@@ -33,7 +33,7 @@ class Denoiser:
     that goes through the network at once, which bounds the memory: smaller images are batched up to that many pixels,
     larger ones are cut into tiles. Tiles overlap by the network's receptive radius, so the result is the whole image's
     up to rounding (`tiling_difference` measures it). Under group normalisation, where every pixel depends on all
-    others, more passes over the tiles find the statistics of the whole image first: about ten times the work at depth 5.
+    others, more passes over the tiles find the statistics of the whole image first: ten times the work at depth 5.
 
     Raises UsageError for an unknown device or precision, or a tile smaller than the network allows.
     """

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veilray.inference.tiles import Tile
@@ -30,14 +29,14 @@ class Pool:
         self._tiles = tiles
 
     def kept(self, x: Tensor) -> list[Tensor]:
-        """Of each image in (N, C, h, w), the part that its tile answers for: halos would be counted twice."""
+        """Of each tile in (N, C, h, w), the part (1, C, h', w') it answers for: halos would be counted twice."""
         parts = []
         for image, tile in zip(x, self._tiles, strict=True):
             halvings = (tile.rows.stop - tile.rows.start) // x.shape[-2]
             rows, columns = (
                 slice(kept.start // halvings, kept.stop // halvings) for kept in (tile.rows.kept, tile.columns.kept)
             )
-            parts.append(image[:, rows, columns])
+            parts.append(image[None, :, rows, columns])
         return parts
 
 
@@ -57,13 +56,24 @@ class PooledGroupNorm(nn.Module):
         if self.pool.mode == "collect":
             self._collect(x)
         if self.pool.mode == "own" or self.moments is None:
-            return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+            mean, variance = self._moments_of(x)
+        else:
+            mean, variance = self.moments
         channels = self.weight.numel() // self.groups
-        mean, variance = (moment.repeat_interleave(channels) for moment in self.moments)
-        scale = self.weight.cpu().double() * torch.rsqrt(variance + self.eps)
-        shift = self.bias.cpu().double() - mean * scale
-        scale, shift = (value.view(1, -1, 1, 1).to(x.device, torch.float32) for value in (scale, shift))
-        return torch.addcmul(shift, x.float(), scale).to(x.dtype)
+        mean, variance = (value.repeat_interleave(channels, dim=-1).to(x.device) for value in (mean, variance))
+        scale = self.weight.float() * torch.rsqrt(variance + self.eps).float()
+        shift = self.bias.float() - mean.float() * scale
+        # Multiplied in float32, because x scale and shift nearly cancel where the mean is large.
+        return torch.addcmul(_on_pixels(shift), x.float(), _on_pixels(scale)).to(x.dtype)
+
+    def _moments_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each group of (N, C, H, W), both (N, groups), float32.
+
+        F.group_norm takes them from sums of squares in channels-last memory, which loses two digits of its output.
+        """
+        grouped = torch.unflatten(x.float(), 1, (self.groups, -1))
+        variance, mean = torch.var_mean(grouped, dim=(2, 3, 4), correction=0)
+        return mean, variance
 
     def settle(self) -> float:
         """Turn what was collected into the moments. Returns by how much they changed, in units of the deviation."""
@@ -85,12 +95,16 @@ class PooledGroupNorm(nn.Module):
 
     def _collect(self, x: Tensor) -> None:
         for part in self.pool.kept(x):
-            values = part.reshape(self.groups, -1).float()
-            variance, mean = torch.var_mean(values, dim=1, correction=0)
-            mean, variance = mean.cpu().double(), variance.cpu().double()  # not every device has float64
-            sums = torch.stack([mean, variance + mean.square()]) * values.shape[1]
+            mean, variance = (value[0].cpu().double() for value in self._moments_of(part))  # MPS has no float64
+            count = part.numel() // self.groups
+            sums = torch.stack([mean, variance + mean.square()]) * count
             self.sums = sums if self.sums is None else self.sums + sums
-            self.pixels += values.shape[1]
+            self.pixels += count
+
+
+def _on_pixels(values: Tensor) -> Tensor:
+    """(C,) or (N, C) -> (1 or N, C, 1, 1)."""
+    return values.reshape(-1, values.shape[-1], 1, 1)
 
 
 def pool_group_norms(network: nn.Module) -> tuple[Pool, list[PooledGroupNorm]]:

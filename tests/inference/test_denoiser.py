@@ -1,0 +1,262 @@
+"""The Denoiser against the plain network: folding, precision, tiles, the noise's mean, and what it is loaded from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from veilray.errors import RunError, UsageError
+from veilray.inference.denoiser import Denoiser, tiling_difference
+from veilray.inference.engine import pick_precision
+from veilray.models.build import DenoisingNetwork, build_model
+from veilray.models.config import ModelConfig
+from veilray.models.weights import save_weights
+from veilray.obfuscation.config import NoiseConfig
+from veilray.training.config import RunConfig
+from veilray.training.run import RunFolder
+
+NOISE = NoiseConfig(mean=0.1, std=0.2)
+BLOCKS = ("conv-relu-conv-norm-relu", "conv-norm-relu-conv-norm-relu")
+VARIANTS = [(name, norm, block) for name in ("unet", "unetpp") for norm in ("batch", "group") for block in BLOCKS]
+
+
+def network(**fields: object) -> DenoisingNetwork:
+    """A small network whose running statistics are its own and whose outputs span about [0, 1]."""
+    torch.manual_seed(7)
+    model = build_model(ModelConfig.model_validate({"width": 4, "depth": 3, **fields}))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the average over all batches
+    with torch.no_grad():
+        for _ in range(3):
+            output = model(torch.rand(2, 1, 32, 32))
+        for name, head in model.named_modules():
+            if name == "head" or (name.startswith("heads.") and isinstance(head, nn.Conv2d)):
+                head.weight /= output.std() * 4
+                head.bias.fill_(0.5)
+    return model.eval()
+
+
+def denoiser(model: DenoisingNetwork, **options: object) -> Denoiser:
+    chosen: dict[str, object] = {"noise": NOISE, "device": "cpu", "precision": "fp32", **options}
+    return Denoiser(model, **chosen)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("name", "norm", "block"), VARIANTS)
+@torch.no_grad()
+def test_equals_the_plain_network(name: str, norm: str, block: str, residual: bool) -> None:
+    model = network(name=name, norm=norm, block=block, residual=residual)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    x = torch.rand(3, 1, 29, 22)
+    output = denoiser(model).denoise(x)
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output, model(x), rtol=0, atol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_no_batch_normalisation_is_left_to_run() -> None:
+    prepared = denoiser(network())._network
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
+    assert not any(parameter.requires_grad for parameter in prepared.parameters())
+
+
+@pytest.mark.parametrize(("name", "norm", "block"), VARIANTS)
+@torch.no_grad()
+def test_bf16_stays_close_and_gives_float32(name: str, norm: str, block: str) -> None:
+    model = network(name=name, norm=norm, block=block, residual=True)
+    x = torch.rand(2, 1, 24, 24)
+    prepared = denoiser(model, precision="bf16")
+    output = prepared.denoise(x)
+    assert output.dtype == torch.float32
+    error = output - model(x)
+    assert 0 < error.abs().max() < 0.05
+    # Neither the head nor the residual addition is rounded to bf16's eight digits.
+    assert not torch.equal(output, output.bfloat16().float())
+    assert any(parameter.dtype == torch.bfloat16 for parameter in prepared._network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_takes_bf16_only_where_the_processor_multiplies_it(
+    capabilities: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    assert pick_precision("auto", torch.device("cpu")) == dtype
+
+
+@pytest.mark.parametrize(("name", "norm", "block"), [variant for variant in VARIANTS if variant[1] == "batch"])
+@pytest.mark.parametrize("size", [(131, 97), (61, 210), (128, 128)])
+@torch.no_grad()
+def test_tiles_equal_the_whole_image(name: str, norm: str, block: str, size: tuple[int, int]) -> None:
+    model = network(name=name, norm=norm, block=block)
+    x = torch.rand(2, 1, *size)
+    prepared = denoiser(model, tile=80)
+    torch.testing.assert_close(prepared.denoise(x), model(x), rtol=0, atol=1e-5)
+    difference = tiling_difference(prepared, x)
+    assert difference.rms <= difference.largest <= 1e-5
+    assert difference.jump <= 2e-5
+
+
+@pytest.mark.parametrize(("name", "norm", "block"), [variant for variant in VARIANTS if variant[1] == "group"])
+@torch.no_grad()
+def test_tiles_of_networks_with_global_statistics_show_no_border(name: str, norm: str, block: str) -> None:
+    # The left is dark and the right bright, so that the tiles' own statistics are far from the whole image's.
+    model = network(name=name, norm=norm, block=block)
+    x = torch.rand(1, 1, 131, 150) * torch.linspace(0.2, 1.0, 150)
+    prepared = denoiser(model, tile=80)
+    tiled = prepared.denoise(x)
+    difference = tiling_difference(prepared, x)
+    assert difference.jump < 1e-4
+    assert difference.largest < 1e-4
+    torch.testing.assert_close(tiled, model(x), rtol=0, atol=1e-4)
+    assert model(x).std() > 0.05
+    # What one image leaves behind must not colour the next one.
+    torch.testing.assert_close(prepared.denoise(x[..., :64, :64]), model(x[..., :64, :64]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(prepared.denoise(x), tiled, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_without_pooled_statistics_the_borders_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("veilray.inference.pooling.PooledGroupNorm.settle", lambda self: self.forget() or 0.0)
+    x = torch.rand(1, 1, 131, 150) * torch.linspace(0.2, 1.0, 150)
+    assert tiling_difference(denoiser(network(norm="group"), tile=80), x).jump > 1e-2
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(["unet", "unetpp"]),
+    depth=st.integers(2, 3),
+    height=st.integers(1, 120),
+    width=st.integers(1, 120),
+    tile=st.integers(62, 90),
+)
+@torch.no_grad()
+def test_tiles_equal_the_whole_image_at_any_size(name: str, depth: int, height: int, width: int, tile: int) -> None:
+    model = network(name=name, depth=depth)
+    smallest = 2 * -(-model.receptive_radius // model.stride) * model.stride + model.stride
+    x = torch.rand(1, 1, height, width)
+    output = denoiser(model, tile=max(tile, smallest)).denoise(x)
+    torch.testing.assert_close(output, model(x), rtol=0, atol=1e-5)
+
+
+def test_memory_is_bounded_by_the_tile() -> None:
+    model, tile = network(), 64
+    prepared = denoiser(model, tile=tile)
+    passed: list[int] = []
+    prepared._network.encoder[0].register_forward_hook(lambda _, x, out: passed.append(x[0].numel()))
+    prepared.denoise(torch.rand(9, 1, 32, 32))
+    prepared.denoise(torch.rand(2, 1, 200, 150))
+    prepared.denoise(torch.rand(1, 1, 20, 900))
+    assert max(passed) <= tile**2
+    assert passed[0] == tile**2  # four images of 32 x 32 at once
+
+
+def test_layout_of_the_input_does_not_matter() -> None:
+    x = torch.rand(2, 1, 40, 24)
+    prepared = denoiser(network())
+    expected = prepared.denoise(x)
+    torch.testing.assert_close(prepared.denoise(x.transpose(2, 3).contiguous().transpose(2, 3)), expected)
+    torch.testing.assert_close(prepared.denoise(x.double()), expected)
+    assert prepared.denoise(x[:0]).shape == (0, 1, 40, 24)
+    expected += 1.0  # an ordinary tensor
+
+
+def test_a_radiograph_comes_back_clamped() -> None:
+    model = network()
+    prepared = denoiser(model)
+    pixels = np.random.default_rng(1).random((37, 21), dtype=np.float32)
+    output = prepared(pixels)
+    raw = prepared.denoise(torch.from_numpy(pixels)[None, None])[0, 0]
+    assert (raw.min() < 0) or (raw.max() > 1)
+    assert output.dtype == np.float32
+    assert output.shape == pixels.shape
+    assert np.array_equal(output, raw.clamp(0, 1).numpy())
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("mean", [0.0, 0.3])
+def test_another_mean_is_made_up_for_by_a_shift(mean: float, clip: bool) -> None:
+    noise = NoiseConfig(mean=0.1, std=0.2, clip=clip)
+    prepared = denoiser(network(), noise=noise)
+    pixels = np.random.default_rng(1).random((20, 20), dtype=np.float32)
+    shifted = pixels + np.float32(0.1 - mean)
+    if clip:
+        shifted = shifted.clip(0, 1)
+    np.testing.assert_allclose(prepared(pixels, mean=mean), prepared(shifted), atol=1e-6)
+    np.testing.assert_array_equal(prepared(pixels, mean=0.1), prepared(pixels))
+    assert not np.allclose(prepared(pixels, mean=mean), prepared(pixels), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (8,), (0, 8)])
+def test_what_is_no_image_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"\(H, W\)"):
+        denoiser(network())(np.zeros(shape, np.float32))
+
+
+def test_pixels_that_are_not_numbers_are_refused() -> None:
+    with pytest.raises(UsageError, match="finite"):
+        denoiser(network())(np.full((8, 8), np.nan, np.float32))
+
+
+def test_options_that_do_not_exist_are_refused() -> None:
+    model = network()
+    with pytest.raises(UsageError, match="auto, fp32 or bf16"):
+        denoiser(model, precision="int8")
+    with pytest.raises(UsageError, match="at least"):
+        denoiser(model, tile=16)
+    with pytest.raises(UsageError, match="nothing to compare"):
+        tiling_difference(denoiser(model), torch.rand(1, 1, 16, 16))
+
+
+def finished_run(folder: Path, model: DenoisingNetwork, noise: NoiseConfig) -> RunFolder:
+    run = RunFolder.create(folder, RunConfig(model=model.config, noise=noise))
+    save_weights(run.best_weights, model)
+    return run
+
+
+def test_loads_a_run_with_its_noise(tmp_path: Path) -> None:
+    model, noise = network(), NoiseConfig(mean=0.05, std=(0.1, 0.3))
+    run = finished_run(tmp_path / "run", model, noise)
+    loaded = Denoiser.load(run.path, device="cpu", precision="fp32", tile=300)
+    assert (loaded.config, loaded.noise, loaded.tile) == (model.config, noise, 300)
+    x = torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(loaded.denoise(x), denoiser(model).denoise(x), rtol=0, atol=0)
+
+
+def test_a_file_without_noise_needs_the_mean(tmp_path: Path) -> None:
+    model, pixels = network(), np.full((8, 8), 0.5, np.float32)
+    save_weights(tmp_path / "w.safetensors", model)
+    loaded = Denoiser.load(tmp_path / "w.safetensors", device="cpu", precision="fp32")
+    with pytest.raises(UsageError, match="give the noise's mean"):
+        loaded(pixels)
+    np.testing.assert_array_equal(loaded(pixels, mean=0.1), denoiser(model)(pixels))
+    save_weights(tmp_path / "w.safetensors", model, noise=NOISE)
+    assert Denoiser.load(str(tmp_path / "w.safetensors")).noise == NOISE
+
+
+def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no model 'default'.*run folder"):
+        Denoiser.load("default")
+    with pytest.raises(RunError, match=r"config\.toml is missing"):
+        Denoiser.load(tmp_path)
+    run = finished_run(tmp_path / "run", network(), NOISE)
+    run.best_weights.unlink()
+    with pytest.raises(RunError, match=r"no checkpoints/best\.safetensors"):
+        Denoiser.load(run.path)
+    save_weights(run.best_weights, network(name="unetpp"))
+    with pytest.raises(RunError, match=r"unetpp .* but unet "):
+        Denoiser.load(run.path)
