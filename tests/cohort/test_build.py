@@ -13,6 +13,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from veilray.cohort.build import REPORT_FILE, ImportReport, import_radiographs
+from veilray.cohort.build import INDEX_COLUMNS, REPORT_FILE, ImportReport, import_radiographs
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.split import SPLITS, Shares, assign
 from veilray.errors import CohortError, DataError, UsageError, VeilrayError
-from veilray.images.radiograph import to_pixels
+from veilray.images.radiograph import IntensityMap, to_pixels
 
 Draw = Callable[..., npt.NDArray[np.generic]]
 Write = Callable[..., Path]
@@ -80,6 +81,11 @@ def test_the_index_says_the_way_back(tmp_path: Path, draw: Draw, write: Write) -
     assert (row["height"], row["width"], row["bit_depth"]) == ("12", "20", "16")
     assert (row["low"], row["high"], row["inverted"]) == ("0", "65535", "False")
     assert row["source"] == "in/00000007_000.png"
+
+
+def test_the_index_holds_the_whole_intensity_map() -> None:
+    names = {field.name for field in fields(IntensityMap)} - {"padding"}
+    assert names | {"padding_first", "padding_last"} <= set(INDEX_COLUMNS)
 
 
 def test_cohort_does_not_depend_on_workers_or_on_where_the_sources_lie(radiographs: Path, tmp_path: Path) -> None:

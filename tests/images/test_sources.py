@@ -14,7 +14,7 @@ import pytest
 
 from veilray.errors import UsageError
 from veilray.images import sources
-from veilray.images.sources import SourceItem, find_images
+from veilray.images.sources import SourceItem, count_files, find_images
 
 CONTENT = {"b/00000002_000.png": b"two" * 5000, "a/00000001_000.png": b"one", "00000003_000.png": b"three" * 99}
 
@@ -225,3 +225,13 @@ def test_an_archive_without_permission_is_refused(tmp_path: Path, name: str, mon
 
 def test_an_empty_folder_holds_nothing(tmp_path: Path) -> None:
     assert list(find_images([tmp_path])) == []
+
+
+def test_files_are_counted_without_being_read(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deeper" / ".hidden").mkdir(parents=True)
+    for name in ("a.png", "b.dcm", ".c.png", "deeper/d.png", "deeper/.hidden/e.png"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    given = [tmp_path / "in", tmp_path / "in" / "a.png"]
+    assert count_files(given) == len(list(find_images(given))) == 4
+    (tmp_path / "in" / "deeper" / "f.ZIP").write_bytes(b"")
+    assert count_files(given) is None

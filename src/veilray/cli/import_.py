@@ -44,8 +44,9 @@ def import_command(
     from veilray.cli.progress import progress
     from veilray.cohort.build import import_radiographs
     from veilray.cohort.split import parse_shares
+    from veilray.images.sources import count_files
 
-    with progress(None, "importing", "files") as bar:
+    with progress(count_files(sources), "importing", "files") as bar:
         report = import_radiographs(
             sources,
             out,

@@ -63,6 +63,23 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[SourceItem]:
     return _find(given)
 
 
+def count_files(paths: Iterable[str | Path]) -> int | None:
+    """How many items `find_images` will give, or None where that takes reading an archive first. Opens no file."""
+    count = 0
+    for path in map(Path, paths):
+        if not path.is_dir():
+            names = [path.name]
+        else:
+            names = []
+            for _, folders, files in os.walk(path):
+                folders[:] = [folder for folder in folders if not folder.startswith(".")]
+                names += [file for file in files if not file.startswith(".")]
+        if any(name.lower().endswith(_ARCHIVES) for name in names):
+            return None
+        count += len(names)
+    return count
+
+
 def _find(paths: list[Path]) -> Iterator[SourceItem]:
     for path in paths:
         if path.is_dir():
