@@ -13,6 +13,7 @@ import torch
 
 from veilray.evaluation.results import ImageScore, Summary, write_results
 from veilray.files import write_json
+from veilray.metrics.statistics import clustered_bootstrap
 from veilray.training.config import RunConfig
 from veilray.training.run import EpochRecord, RunFolder
 
@@ -71,6 +72,7 @@ def _run_maker(root: Path) -> Callable[..., Path]:
 def _scores(config: RunConfig, gain: float, images: int, options: dict[str, Any]) -> list[ImageScore]:
     shared, own = np.random.default_rng(5), np.random.default_rng([config.seed, round(1000 * gain)])
     difficulty = shared.normal(0.0, 1.0, images)
+    each = options.get("images_per_patient", 3)
     floor = -20 * np.log10(config.noise.std_range[1])
     rows = []
     for method in options.get("methods", ("noisy", "model")):
@@ -80,8 +82,8 @@ def _scores(config: RunConfig, gain: float, images: int, options: dict[str, Any]
             ssim = 1 / (1 + np.exp(-(value - 22) / 4))
             rows.append(
                 ImageScore(
-                    image_id=f"{index // 3:08d}_{index % 3:03d}",
-                    patient_id=f"{index // 3:08d}",
+                    image_id=f"{index // each:08d}_{index % each:03d}",
+                    patient_id=f"{index // each:08d}",
                     method=method,
                     psnr=float(value),
                     ssim=float(ssim),
@@ -94,8 +96,6 @@ def _scores(config: RunConfig, gain: float, images: int, options: dict[str, Any]
 
 
 def _summary(config: RunConfig, scores: list[ImageScore]) -> dict[str, Any]:
-    from veilray.metrics.statistics import clustered_bootstrap
-
     def interval(method: str, metric: str) -> dict[str, float] | None:
         rows = [row for row in scores if row.method == method]
         values = [getattr(row, metric) for row in rows]

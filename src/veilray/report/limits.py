@@ -68,7 +68,7 @@ def _of_the_comparison(comparison: Comparison) -> list[tuple[str, str]]:
             (
                 "Chance in training is covered in part",
                 "Intervals and p-values are clustered by patient and describe the choice of test patients, for the "
-                "average over the seeds listed. The intervals leave out the scatter of the seeds, which the list shows.",
+                "average over the seeds listed. The intervals leave out the scatter of seeds, which the list shows.",
             )
         )
     mixed = {
