@@ -21,9 +21,7 @@ def check_pair(output: Tensor, target: Tensor, *, smallest: int) -> None:
             "must have the same dtype and be on the same device"
         )
     if not output.is_floating_point():
-        raise UsageError(
-            f"a metric needs floating-point images, not {output.dtype}; divide stored levels by their maximum"
-        )
+        raise UsageError(f"a metric needs floating-point images, not {output.dtype}; divide levels by their maximum")
     if min(output.shape[1:]) < 1 or min(output.shape[2:]) < smallest:
         raise UsageError(
             f"images of {output.shape[2]} x {output.shape[3]} pixels are too small for this metric: "

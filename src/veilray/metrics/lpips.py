@@ -1,6 +1,6 @@
-"""LPIPS, the learned perceptual distance of Zhang, Isola, Efros, Shechtman and Wang (CVPR 2018), version 0.1 with AlexNet.
+"""LPIPS, the learned perceptual distance of Zhang, Isola, Efros, Shechtman and Wang (CVPR 2018): v0.1 with AlexNet.
 
-The linear heads are those that ship with torchmetrics; AlexNet's convolutions are a file named by the user or torchvision's.
+The linear heads ship with torchmetrics; AlexNet's convolutions are a file named by the user, or torchvision's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import importlib.util
 import os
 import pickle
 import urllib.request
-import zipfile
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from veilray.errors import DataError, LpipsUnavailable, UsageError
 from veilray.files import replacing, sha256_file
@@ -53,7 +51,7 @@ Weights = dict[str, Tensor]
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of grey images; 0 is identical. Always in evaluation mode: nothing in it depends on the mode."""
+    """Perceptual distance of grey images; 0 is identical. Its weights take no gradient; its inputs do."""
 
     shift: Tensor
     scale: Tensor
@@ -65,9 +63,10 @@ class LPIPS(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
         self.features = nn.ModuleDict()
         for index, (inputs, outputs, kernel, stride, padding) in _CONVOLUTIONS.items():
-            # Without the usual random start, which would draw from the global generator only to be overwritten.
-            convolution = skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding)
-            convolution.load_state_dict({name: backbone[f"features.{index}.{name}"] for name in ("weight", "bias")})
+            # On the meta device there is no random start, which would draw from the global generator for nothing.
+            convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, device="meta")
+            own = {name: backbone[f"features.{index}.{name}"] for name in ("weight", "bias")}
+            convolution.load_state_dict(own, assign=True)
             self.features[str(index)] = convolution
         self.heads = nn.ParameterList([heads[f"lin{stage}.model.1.weight"] for stage in range(len(_CONVOLUTIONS))])
         self.requires_grad_(False)
@@ -97,8 +96,8 @@ class LPIPS(nn.Module):
 def load_lpips(backbone: Path | None, *, download: bool = False) -> LPIPS:
     """LPIPS on the CPU with its weights, in evaluation mode.
 
-    `backbone` is a .safetensors file with torchvision's names (features.0.weight, ...) or torchvision's .pth; without it
-    torchvision's file is taken from the cache ($XDG_CACHE_HOME/veilray), and fetched into it first if `download`.
+    `backbone` is a .safetensors file with torchvision's names (features.0.weight, ...) or torchvision's .pth; without
+    it torchvision's file is taken from the cache ($XDG_CACHE_HOME/veilray), and fetched into it first if `download`.
     Raises DataError for a file that holds something else, and LpipsUnavailable where the weights cannot be had.
     """
     path = _cached_backbone(download=download) if backbone is None else backbone
@@ -128,15 +127,11 @@ def _read_weights(path: Path) -> Weights:
     if not path.is_file():
         raise DataError(f"no LPIPS backbone {path}; give torchvision's AlexNet weights as .safetensors or .pth")
     try:
-        values = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, OSError):
-        raise DataError(
-            f"{path} cannot be read as weights; give torchvision's AlexNet as .safetensors or .pth"
-        ) from None
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, LookupError, RuntimeError, EOFError, ValueError, OSError):
+        raise DataError(f"{path} is no file of weights; give torchvision's AlexNet as .safetensors or .pth") from None
     if not isinstance(values, dict):
         raise DataError(f"{path} holds no table of tensors; give torchvision's AlexNet as .safetensors or .pth")
     return {key: value for key, value in values.items() if isinstance(key, str) and isinstance(value, Tensor)}
@@ -151,9 +146,7 @@ def _read_heads() -> Weights:
         )
     path = Path(found.origin).parent / "functional/image/lpips_models/alex.pth"
     if not path.is_file():
-        raise LpipsUnavailable(
-            f"torchmetrics no longer holds LPIPS's linear heads ({path}); install torchmetrics 1.7 to 1.9"
-        )
+        raise LpipsUnavailable(f"this torchmetrics has no LPIPS heads at {path}; install a version from 1.7 to 1.9")
     return _read_weights(path)
 
 
@@ -169,7 +162,8 @@ def _cached_backbone(*, download: bool) -> Path:
             _fetch(part)
     except (OSError, http.client.HTTPException) as error:
         raise LpipsUnavailable(
-            f"the AlexNet backbone could not be fetched from {BACKBONE_URL} ({error}); name one with --lpips-backbone FILE"
+            f"the AlexNet backbone could not be fetched from {BACKBONE_URL} ({error}); "
+            "name one with --lpips-backbone FILE"
         ) from None
     return path
 

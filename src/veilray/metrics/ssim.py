@@ -37,8 +37,8 @@ def ssim(output: Tensor, target: Tensor, *, data_range: float = 1.0, window: Win
     `output` and `target` are (N, C, H, W), of one floating dtype, on one device; several channels are averaged.
     `window` is "gaussian" (11 x 11, sigma 1.5, population covariance: `gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False` in scikit-image) or 3 (uniform 3 x 3, sample covariance: `win_size=3`).
-    Returns (N,), in [-1, 1], of the inputs' dtype (float32 at least); differentiable. Raises UsageError for other shapes
-    or dtypes, and for images smaller than the window.
+    Returns (N,), in [-1, 1], of the inputs' dtype (float32 at least); differentiable. Raises UsageError for other
+    shapes or dtypes, and for images smaller than the window.
     """
     weights, covariance_scale = _window(window)
     check_pair(output, target, smallest=2 * len(weights) + 1)
@@ -56,7 +56,7 @@ def _batches(images: Tensor) -> tuple[Tensor, ...]:
     """As many images (B, H, W) at a time as suit the device."""
     if images.device.type != "cpu" or len(images) == 0:
         return (images,)
-    return images.split(max(1, _CPU_PIXELS // images[0].numel()))
+    return torch.split(images, max(1, _CPU_PIXELS // images[0].numel()))
 
 
 def _window(window: Window) -> tuple[tuple[float, ...], float]:
@@ -73,33 +73,37 @@ def _mean_ssim(x: Tensor, y: Tensor, weights: tuple[float, ...], *, c1: float, c
     """Mean SSIM of images (B, H, W) -> (B,), a strip of rows at a time where they are large."""
     margin = 2 * len(weights)
     height, width = x.shape[1] - margin, x.shape[2] - margin
-    # Variances are small differences of large sums, so the images are first moved near zero.
-    centre = y.mean(dim=(1, 2), keepdim=True)
+    # Variances are small differences of large sums, so each image is first moved near zero.
+    centres = x.mean(dim=(1, 2), keepdim=True), y.mean(dim=(1, 2), keepdim=True)
     rows = max(4 * margin, _CPU_PIXELS // x.shape[2]) if x.device.type == "cpu" else height
     loss = x.new_zeros(len(x))
     for top in range(0, height, rows):
         strip = slice(top, top + rows + margin)
-        loss = loss + _loss(x[:, strip], y[:, strip], centre, weights, c1=c1, c2=c2)
+        loss = loss + _loss(x[:, strip], y[:, strip], centres, weights, c1=c1, c2=c2)
     return 1.0 - loss / (height * width)
 
 
-def _loss(x: Tensor, y: Tensor, centre: Tensor, weights: tuple[float, ...], *, c1: float, c2: float) -> Tensor:
-    """1 - SSIM summed over all windows: images (B, H, W) and their centres (B, 1, 1) -> (B,).
+def _loss(
+    x: Tensor, y: Tensor, centres: tuple[Tensor, Tensor], weights: tuple[float, ...], *, c1: float, c2: float
+) -> Tensor:
+    """1 - SSIM summed over all windows: images (B, H, W), their centres (B, 1, 1) -> (B,).
 
     A pass over memory costs more than its arithmetic, hence the in-place operations, none of which destroys what the
     gradient needs, and the normalisation by `total` at the end.
     """
     total = (1.0 + 2.0 * sum(weights)) ** 2
-    x, y = x - centre, y - centre
+    offset_x, offset_y = (total * centre for centre in centres)
+    x, y = x - centres[0], y - centres[1]
     sum_x, sum_y = _window_sums(x, weights), _window_sums(y, weights)
     sum_xy, sum_dd = _window_sums(x * y, weights), _window_sums((x - y).square(), weights)
-    q = (sum_x - sum_y).square()
-    v = sum_dd.sub_(q, alpha=1.0 / total)  # `total` times vd
+    sum_d = sum_x - sum_y
+    v = sum_dd.addcmul_(sum_d, sum_d, value=-1.0 / total)  # `total` times vd
     # (2 vxy + vd + C2) / 2, times `total`
     half = sum_xy.addcmul_(sum_x, sum_y, value=-1.0 / total).add_(v, alpha=0.5).add_(total * c2 / 2)
     v = v.div_(half)
-    # (2 ux uy + q + C1) / 2, times `total` squared, with the images moved back
-    half = (sum_x + total * centre).mul_(sum_y + total * centre).add_(q, alpha=0.5).add_(total**2 * c1 / 2)
+    # With the images moved back: q, and (2 ux uy + q + C1) / 2, both times `total` squared
+    q = (sum_d + (offset_x - offset_y)).square()
+    half = (sum_x + offset_x).mul_(sum_y + offset_y).add_(q, alpha=0.5).add_(total**2 * c1 / 2)
     u = q.div_(half)
     loss = (u.sum(dim=(1, 2)) + v.sum(dim=(1, 2))) / 2
     return loss - u.mul_(v).sum(dim=(1, 2)) / 4

@@ -76,9 +76,9 @@ def paired_comparison(
 ) -> PairedComparison:
     """Compare two methods' scores on the same n images.
 
-    `first` and `second` are (n,), or (seeds, n), which are averaged over the seeds first, image by image; `clusters` are
-    n labels. Patients whose mean difference is 0 keep their rank but give it to neither side (Pratt, JASA 54 (1959)
-    655-667). Raises what `clustered_bootstrap` raises.
+    `first` and `second` are (n,), or (seeds, n), which are averaged over the seeds first, image by image; `clusters`
+    are n labels. Patients whose mean difference is 0 keep their rank but give it to neither side (Pratt, JASA 54
+    (1959) 655-667). Raises what `clustered_bootstrap` raises.
     """
     _check_finite(first)
     _check_finite(second)
@@ -119,7 +119,7 @@ def _per_cluster(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Sum and number of the values of each cluster, by sorted label."""
     _, index = np.unique(labels, return_inverse=True)
-    return np.bincount(index, weights=values), np.bincount(index).astype(np.float64)
+    return np.bincount(index, weights=values).astype(np.float64), np.bincount(index).astype(np.float64)
 
 
 def _seed_average(scores: Values) -> npt.NDArray[np.float64]:
@@ -140,6 +140,6 @@ def _check_finite(values: Values) -> None:
     bad = int(np.count_nonzero(~np.isfinite(values)))
     if bad:
         raise DataError(
-            f"{bad} of {values.size} scores are not finite (PSNR is infinite where an output equals its target exactly); "
-            "leave those images out"
+            f"{bad} of {values.size} scores are not finite (PSNR is infinite where an output equals its target "
+            "exactly); leave those images out"
         )
