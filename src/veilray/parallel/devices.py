@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from veilray.errors import UsageError
 
@@ -30,6 +31,20 @@ def pick_device(name: str) -> torch.device:
     if not available[name]:
         raise UsageError(f"this machine has no {name} device that torch can use; choose device = 'auto' or 'cpu'")
     return torch.device(name)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively; where it does not, emulation is far slower than fp32."""
+    import torch
+
+    match device.type:
+        case "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        case "cpu":
+            capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
+            return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        case _:
+            return False
 
 
 def describe_device(device: torch.device) -> str:

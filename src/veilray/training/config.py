@@ -64,10 +64,11 @@ class LaunchConfig(BaseModel):
     """Set-up: one device."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device; `auto` takes CUDA, then MPS, then the CPU."""
-    precision: Literal["fp32", "fp16", "bf16"] = "bf16"
-    """Arithmetic of the forward and backward pass; weights and optimiser stay fp32. fp16 scales the loss."""
-    channels_last: bool = True
-    """Memory format: NHWC, which is faster than NCHW on CPUs and on tensor cores."""
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Arithmetic of the forward and backward pass; weights and optimiser stay fp32. fp16 scales the loss. `auto` takes
+    bf16 where the device multiplies it natively, and fp32 elsewhere, where bf16 is emulated and ten times slower."""
+    layout: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """Memory format of images: NHWC or NCHW. `auto` takes channels_last but on CPUs in fp32, where it is no faster."""
     compile: bool = False
     """Whether the network goes through torch.compile."""
     checkpoint_minutes: float = Field(default=5.0, gt=0.0)

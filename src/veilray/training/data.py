@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from torch import Tensor
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.open import open_data
 from veilray.cohort.release import Release
-from veilray.cohort.split import SPLITS, image_split
+from veilray.cohort.split import SPLITS, image_split, shared_patients
 from veilray.errors import CohortError, UsageError
 from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.noise import apply_draws, keyed_draw
@@ -46,11 +47,17 @@ class TrainingImages:
         self.sets = _sets(data, config)
 
     @classmethod
-    def open(cls, path: str, config: RunConfig) -> TrainingImages:
+    def open(cls, path: str | Path, config: RunConfig) -> TrainingImages:
         """Open and verify a cohort or release. Raises CohortError where it is damaged or cannot be trained on."""
         data = open_data(path)
         data.verify()
         return cls(data, config)
+
+    def shared_patients(self) -> int:
+        """How many patients have images in more than one set: 0 but for the paper's split."""
+        rows = np.concatenate(list(self.sets.values()))
+        codes = np.repeat(np.arange(len(self.sets)), [len(chosen) for chosen in self.sets.values()])
+        return shared_patients((self.data.patient_id(int(row)) for row in rows), codes.tolist())
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps in one pass over the training images; the last may be smaller."""
@@ -65,12 +72,15 @@ class TrainingImages:
         return self._batch(chosen, device, seed=self.config.seed, epoch=epoch, flips=self.config.train.flips)
 
     def held_out_batches(self, name: str, device: torch.device, *, batch_size: int) -> Iterator[Batch]:
-        """Every image of a set once, in the order of its rows, with noise that is drawn once and for all on the CPU."""
+        """Every image of a set once, in the order of its rows, each with its one noise."""
         rows = self.sets[name]
         for start in range(0, len(rows), batch_size):
-            chosen = rows[start : start + batch_size]
-            batch = self._batch(chosen, torch.device("cpu"), seed=self.config.evaluate.noise_seed, epoch=None)
-            yield Batch(rows=chosen, noisy=batch.noisy.to(device), clean=batch.clean.to(device))
+            yield self.held_out_batch(rows[start : start + batch_size], device)
+
+    def held_out_batch(self, rows: Rows, device: torch.device) -> Batch:
+        """Given images, with noise that is fixed once and for all and always drawn on the CPU."""
+        batch = self._batch(rows, torch.device("cpu"), seed=self.config.evaluate.noise_seed, epoch=None)
+        return Batch(rows=rows, noisy=batch.noisy.to(device), clean=batch.clean.to(device))
 
     def image_id(self, row: int) -> str:
         """Name of the image in a row."""
@@ -126,7 +136,11 @@ def _sets(data: Cohort | Release, config: RunConfig) -> dict[str, Rows]:
         sizes = ", ".join(f"{height}x{width}" for height, width in data.sizes)
         raise CohortError(f"{data.path} holds images of several sizes ({sizes}); import them with --size to train")
     codes = image_split(data.image_ids, seed=config.seed) if config.split.rule == "paper" else data.split_codes
-    return {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
+    sets: dict[str, Rows] = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
+    for name in ("train", "validation"):
+        if not len(sets[name]):
+            raise CohortError(f"{data.path} has no images in its {name} set; training needs some in both")
+    return sets
 
 
 def _tensor(pixels: npt.NDArray[np.float32], device: torch.device) -> Tensor:

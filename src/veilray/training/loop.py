@@ -13,6 +13,7 @@ from veilray.errors import TrainingError
 from veilray.metrics.psnr import psnr
 from veilray.models.build import build_model
 from veilray.models.weights import save_weights
+from veilray.parallel.devices import multiplies_bf16
 from veilray.training.config import LaunchConfig, RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.interruption import deferred_interruption
@@ -22,6 +23,7 @@ from veilray.training.schedule import learning_rate
 from veilray.training.state import Counters, TrainingState, checkpoints, readable
 
 MAX_SKIPS = 20
+_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 class Watcher(Protocol):
@@ -55,11 +57,10 @@ def train(
 
     Raises TrainingError where the loss, or 20 fp16 gradients in a row, are not finite.
     """
+    config = config.model_copy(update={"launch": resolve_launch(config.launch, device)})
     state = _start(config, run, device, watcher)
     counters, steps = state.counters, images.steps_per_epoch()
-    objective = SupervisedObjective(
-        state.model, loss=config.train.loss, deep_supervision=config.model.deep_supervision
-    )
+    objective = SupervisedObjective(state.model, loss=config.train.loss, deep_supervision=config.model.deep_supervision)
     if config.launch.compile:
         objective.compile()
     lap, since_checkpoint = _Stopwatch(), _Stopwatch()
@@ -94,7 +95,7 @@ def train(
                     patience=config.train.patience,
                 )
                 if counters.best_epoch == record.epoch:
-                    save_weights(run.best_weights, state.average.model)
+                    save_weights(run.best_weights, state.average.model, noise=images.noise)
                 run.append(record)
                 watcher.epoch(record)
             if epoch_ends or interruption.requested or since_checkpoint.minutes() > config.launch.checkpoint_minutes:
@@ -115,8 +116,7 @@ def _start(config: RunConfig, run: RunFolder, device: torch.device, watcher: Wat
     """The state at the first step, or at the newest checkpoint that is complete."""
     torch.manual_seed(config.seed)  # the one place that touches the global generator: initial weights come from it
     model = build_model(config.model).to(device)
-    if config.launch.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model.to(memory_format=_FORMATS[config.launch.layout])  # type: ignore[call-overload]
     state = TrainingState(model, config.train, device=device, scale_loss=config.launch.precision == "fp16")
     for path in reversed(checkpoints(run.checkpoints)):
         if readable(path):
@@ -136,7 +136,7 @@ def _step(
     step = state.counters.step + 1
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    with autocast(config.launch, noisy.device):
+    with _autocast(config.launch, noisy.device):
         loss = objective(_laid_out(noisy, config.launch), clean).mean()
     value = float(loss.item())
     if not torch.isfinite(loss):
@@ -178,7 +178,7 @@ def _validate(model: nn.Module, images: TrainingImages, config: RunConfig, devic
     model.eval()
     loss = decibels = 0.0
     for batch in images.held_out_batches("validation", device, batch_size=config.train.batch_size):
-        with autocast(config.launch, device):
+        with _autocast(config.launch, device):
             output = model(_laid_out(batch.noisy, config.launch)).float()
         loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
         decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
@@ -186,14 +186,25 @@ def _validate(model: nn.Module, images: TrainingImages, config: RunConfig, devic
     return loss / count, decibels / count
 
 
-def autocast(launch: LaunchConfig, device: torch.device) -> torch.autocast:
+def resolve_launch(launch: LaunchConfig, device: torch.device) -> LaunchConfig:
+    """The launch with every `auto` replaced by what the device does best."""
+    precision = launch.precision
+    if precision == "auto":
+        precision = "bf16" if multiplies_bf16(device) else "fp32"
+    layout = launch.layout
+    if layout == "auto":
+        layout = "contiguous" if device.type == "cpu" and precision == "fp32" else "channels_last"
+    return launch.model_copy(update={"device": device.type, "precision": precision, "layout": layout})
+
+
+def _autocast(launch: LaunchConfig, device: torch.device) -> torch.autocast:
     """The arithmetic of a forward pass: fp16 or bf16 in the layers that stand it, or fp32 throughout."""
     half = torch.float16 if launch.precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=half, enabled=launch.precision != "fp32")
 
 
 def _laid_out(images: Tensor, launch: LaunchConfig) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last) if launch.channels_last else images
+    return images.contiguous(memory_format=_FORMATS[launch.layout])
 
 
 class _Stopwatch:

@@ -1,0 +1,23 @@
+"""veilray compare: evaluated runs side by side in one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="HTML file to write.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option(help="Their cohort, for the pictures; else where it was.", show_default=False)
+    ] = None,
+) -> None:
+    """Compare evaluated runs: tables, paired differences, curves and pictures in one HTML file."""
+    from veilray.cli.reporting import write_report
+    from veilray.parallel.devices import pick_device
+
+    write_report(runs, data=None if data is None else str(data), out=out, device=pick_device("auto"))
+    typer.echo(f"report: {out}")

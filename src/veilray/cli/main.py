@@ -1,0 +1,99 @@
+"""The command line: parses, calls, prints. Each command lives in a module of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+import veilray
+from veilray.cli.compare import compare_command
+from veilray.cli.demo import demo_command
+from veilray.cli.denoise import denoise_command
+from veilray.cli.evaluate import evaluate_command
+from veilray.cli.import_ import import_command
+from veilray.cli.obfuscate import obfuscate_command
+from veilray.cli.train import train_command
+from veilray.errors import VeilrayError
+from veilray.parallel.devices import use_huge_pages
+
+app = typer.Typer(
+    help="Obfuscate chest radiographs, train denoisers on them, and measure what both really achieve. "
+    "Not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo_command)
+app.command("import")(import_command)
+app.command("obfuscate")(obfuscate_command)
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command("compare")(compare_command)
+app.command("denoise")(denoise_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"veilray {veilray.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options that come before the command."""
+
+
+def run() -> None:
+    """Entry point of `veilray`: exit status 0 done, 2 usage, 3 bad data, 4 refused, 1 anything else."""
+    sys.exit(_status(sys.argv[1:]))
+
+
+def _status(arguments: list[str]) -> int:
+    use_huge_pages()
+    debug = "--debug" in arguments
+    try:
+        app(args=[word for word in arguments if word != "--debug"])  # ends in SystemExit, 2 for wrong usage
+        return 0
+    except KeyboardInterrupt:
+        _say("stopped")
+        return 1
+    except VeilrayError as error:
+        return _fail(str(error), error.exit_status, debug)
+    except OSError as error:
+        return _fail(_explain(error), 1, debug)
+    except MemoryError:
+        return _fail("out of memory: try smaller images, a smaller batch or a smaller tile", 1, debug)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        return _fail(f"unexpected {type(error).__name__}: {reason} (run with --debug for the traceback)", 1, debug)
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    _say(message)
+    return status
+
+
+def _explain(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    advice = "; free some space and run the command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{where}{error.strerror or error}{advice}"
+
+
+def _say(message: str) -> None:
+    try:
+        typer.echo(f"veilray: {message}", err=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -1,0 +1,156 @@
+"""Evaluate a run: score its network and its noisy input on every image of a set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from veilray.errors import CohortError
+from veilray.evaluation.results import METRICS, MODEL, NOISY, ImageScore, Summary, write_results
+from veilray.inference.denoiser import Denoiser
+from veilray.metrics.interval import Interval
+from veilray.metrics.lpips import LPIPS
+from veilray.metrics.psnr import psnr
+from veilray.metrics.ssim import ssim
+from veilray.metrics.statistics import clustered_bootstrap
+from veilray.parallel.devices import describe_device
+from veilray.training.config import RunConfig
+from veilray.training.data import Batch, TrainingImages
+from veilray.training.run import RunFolder
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+BOOTSTRAP_SEED = 0
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perceptual:
+    """LPIPS, or why it is not computed."""
+
+    network: LPIPS | None
+    note: str = ""
+
+
+def evaluate_run(
+    run: RunFolder,
+    images: TrainingImages,
+    *,
+    split: str = "test",
+    perceptual: Perceptual,
+    device: torch.device,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> Summary:
+    """Score a run on every image of a set and write `evaluation/` in its folder.
+
+    Noise is that of the configuration, drawn on the CPU from the test noise seed, the same for every run. Raises
+    CohortError where the data are not those the run was trained on, or the set is empty.
+    """
+    check_digest(run, images)
+    if not len(images.sets[split]):
+        raise CohortError(f"{images.data.path} has no images in its {split} set")
+    config = run.config()
+    denoiser = Denoiser.load(run.path, device=device.type)
+    scores: list[ImageScore] = []
+    seconds = 0.0
+    for batch in images.held_out_batches(split, device, batch_size=BATCH_SIZE):
+        started = time.perf_counter()
+        output = denoiser.denoise(batch.noisy)
+        _wait_for(device)
+        seconds += time.perf_counter() - started
+        for method, estimate in ((NOISY, batch.noisy), (MODEL, output)):
+            scores += _score(method, estimate, batch, images, perceptual.network, config)
+        on_images(len(batch.rows))
+    summary = _summarise(scores, images, config, split=split, device=device, seconds=seconds, note=perceptual.note)
+    write_results(run.path, summary, scores)
+    return summary
+
+
+def check_digest(run: RunFolder, images: TrainingImages) -> None:
+    """Raise CohortError unless the data are the very ones that the run was trained on."""
+    expected = run.environment().get("cohort_digest")
+    if expected != images.data.digest:
+        raise CohortError(
+            f"{run.path} was trained on data with digest {str(expected)[:12]}, but {images.data.path} has "
+            f"{images.data.digest[:12]}: its test images may have been trained on; give the original cohort"
+        )
+
+
+def _score(
+    method: str, estimate: Tensor, batch: Batch, images: TrainingImages, lpips: LPIPS | None, config: RunConfig
+) -> list[ImageScore]:
+    """Scores of (N, 1, H, W) estimates; all metrics see the clamped estimate, but for the paper's unclamped PSNR."""
+    clamped, clean = estimate.clamp(0.0, 1.0), batch.clean
+    columns = {
+        "psnr": psnr(clamped, clean, data_range=1.0),
+        "ssim": ssim(clamped, clean, data_range=1.0),
+        "ssim_3x3": ssim(clamped, clean, data_range=1.0, window=3),
+        "lpips": lpips(clamped, clean) if lpips is not None else None,
+        "psnr_unclamped": psnr(estimate, clean, data_range=1.0) if config.evaluate.unclamped_psnr else None,
+    }
+    values: dict[str, list[Any]] = {
+        name: [None] * len(batch.rows) if column is None else column.tolist() for name, column in columns.items()
+    }
+    return [
+        ImageScore(
+            image_id=images.image_id(int(row)),
+            patient_id=images.data.patient_id(int(row)),
+            method=method,
+            **{name: column[index] for name, column in values.items()},
+        )
+        for index, row in enumerate(batch.rows)
+    ]
+
+
+def _summarise(
+    scores: list[ImageScore],
+    images: TrainingImages,
+    config: RunConfig,
+    *,
+    split: str,
+    device: torch.device,
+    seconds: float,
+    note: str,
+) -> Summary:
+    own = [score for score in scores if score.method == MODEL]
+    return Summary(
+        split=split,
+        n_images=len(own),
+        n_patients=len({score.patient_id for score in own}),
+        cohort=str(images.data.path),
+        cohort_digest=images.data.digest,
+        noise=images.noise,
+        test_noise_seed=config.evaluate.noise_seed,
+        confidence=CONFIDENCE,
+        resamples=RESAMPLES,
+        bootstrap_seed=BOOTSTRAP_SEED,
+        methods={method: _means([score for score in scores if score.method == method]) for method in (NOISY, MODEL)},
+        notes=[note] if note else [],
+        seconds_per_image={MODEL: seconds / len(own)},
+        device=describe_device(device),
+    )
+
+
+def _means(scores: list[ImageScore]) -> dict[str, Interval | None]:
+    patients = [score.patient_id for score in scores]
+
+    def mean(metric: str) -> Interval | None:
+        values = [getattr(score, metric) for score in scores]
+        if None in values:
+            return None
+        return clustered_bootstrap(
+            np.array(values), patients, resamples=RESAMPLES, seed=BOOTSTRAP_SEED, confidence=CONFIDENCE
+        )
+
+    return {metric: mean(metric) for metric in METRICS}
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

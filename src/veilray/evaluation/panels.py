@@ -1,0 +1,76 @@
+"""The images that a report shows: the same test images as every arm of a comparison restores them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from veilray.errors import CohortError
+from veilray.evaluation.compare import panel_images
+from veilray.evaluation.comparison import Comparison, Level, Role
+from veilray.images.radiograph import FloatImage
+from veilray.inference.denoiser import Denoiser
+from veilray.metrics.psnr import psnr
+from veilray.training.data import TrainingImages
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Panel:
+    """One test image at one noise level, as every arm restored it."""
+
+    image_id: str
+    role: Role
+    level: str
+    """Label of the noise level, `Level.label`."""
+    noisy: FloatImage
+    """(H, W), float32, [0, 1]."""
+    clean: FloatImage
+    """(H, W), float32, [0, 1]."""
+    outputs: dict[str, FloatImage]
+    """Arm label -> (H, W), float32, [0, 1], of the arm's first run."""
+    psnr: dict[str, float]
+    """Arm label -> PSNR of that output in dB."""
+    noisy_psnr: float | None = None
+    """PSNR of the noisy image in dB."""
+
+
+def restore_panels(comparison: Comparison, *, data: str, device: torch.device) -> list[Panel]:
+    """Restore the median, the best and the worst image of a comparison at each of its noise levels.
+
+    `data` is the cohort or release they were evaluated on. Raises CohortError where it is missing or not that one.
+    """
+    panels = []
+    for level in comparison.levels:
+        images = TrainingImages.open(data, level.models[0].runs[0].config)
+        if images.data.digest != comparison.cohort_digest:
+            raise CohortError(f"{data} is not the cohort of the comparison (digest {comparison.cohort_digest[:12]})")
+        for image_id, role in panel_images(comparison):
+            panels.append(_restore(level, images, image_id, role, split=comparison.split, device=device))
+    return panels
+
+
+def _restore(
+    level: Level, images: TrainingImages, image_id: str, role: Role, *, split: str, device: torch.device
+) -> Panel:
+    row = next(row for row in images.sets[split] if images.image_id(int(row)) == image_id)
+    batch = images.held_out_batch(np.array([row]), device)
+    denoisers = {arm.label: Denoiser.load(arm.runs[0].folder, device=device.type) for arm in level.models}
+    outputs = {label: denoiser.denoise(batch.noisy).clamp(0.0, 1.0) for label, denoiser in denoisers.items()}
+    return Panel(
+        image_id=image_id,
+        role=role,
+        level=level.label,
+        noisy=_array(batch.noisy.clamp(0.0, 1.0)),
+        clean=_array(batch.clean),
+        outputs={label: _array(output) for label, output in outputs.items()},
+        psnr={label: psnr(output, batch.clean, data_range=1.0).item() for label, output in outputs.items()},
+        noisy_psnr=psnr(batch.noisy.clamp(0.0, 1.0), batch.clean, data_range=1.0).item(),
+    )
+
+
+def _array(images: Tensor) -> FloatImage:
+    array: FloatImage = images[0, 0].float().cpu().numpy()
+    return array

@@ -1,0 +1,81 @@
+"""Denoise files, folders, archives and releases into PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from veilray.cohort.release import Release
+from veilray.errors import ImageError, UsageError
+from veilray.images.radiograph import levels_dtype, to_levels
+from veilray.images.read import read_radiograph, read_radiograph_bytes
+from veilray.images.sources import SourceItem, find_images
+from veilray.images.write import write_png
+from veilray.inference.denoiser import Denoiser
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """What became of one input."""
+
+    source: str
+    target: Path | None
+    """The PNG that was written; None where there is none."""
+    reason: str = ""
+    """Why there is none."""
+
+
+def denoise_inputs(inputs: Sequence[Path], out: Path, *, denoiser: Denoiser, mean: float | None) -> Iterator[Denoised]:
+    """Denoise every image found in `inputs` into `out`, one by one: same size, same bit depth, PNG.
+
+    `mean` is the mean of the noise; where it is None, a release's own or else the run's. Files that are in `out`
+    already are never replaced. Raises UsageError where `out` would lie among the inputs.
+    """
+    for path in inputs:
+        if out.resolve() == path.resolve() or (path.is_dir() and out.resolve().is_relative_to(path.resolve())):
+            raise UsageError(f"--out {out} lies inside the input {path}; name a folder outside it")
+    written: dict[Path, str] = {}
+    for path in inputs:
+        if (path / "release.json").is_file():
+            yield from _release(path, out, denoiser=denoiser, mean=mean)
+            continue
+        for item in find_images([path]):
+            yield _file(item, out, denoiser=denoiser, mean=mean, written=written)
+
+
+def _file(item: SourceItem, out: Path, *, denoiser: Denoiser, mean: float | None, written: dict[Path, str]) -> Denoised:
+    if item.rejection is not None:
+        return Denoised(source=item.name, target=None, reason=item.rejection)
+    target = out / f"{PurePosixPath(item.name.rpartition(':')[2]).stem}.png"
+    if target in written:
+        return Denoised(source=item.name, target=None, reason=f"{written[target]} gave {target} already")
+    if target.exists():
+        return Denoised(source=item.name, target=None, reason=f"{target} exists already; remove it to denoise again")
+    try:
+        if item.path is not None:
+            radiograph = read_radiograph(item.path)
+        else:
+            radiograph = read_radiograph_bytes(item.data or b"", source=item.name)
+    except ImageError as error:
+        return Denoised(source=item.name, target=None, reason=str(error))
+    pixels = denoiser(radiograph.pixels, mean=mean)
+    write_png(target, to_levels(pixels, levels_dtype(radiograph.bit_depth)))
+    written[target] = item.name
+    return Denoised(source=item.name, target=target)
+
+
+def _release(path: Path, out: Path, *, denoiser: Denoiser, mean: float | None) -> Iterator[Denoised]:
+    release = Release.open(path)
+    release.verify()
+    for row in range(len(release)):
+        name = release.image_id(row)
+        target = out / f"{name}.png"
+        if target.exists():
+            yield Denoised(source=name, target=None, reason=f"{target} exists already; remove it to denoise again")
+            continue
+        pixels = denoiser(release.gather_noisy(np.array([row]))[0], mean=release.noise.mean if mean is None else mean)
+        write_png(target, to_levels(pixels, release.dtype(row)))
+        yield Denoised(source=name, target=target)
