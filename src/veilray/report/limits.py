@@ -98,7 +98,7 @@ def _of_any_report() -> list[tuple[str, str]]:
         (
             "PSNR is not diagnostic equivalence",
             "A restored image can score well and have lost a nodule, a thin pneumothorax line or a faint infiltrate, "
-            "which cover few pixels. No radiologist has read these images.",
+            "which cover few pixels. No reading by radiologists enters these figures.",
         ),
         (
             "SSIM and LPIPS are not validated for radiographs",
