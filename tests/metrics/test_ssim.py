@@ -43,9 +43,9 @@ def _assert_equal(output: Images, target: Images, window: Window, *, within: flo
     np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=within)
 
 
-def _images(kind: str, shape: tuple[int, int]) -> tuple[Images, Images]:
+def _images(kind: str, shape: tuple[int, int], *, images: int = 3) -> tuple[Images, Images]:
     random = np.random.default_rng(5)
-    target = random.uniform(size=(3, *shape))
+    target = random.uniform(size=(images, *shape))
     if kind == "smooth":
         target = gaussian_filter(target, (0, 6, 6), mode="wrap")
         target = (target - target.min()) / np.ptp(target)
@@ -59,8 +59,9 @@ def _images(kind: str, shape: tuple[int, int]) -> tuple[Images, Images]:
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("shape", [(64, 64), (63, 81), (11, 11), (12, 200)])
 @pytest.mark.parametrize("kind", ["random", "smooth", "bright", "binary"])
-def test_it_equals_scikit_image(kind: str, shape: tuple[int, int], window: Window) -> None:
-    _assert_equal(*_images(kind, shape), window, within=1e-5, dtype=torch.float32)
+@pytest.mark.parametrize("images", [1, 19])
+def test_it_equals_scikit_image(images: int, kind: str, shape: tuple[int, int], window: Window) -> None:
+    _assert_equal(*_images(kind, shape, images=images), window, within=1e-5, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -110,10 +111,11 @@ def test_channels_are_averaged(window: Window) -> None:
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_constant_images_leave_the_luminance_term(window: Window) -> None:
-    dark, bright = torch.full((1, 1, 20, 20), 0.2), torch.full((1, 1, 20, 20), 0.7)
-    expected = (2 * 0.2 * 0.7 + 1e-4) / (0.2**2 + 0.7**2 + 1e-4)
-    assert ssim(dark, bright, window=window).item() == pytest.approx(expected, abs=1e-6)
-    assert ssim(dark, dark, window=window).item() == 1.0
+    for images in (1, 9):
+        dark, bright = torch.full((images, 1, 20, 20), 0.2), torch.full((images, 1, 20, 20), 0.7)
+        expected = (2 * 0.2 * 0.7 + 1e-4) / (0.2**2 + 0.7**2 + 1e-4)
+        assert ssim(dark, bright, window=window).tolist() == pytest.approx([expected] * images, abs=1e-6)
+        assert ssim(dark, dark, window=window).tolist() == [1.0] * images
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -130,8 +132,29 @@ def test_its_gradient_is_right(window: Window) -> None:
     assert torch.autograd.gradcheck(lambda y: ssim(output.detach(), y, window=window), target.requires_grad_())
 
 
-def test_the_inputs_are_left_alone() -> None:
-    output, target = (torch.from_numpy(a)[:, None] for a in _images("random", (24, 24)))
+def test_batches_have_the_gradient_of_their_images() -> None:
+    output, target = (torch.from_numpy(a)[:, None].float() for a in _images("random", (24, 20), images=8))
+    ssim(output.requires_grad_(), target).sum().backward()
+    assert output.grad is not None
+    for index in range(8):
+        alone = output.detach()[index : index + 1].double().requires_grad_()
+        (expected,) = torch.autograd.grad(ssim(alone, target[index : index + 1].double()).sum(), alone)
+        torch.testing.assert_close(output.grad[index : index + 1], expected.float(), rtol=1e-3, atol=1e-7)
+
+
+def test_one_bad_image_spoils_no_other_and_autocast_no_digit() -> None:
+    output, target = (torch.from_numpy(a)[:, None].float() for a in _images("smooth", (24, 20), images=9))
+    expected = ssim(output, target)
+    output[4, 0, 3, 3] = torch.nan
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = ssim(output, target)
+    assert result.isnan().nonzero().flatten().tolist() == [4]
+    torch.testing.assert_close(result[~result.isnan()], expected[~result.isnan()], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("images", [3, 8])
+def test_the_inputs_are_left_alone(images: int) -> None:
+    output, target = (torch.from_numpy(a)[:, None].float() for a in _images("random", (24, 24), images=images))
     before = output.clone(), target.clone()
     ssim(output, target)
     assert torch.equal(output, before[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,8 @@ def psnr(output: Tensor, target: Tensor, *, data_range: float = 1.0) -> Tensor:
     check_pair(output, target, smallest=1)
     check_data_range(data_range)
     single = torch.promote_types(output.dtype, torch.float32)
-    squared = (output.to(single) - target.to(single)).flatten(1).square()
-    # A difference is exact enough in float32; the sum over millions of them is not. MPS has no float64.
-    error = squared.mean(dim=1, dtype=single if squared.device.type == "mps" else torch.float64)
+    squared = (output.to(single) - target.to(single)).square()
+    # Rows are summed in float32, which is fast, and the rows' sums in float64, which is exact; MPS has no float64.
+    rows = squared.sum(dim=-1).to(single if squared.device.type == "mps" else torch.float64)
+    error = rows.sum(dim=(1, 2)) / math.prod(output.shape[1:])
     return 10.0 * torch.log10(data_range**2 / error)
