@@ -60,9 +60,9 @@ class PooledGroupNorm(nn.Module):
         else:
             mean, variance = self.moments
         channels = self.weight.numel() // self.groups
-        mean, variance = (value.repeat_interleave(channels, dim=-1).to(x.device) for value in (mean, variance))
-        scale = self.weight.float() * torch.rsqrt(variance + self.eps).float()
-        shift = self.bias.float() - mean.float() * scale
+        mean, variance = (v.float().to(x.device).repeat_interleave(channels, dim=-1) for v in (mean, variance))
+        scale = self.weight.float() * torch.rsqrt(variance + self.eps)
+        shift = self.bias.float() - mean * scale
         # Multiplied in float32, because x scale and shift nearly cancel where the mean is large.
         return torch.addcmul(_on_pixels(shift), x.float(), _on_pixels(scale)).to(x.dtype)
 
