@@ -66,6 +66,7 @@ def run_training(config: RunConfig, *, data: Path, out: Path, resume: bool, lpip
     device = pick_device(config.launch.device)
     config = config.model_copy(update={"launch": resolve_launch(config.launch, device)})
     images = TrainingImages.open(data, config)
+    config = images.config  # with the noise of the release, where it is one
     run = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     if resume:
         check_digest(run, images)
@@ -85,6 +86,7 @@ def run_training(config: RunConfig, *, data: Path, out: Path, resume: bool, lpip
 def _facts(images: TrainingImages, data: Path) -> dict[str, Any]:
     """What `environment.json` says of the data."""
     counts = {f"n_{name}": len(rows) for name, rows in images.sets.items()}
+    counts |= {f"n_{name}_patients": count for name, count in images.patients().items()}
     return {
         "cohort": str(data),
         "cohort_digest": images.data.digest,

@@ -83,6 +83,8 @@ class SplitConfig(BaseModel):
     rule: Literal["cohort", "paper"] = "cohort"
     """`cohort` takes the patient-wise split of the cohort; `paper` splits 50/33/17 % by image, so that patients are
     shared between the sets, as in the released code."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the `paper` split; apart from the run's own, so that runs of several seeds share their test images."""
 
 
 class EvaluateConfig(BaseModel):

@@ -42,8 +42,8 @@ class TrainingImages:
 
     def __init__(self, data: Cohort | Release, config: RunConfig) -> None:
         self.data = data
-        self.config = config
         self.noise = _noise_of(data, config)
+        self.config = config.model_copy(update={"noise": self.noise})
         self.sets = _sets(data, config)
 
     @classmethod
@@ -52,6 +52,10 @@ class TrainingImages:
         data = open_data(path)
         data.verify()
         return cls(data, config)
+
+    def patients(self) -> dict[str, int]:
+        """How many patients each set shows."""
+        return {name: len({self.data.patient_id(int(row)) for row in rows}) for name, rows in self.sets.items()}
 
     def shared_patients(self) -> int:
         """How many patients have images in more than one set: 0 but for the paper's split."""
@@ -135,7 +139,7 @@ def _sets(data: Cohort | Release, config: RunConfig) -> dict[str, Rows]:
     if len(data.sizes) > 1:
         sizes = ", ".join(f"{height}x{width}" for height, width in data.sizes)
         raise CohortError(f"{data.path} holds images of several sizes ({sizes}); import them with --size to train")
-    codes = image_split(data.image_ids, seed=config.seed) if config.split.rule == "paper" else data.split_codes
+    codes = image_split(data.image_ids, seed=config.split.seed) if config.split.rule == "paper" else data.split_codes
     sets: dict[str, Rows] = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
     for name in ("train", "validation"):
         if not len(sets[name]):

@@ -23,7 +23,6 @@ from veilray.training.schedule import learning_rate
 from veilray.training.state import Counters, TrainingState, checkpoints, readable
 
 MAX_SKIPS = 20
-_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 class Watcher(Protocol):
@@ -116,7 +115,7 @@ def _start(config: RunConfig, run: RunFolder, device: torch.device, watcher: Wat
     """The state at the first step, or at the newest checkpoint that is complete."""
     torch.manual_seed(config.seed)  # the one place that touches the global generator: initial weights come from it
     model = build_model(config.model).to(device)
-    model.to(memory_format=_FORMATS[config.launch.layout])  # type: ignore[call-overload]
+    model.to(memory_format=_memory_format(config.launch))  # type: ignore[call-overload]
     state = TrainingState(model, config.train, device=device, scale_loss=config.launch.precision == "fp16")
     for path in reversed(checkpoints(run.checkpoints)):
         if readable(path):
@@ -204,7 +203,11 @@ def _autocast(launch: LaunchConfig, device: torch.device) -> torch.autocast:
 
 
 def _laid_out(images: Tensor, launch: LaunchConfig) -> Tensor:
-    return images.contiguous(memory_format=_FORMATS[launch.layout])
+    return images.contiguous(memory_format=_memory_format(launch))
+
+
+def _memory_format(launch: LaunchConfig) -> torch.memory_format:
+    return torch.channels_last if launch.layout == "channels_last" else torch.contiguous_format
 
 
 class _Stopwatch:

@@ -106,8 +106,7 @@ class TrainingState:
             self.model.load_state_dict(model)
             if self.average.model is not self.model:
                 self.average.model.load_state_dict(average)
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            self._restore_optimizer(state)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(f"{path} holds the weights of another network ({reason})") from None
@@ -116,6 +115,15 @@ class TrainingState:
             self.scaler.load_state_dict(scalars["scaler"])
         counters = scalars["counters"]
         self.counters = Counters(**{**counters, "best_loss": float(counters["best_loss"])})
+
+    def _restore_optimizer(self, state: dict[int, dict[str, Tensor]]) -> None:
+        for parameter, moments in zip(self.model.parameters(), (state[index] for index in sorted(state)), strict=False):
+            for key, value in moments.items():
+                if value.shape == parameter.shape:
+                    # Fused optimisers walk through memory: the moments must lie as their parameter does.
+                    moments[key] = torch.empty_like(parameter).copy_(value)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in self.model.state_dict().items():

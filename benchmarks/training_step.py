@@ -1,0 +1,136 @@
+"""The training step against the released style, side by side: same U-Net, same images, two threads.
+
+    python benchmarks/training_step.py [--rounds 5] [--save]
+
+Released style: eager fp32, NCHW, Adam as it comes, clean and noisy float32 arrays in memory behind a DataLoader. Ours:
+the training loop of `veilray train` with its shipped settings (bf16, channels-last, fused Adam, fresh noise, moving
+average, gradient clipping), on a memory-mapped cohort, with huge pages. Each side runs in its own process; the sides
+take turns; figures are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from veilray.models.build import build_model
+
+from common import alternate, medians, save, table
+from veilray.cohort.build import import_radiographs
+from veilray.images.phantom import write_phantoms
+from veilray.models.config import ModelConfig
+from veilray.training.config import RunConfig, load_config
+from veilray.training.data import TrainingImages
+from veilray.training.loop import train
+from veilray.training.run import EpochRecord, RunFolder
+
+CASES = {"width 16, 256 px, batch 4": (16, 256, 4), "width 32, 128 px, batch 8": (32, 128, 8)}
+WARM_UP, TIMED = 4, 16
+THREADS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--save", action="store_true", help="write results/training_step.json")
+    parser.add_argument("--side", choices=["released", "veilray"], help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--cohort", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        torch.set_num_threads(THREADS)
+        seconds = SIDES[options.side](options.cohort, *CASES[options.case])
+        print(json.dumps({"milliseconds": 1000 * statistics.median(seconds[WARM_UP:])}))
+        return
+    rows, record = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for case, (_, size, batch) in CASES.items():
+            cohort = _cohort(Path(folder) / f"{size}", size)
+            arguments = ["--case", case, "--cohort", str(cohort)]
+            sides = {
+                "released": (["--side", "released", *arguments], {}),
+                "veilray": (["--side", "veilray", *arguments], {"THP_MEM_ALLOC_ENABLE": "1"}),
+            }
+            measured = alternate(__file__, sides, rounds=options.rounds)
+            released, ours = (medians(measured[side])["milliseconds"] for side in sides)
+            rows.append(
+                [case, f"{released:.0f}", f"{ours:.0f}", f"{1000 * batch / ours:.1f}", f"{released / ours:.2f}x"]
+            )
+            record[case] = {"rounds": measured, "released_ms": released, "veilray_ms": ours, "ratio": released / ours}
+    print(table(["U-Net", "released ms/step", "Veilray ms/step", "Veilray images/s", "ratio"], rows))
+    if options.save:
+        save("training_step", {"threads": THREADS, "timed_steps": TIMED, "cases": record})
+
+
+def _cohort(folder: Path, size: int) -> Path:
+    write_phantoms(folder / "png", patients=24, follow_ups=3, seed=1, size=size)
+    import_radiographs([folder / "png"], folder / "cohort", size=size, workers=2)
+    return folder / "cohort"
+
+
+def _released(cohort: str, width: int, size: int, batch: int) -> list[float]:
+    """Milliseconds of each step in the style of the released notebooks."""
+    images = TrainingImages.open(cohort, RunConfig())
+    rows = images.sets["train"]
+    clean = torch.from_numpy(images.data.gather(rows)).unsqueeze(1)
+    noisy = (clean + torch.randn_like(clean) * 0.2 + 0.1).clamp(0.0, 1.0)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(noisy, clean), batch_size=batch, shuffle=True)
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name="unet", width=width))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model.train()
+    seconds: list[float] = []
+    began = time.perf_counter()
+    while len(seconds) < WARM_UP + TIMED:
+        for noisy_batch, clean_batch in loader:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.l1_loss(model(noisy_batch), clean_batch)
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            seconds.append(time.perf_counter() - began)
+            began = time.perf_counter()
+    return seconds[: WARM_UP + TIMED]
+
+
+class _Stepwatch:
+    """Times every step of the training loop."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = time.perf_counter()
+
+    def step(self, *, step: int, images: int, loss: float) -> None:
+        self.seconds.append(time.perf_counter() - self._began)
+        self._began = time.perf_counter()
+
+    def epoch(self, record: EpochRecord) -> None:
+        self._began = time.perf_counter()
+
+    def note(self, message: str) -> None:
+        print(message)
+
+
+def _veilray(cohort: str, width: int, size: int, batch: int) -> list[float]:
+    """Seconds of each step of `veilray train default`."""
+    overrides = [f"model.width={width}", f"train.batch_size={batch}"]
+    images = TrainingImages.open(cohort, load_config("default", overrides))
+    epochs = int(np.ceil((WARM_UP + TIMED + 1) / images.steps_per_epoch()))
+    config = load_config("default", [*overrides, f"train.epochs={epochs}"])
+    watch = _Stepwatch()
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder.create(Path(folder) / "run", config)
+        train(config, TrainingImages.open(cohort, config), run, device=torch.device("cpu"), watcher=watch)
+    return watch.seconds[: WARM_UP + TIMED]
+
+
+SIDES = {"released": _released, "veilray": _veilray}
+
+if __name__ == "__main__":
+    main()

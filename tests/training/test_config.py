@@ -1,0 +1,95 @@
+"""Configuration: presets, overrides, and messages that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from veilray.errors import UsageError
+from veilray.training.config import RunConfig, dump_config, load_config, preset_names
+
+
+def test_the_two_presets_ship() -> None:
+    assert preset_names() == ["default", "paper"]
+
+
+def test_the_paper_preset_is_the_published_protocol() -> None:
+    config = load_config("paper")
+    assert config.split.rule == "paper"
+    assert (config.noise.mean, config.noise.std, config.noise.clip, config.noise.fresh) == (0.1, 0.2, True, False)
+    assert (config.train.loss, config.train.optimizer, config.train.schedule) == ("l1", "adam", "constant")
+    assert (config.train.learning_rate, config.train.epochs, config.train.batch_size) == (1e-3, 50, 16)
+    assert (config.train.ema_decay, config.train.clip_norm, config.train.warmup_steps) == (0, 0, 0)
+    assert (config.model.width, config.model.block) == (64, "conv-relu-conv-norm-relu")
+    assert config.evaluate.unclamped_psnr
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_a_dumped_configuration_reads_back_the_same(name: str, tmp_path: Path) -> None:
+    config = load_config(name, ["noise.std=[0.05, 0.4]", "seed=3"])
+    (tmp_path / "config.toml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.toml") == config
+
+
+def test_overrides() -> None:
+    config = load_config("default", ["train.epochs=5", "model.name=unetpp", "noise.std=[0.1,0.3]", "noise.clip=false"])
+    assert (config.train.epochs, config.model.name, config.noise.std) == (5, "unetpp", (0.1, 0.3))
+    assert not config.noise.clip
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=5", r"train\.epoch: unknown key"),
+        ("trian.epochs=5", r"trian: unknown key"),
+        ("train.epochs=many", r"train\.epochs: .*integer"),
+        ("train.epochs=0", r"train\.epochs: .*greater"),
+        ("train.epochs", "section.key=value"),
+        ("seed.x=1", "seed is not a section"),
+        ("noise.std=0", r"noise\.std"),
+        ("noise.std=-0.2", r"noise\.std"),
+        ("model.name=resnet", r"model\.name: .*unet"),
+        ("model.deep_supervision=true", "unetpp"),
+        ("train.weight_decay=0.1", None),
+        ("launch.precision=fp8", r"launch\.precision"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str | None) -> None:
+    if message is None:
+        assert load_config("default", [override]).train.weight_decay == 0.1
+        return
+    with pytest.raises(UsageError, match=message) as caught:
+        load_config("default", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_weight_decay_under_plain_adam_is_refused() -> None:
+    with pytest.raises(UsageError, match="adamw"):
+        load_config("paper", ["train.weight_decay=0.1"])
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="presets that ship: default, paper"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("seed = = 3")
+    with pytest.raises(UsageError, match="not valid TOML"):
+        load_config(tmp_path / "bad.toml")
+    (tmp_path / "new.toml").write_text("schema_version = 99")
+    with pytest.raises(UsageError, match="schema version 99"):
+        load_config(tmp_path / "new.toml")
+
+
+def test_every_field_says_what_it_is() -> None:
+    import inspect
+
+    sections = [RunConfig, *(type(getattr(RunConfig(), name)) for name in RunConfig.model_fields)]
+    for section in sections:
+        if section in (int,):
+            continue
+        source = inspect.getsource(section)
+        for name in section.model_fields:
+            if section is RunConfig and name != "seed":
+                continue
+            line = source.index(f"    {name}:")
+            assert '"""' in source[line:].split("\n    ")[1] or '"""' in source[line : line + 400], f"{section} {name}"
