@@ -43,7 +43,7 @@ NOISE = NoiseConfig(mean=0.1, std=0.2)
 THREADS, SIZE, BATCH = 2, 256, 4
 WARM_UP, TIMED = 3, 9
 IMAGES = {"train": 96, "test": 16}
-CROP = 128
+CROP = 64
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 

@@ -43,7 +43,7 @@ CORES = 2
 COMMON = ["model.width=16", "noise.std=0.2", "split.rule=cohort", "launch.device=cpu"]
 RECIPES = {
     "released": ("paper", []),
-    "veilray": ("default", ["train.batch_size=4", "train.flips=true"]),
+    "veilray": ("default", ["train.batch_size=4", "train.crop=128", "train.flips=true"]),
 }
 # Huge pages are part of what `veilray train` does; the released scripts run without them.
 ENVIRONMENT = {"released": {"THP_MEM_ALLOC_ENABLE": "0"}, "veilray": {"THP_MEM_ALLOC_ENABLE": "1"}}

@@ -16,6 +16,7 @@ from torch import nn
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.obfuscate import write_release
+from veilray.cohort.split import Shares
 from veilray.errors import CohortError, UsageError
 from veilray.models.build import build_model
 from veilray.models.config import ModelConfig
@@ -125,6 +126,24 @@ def test_flips_mirror_clean_and_noisy_alike(cohort: Path) -> None:
     assert 0 < sum(mirrored) < len(mirrored)
 
 
+def test_crops_are_parts_of_the_image_and_change_with_the_epoch(cohort: Path) -> None:
+    whole = TrainingImages.open(cohort, small_config(train={"batch_size": 64})).training_batch(0, 0, CPU).clean
+    cropped = TrainingImages.open(cohort, small_config(train={"batch_size": 64, "crop": 20}))
+    places = []
+    for epoch in (0, 1):
+        batch = cropped.training_batch(epoch, 0, CPU)
+        if epoch == 0:
+            for image, part in zip(whole, batch.clean, strict=True):
+                windows = image[0].unfold(0, 20, 1).unfold(1, 20, 1)
+                found = (windows == part[0]).all(-1).all(-1).nonzero().tolist()
+                assert len(found) == 1
+                places.append(tuple(found[0]))
+        else:
+            assert not any(torch.equal(batch.clean[0], part) for part in cropped.training_batch(0, 0, CPU).clean)
+    assert len(set(places)) > len(places) / 2
+    assert {place[0] for place in places} != {places[0][0]}
+
+
 def test_the_papers_split_shares_patients_and_ours_does_not(cohort: Path) -> None:
     ours = TrainingImages.open(cohort, small_config())
     papers = TrainingImages.open(cohort, small_config(split={"rule": "paper"}))
@@ -152,14 +171,23 @@ def test_a_release_without_pairs_is_refused(cohort: Path, tmp_path: Path) -> Non
         TrainingImages.open(tmp_path / "release", small_config())
 
 
-def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
+def test_images_of_several_sizes_are_refused_unless_cropped(tmp_path: Path) -> None:
     write_images(tmp_path / "a", patients=4, size=32)
     write_images(tmp_path / "b", patients=4, size=40)
     for path in (tmp_path / "b").iterdir():
         path.rename(path.with_name("9" + path.name[1:]))
-    import_radiographs([tmp_path / "a", tmp_path / "b"], tmp_path / "cohort", size=None, workers=1)
-    with pytest.raises(CohortError, match=r"several sizes \(32x32, 40x40\).*--size"):
+    halves = Shares(train=50, validation=50, test=0)
+    import_radiographs([tmp_path / "a", tmp_path / "b"], tmp_path / "cohort", size=None, workers=1, shares=halves)
+    with pytest.raises(CohortError, match=r"2 sizes, 32x32 to 40x40.*--size.*train\.crop"):
         TrainingImages.open(tmp_path / "cohort", small_config())
+    images = TrainingImages.open(tmp_path / "cohort", small_config(train={"crop": 24}))
+    assert images.training_batch(0, 0, CPU).clean.shape[1:] == (1, 24, 24)
+    assert sorted({tuple(b.clean.shape[2:]) for b in images.held_out_batches("train", CPU, batch_size=3)}) == [
+        (32, 32),
+        (40, 40),
+    ]
+    with pytest.raises(UsageError, match="smallest side of an image, 32"):
+        TrainingImages.open(tmp_path / "cohort", small_config(train={"crop": 33}))
 
 
 def test_rates_are_finite_for_any_step() -> None:

@@ -45,6 +45,9 @@ class TrainConfig(BaseModel):
     """Largest L2 norm of the gradient; larger ones are scaled down to it; 0 turns it off."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many epochs without a better validation loss; 0 never stops early."""
+    crop: int = Field(default=0, ge=0)
+    """Side in pixels of the square that is cut at random from each training image; 0 takes whole images. Validation
+    and test always see whole images."""
     flips: bool = False
     """Whether training images are mirrored left to right at random."""
 

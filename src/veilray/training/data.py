@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from veilray.cohort.open import open_data
 from veilray.cohort.release import Release
 from veilray.cohort.split import SPLITS, image_split, shared_patients
 from veilray.errors import CohortError, UsageError
+from veilray.images.radiograph import FloatImage
 from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.noise import apply_draws, keyed_draw
 from veilray.training.config import RunConfig
 
 Rows = npt.NDArray[np.int64]
+Gather = Callable[[Rows], FloatImage]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,45 +75,57 @@ class TrainingImages:
         order = _generator(self.config.seed, "order", epoch).permutation(len(rows))
         size = self.config.train.batch_size
         chosen = rows[order[index * size : (index + 1) * size]]
-        return self._batch(chosen, device, seed=self.config.seed, epoch=epoch, flips=self.config.train.flips)
+        if isinstance(self.data, Release):
+            clean, noisy = (self._augmented(gather, chosen, epoch, device) for gather in self._gathers())
+            return Batch(rows=chosen, noisy=noisy, clean=clean)
+        clean = self._augmented(self.data.gather, chosen, epoch, device)
+        return self._obfuscated(chosen, clean, self.noise, seed=self.config.seed, epoch=epoch)
 
     def held_out_batches(self, name: str, device: torch.device, *, batch_size: int) -> Iterator[Batch]:
-        """Every image of a set once, in the order of its rows, each with its one noise."""
-        rows = self.sets[name]
-        for start in range(0, len(rows), batch_size):
-            yield self.held_out_batch(rows[start : start + batch_size], device)
+        """Every image of a set once, size by size, each with its one noise."""
+        for rows in self.data.groups(self.sets[name]):
+            for start in range(0, len(rows), batch_size):
+                yield self.held_out_batch(rows[start : start + batch_size], device)
 
     def held_out_batch(self, rows: Rows, device: torch.device) -> Batch:
-        """Given images, with noise that is fixed once and for all and always drawn on the CPU."""
-        batch = self._batch(rows, torch.device("cpu"), seed=self.config.evaluate.noise_seed, epoch=None)
-        return Batch(rows=rows, noisy=batch.noisy.to(device), clean=batch.clean.to(device))
+        """Given images of one size, whole, with noise that is fixed once and for all and always drawn on the CPU."""
+        if isinstance(self.data, Release):
+            clean, noisy = (_tensor(gather(rows)) for gather in self._gathers())
+            return Batch(rows=rows, noisy=noisy.to(device), clean=clean.to(device))
+        # A name of its own, which no epoch of the training can meet.
+        fixed = self.noise.model_copy(update={"fresh": False})
+        clean = _tensor(self.data.gather(rows))
+        batch = self._obfuscated(rows, clean, fixed, seed=self.config.evaluate.noise_seed, prefix="held-out/")
+        return Batch(rows=rows, noisy=batch.noisy.to(device), clean=clean.to(device))
 
     def image_id(self, row: int) -> str:
         """Name of the image in a row."""
         return self.data.image_id(row)
 
-    def _batch(self, rows: Rows, device: torch.device, *, seed: int, epoch: int | None, flips: bool = False) -> Batch:
-        if isinstance(self.data, Release):
-            clean, noisy = _tensor(self.data.gather_clean(rows), device), _tensor(self.data.gather_noisy(rows), device)
-            if flips:
-                mirrored = self._mirrored(rows, epoch or 0)
-                clean, noisy = _flip(clean, mirrored), _flip(noisy, mirrored)
-            return Batch(rows=rows, noisy=noisy, clean=clean)
-        clean = _tensor(self.data.gather(rows), device)
-        if flips:
-            clean = _flip(clean, self._mirrored(rows, epoch or 0))
-        # Held-out noise has a name of its own, which no epoch of the training can meet.
-        purpose = self.noise if epoch is not None else self.noise.model_copy(update={"fresh": False})
-        prefix = "" if epoch is not None else "held-out/"
-        draws = [
-            keyed_draw(purpose, seed=seed, epoch=epoch or 0, image_id=prefix + self.image_id(int(row))) for row in rows
-        ]
-        noisy = apply_draws(clean, draws, mean=self.noise.mean, clip=self.noise.clip)
-        return Batch(rows=rows, noisy=noisy, clean=clean)
+    def _gathers(self) -> tuple[Gather, Gather]:
+        """Clean and noisy images of a release."""
+        assert isinstance(self.data, Release)
+        return self.data.gather_clean, self.data.gather_noisy
 
-    def _mirrored(self, rows: Rows, epoch: int) -> list[bool]:
-        seed = self.config.seed
-        return [bool(_hash(f"{seed}/{epoch}/{self.image_id(int(row))}", b"mirror") & 1) for row in rows]
+    def _obfuscated(
+        self, rows: Rows, clean: Tensor, noise: NoiseConfig, *, seed: int, epoch: int = 0, prefix: str = ""
+    ) -> Batch:
+        names = [prefix + self.image_id(int(row)) for row in rows]
+        draws = [keyed_draw(noise, seed=seed, epoch=epoch, image_id=name) for name in names]
+        return Batch(rows=rows, noisy=apply_draws(clean, draws, mean=noise.mean, clip=noise.clip), clean=clean)
+
+    def _augmented(self, gather: Gather, rows: Rows, epoch: int, device: torch.device) -> Tensor:
+        """(N, 1, H, W): cut and mirrored by (seed, epoch, image), so that clean and noisy images go alike."""
+        train = self.config.train
+        if not train.crop and not train.flips:
+            return _tensor(gather(rows)).to(device, non_blocking=True)
+        images = []
+        for row in rows:
+            key = _hash(f"{self.config.seed}/{epoch}/{self.image_id(int(row))}", b"augment")
+            image = gather(np.array([row]))[0]
+            image = _cut(image, train.crop, key >> 1) if train.crop else image
+            images.append(image[:, ::-1] if train.flips and key & 1 else image)
+        return _tensor(np.stack(images)).to(device, non_blocking=True)
 
 
 def _noise_of(data: Cohort | Release, config: RunConfig) -> NoiseConfig:
@@ -135,10 +149,18 @@ def _noise_of(data: Cohort | Release, config: RunConfig) -> NoiseConfig:
     return data.noise
 
 
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
 def _sets(data: Cohort | Release, config: RunConfig) -> dict[str, Rows]:
-    if len(data.sizes) > 1:
-        sizes = ", ".join(f"{height}x{width}" for height, width in data.sizes)
-        raise CohortError(f"{data.path} holds images of several sizes ({sizes}); import them with --size to train")
+    crop = config.train.crop
+    if len(data.sizes) > 1 and not crop:
+        sizes = f"{len(data.sizes)} sizes, {_text(data.sizes[0])} to {_text(data.sizes[-1])}"
+        raise CohortError(f"{data.path} holds images of {sizes}; import them with --size, or set train.crop")
+    small = min(min(size) for size in data.sizes)
+    if crop > small:
+        raise UsageError(f"train.crop = {crop} is larger than the smallest side of an image, {small}")
     codes = image_split(data.image_ids, seed=config.split.seed) if config.split.rule == "paper" else data.split_codes
     sets: dict[str, Rows] = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
     for name in ("train", "validation"):
@@ -147,13 +169,15 @@ def _sets(data: Cohort | Release, config: RunConfig) -> dict[str, Rows]:
     return sets
 
 
-def _tensor(pixels: npt.NDArray[np.float32], device: torch.device) -> Tensor:
-    return torch.from_numpy(pixels).unsqueeze(1).to(device, non_blocking=True)
+def _tensor(pixels: FloatImage) -> Tensor:
+    return torch.from_numpy(pixels).unsqueeze(1)
 
 
-def _flip(images: Tensor, mirrored: list[bool]) -> Tensor:
-    chosen = torch.tensor(mirrored, device=images.device).view(-1, 1, 1, 1)
-    return torch.where(chosen, images.flip(-1), images)
+def _cut(image: FloatImage, side: int, key: int) -> FloatImage:
+    """The square of an image (H, W) whose corner is drawn evenly by `key`."""
+    key, left = divmod(key, image.shape[1] - side + 1)
+    top = key % (image.shape[0] - side + 1)
+    return image[top : top + side, left : left + side]
 
 
 def _generator(seed: int, purpose: str, epoch: int) -> np.random.Generator:
