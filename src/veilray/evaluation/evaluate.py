@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veilray.errors import CohortError
+from veilray.errors import CohortError, DataError
 from veilray.evaluation.results import METRICS, MODEL, NOISY, ImageScore, Summary, write_results
 from veilray.inference.denoiser import Denoiser
 from veilray.metrics.interval import Interval
@@ -119,6 +119,7 @@ def _summarise(
     note: str,
 ) -> Summary:
     own = [score for score in scores if score.method == MODEL]
+    means = {method: _means([score for score in scores if score.method == method]) for method in (NOISY, MODEL)}
     return Summary(
         split=split,
         n_images=len(own),
@@ -130,25 +131,29 @@ def _summarise(
         confidence=CONFIDENCE,
         resamples=RESAMPLES,
         bootstrap_seed=BOOTSTRAP_SEED,
-        methods={method: _means([score for score in scores if score.method == method]) for method in (NOISY, MODEL)},
-        notes=[note] if note else [],
+        methods={method: values for method, (values, _) in means.items()},
+        notes=[*filter(None, [note]), *(reason for _, reasons in means.values() for reason in reasons)],
         seconds_per_image={MODEL: seconds / len(own)},
         device=describe_device(device),
     )
 
 
-def _means(scores: list[ImageScore]) -> dict[str, Interval | None]:
+def _means(scores: list[ImageScore]) -> tuple[dict[str, Interval | None], list[str]]:
+    """Each metric's mean with its interval, and why there is none where there is none."""
     patients = [score.patient_id for score in scores]
-
-    def mean(metric: str) -> Interval | None:
+    means: dict[str, Interval | None] = {}
+    notes = []
+    for metric in METRICS:
         values = [getattr(score, metric) for score in scores]
-        if None in values:
-            return None
-        return clustered_bootstrap(
-            np.array(values), patients, resamples=RESAMPLES, seed=BOOTSTRAP_SEED, confidence=CONFIDENCE
-        )
-
-    return {metric: mean(metric) for metric in METRICS}
+        means[metric] = None
+        if None not in values:
+            try:
+                means[metric] = clustered_bootstrap(
+                    np.array(values), patients, resamples=RESAMPLES, seed=BOOTSTRAP_SEED, confidence=CONFIDENCE
+                )
+            except DataError as error:  # one patient alone, or an infinite PSNR: the images' scores still stand
+                notes.append(f"No mean of {metric} for {scores[0].method}: {error}.")
+    return means, notes
 
 
 def _wait_for(device: torch.device) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from veilray.errors import UsageError
 from veilray.models.build import DenoisingNetwork
 from veilray.models.unet import UNet
 from veilray.models.unetpp import UNetPlusPlus
+from veilray.parallel.devices import multiplies_bf16
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -26,7 +26,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """
     match name:
         case "auto":
-            return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
+            return torch.bfloat16 if multiplies_bf16(device) else torch.float32
         case "fp32":
             return torch.float32
         case "bf16":
@@ -51,17 +51,6 @@ def prepare(model: DenoisingNetwork, *, device: torch.device, dtype: torch.dtype
     if dtype != torch.float32:
         _lower(network, dtype)
     return network
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    match device.type:
-        case "cuda":
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        case "cpu":
-            capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-            return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-        case _:
-            return False
 
 
 def _fold(block: nn.Sequential) -> None:
