@@ -48,7 +48,7 @@ def test_a_variant_is_named_by_what_sets_it_apart() -> None:
         {"train": {"patience": 4}},
         {"train": {"flips": True}},
         {"launch": {"precision": "fp32"}},
-        {"launch": {"channels_last": False}},
+        {"launch": {"layout": "contiguous"}},
         {"launch": {"compile": True}},
         {"split": {"rule": "paper"}},
     ],

@@ -47,13 +47,15 @@ _PHRASES: dict[str, str | dict[str, str]] = {
     "train.ema_decay": {"0.0": "no EMA", "": "EMA {}"},
     "train.clip_norm": {"0.0": "no clipping", "": "clipped at {}"},
     "train.patience": "patience {}",
+    "train.crop": {"0": "whole images", "": "crops of {} px"},
     "train.flips": {"yes": "flips"},
     "launch.setup": "{}",
     "launch.device": "on {}",
     "launch.precision": "{}",
-    "launch.channels_last": {"no": "NCHW"},
+    "launch.layout": {"contiguous": "NCHW", "channels_last": "NHWC"},
     "launch.compile": {"yes": "compiled"},
     "split.rule": "{} split",
+    "split.seed": "split seed {}",
     "data.trained_on": "trained on {}",
 }
 

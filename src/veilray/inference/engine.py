@@ -61,32 +61,23 @@ def _fold(block: nn.Sequential) -> None:
 
 
 def _lower(network: DenoisingNetwork, dtype: torch.dtype) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.to(dtype)
     match network:
         case UNet():
-            first, last = network.encoder[0], network.decoder[0]
-            network.head = nn.Sequential(_Cast(torch.float32), network.head.float())
+            first, last, heads = network.encoder[0], network.decoder[0], [network.head]
+            network.head = nn.Sequential(_Cast(torch.float32), network.head)
         case UNetPlusPlus():
             first, last = network.nodes["x0_0"], network.nodes[f"x0_{len(network.heads)}"]
-            for index, head in enumerate(network.heads):
-                network.heads[index] = nn.Sequential(_Cast(torch.float32), head.float())
-    _raise_first(first, dtype)
-    _raise_last(last)
-
-
-def _raise_first(block: nn.Module, dtype: torch.dtype) -> None:
-    """Let the first convolution of a block, which takes float32, compute in it."""
-    assert isinstance(block, nn.Sequential)
-    block[0] = nn.Sequential(block[0].float(), _Cast(dtype))
-
-
-def _raise_last(block: nn.Module) -> None:
-    """Let the last convolution of a block, and what follows it, compute in float32."""
-    assert isinstance(block, nn.Sequential)
-    index = max(index for index, layer in enumerate(block) if isinstance(layer, nn.Conv2d))
-    block[index] = nn.Sequential(_Cast(torch.float32), block[index].float())
+            heads = list(network.heads)
+            network.heads = nn.ModuleList(nn.Sequential(_Cast(torch.float32), head) for head in heads)
+    assert isinstance(first, nn.Sequential)
+    assert isinstance(last, nn.Sequential)
+    at_end = max(index for index, layer in enumerate(last) if isinstance(layer, nn.Conv2d))
+    exact = {first[0], last[at_end], *heads}
+    first[0] = nn.Sequential(first[0], _Cast(dtype))
+    last[at_end] = nn.Sequential(_Cast(torch.float32), last[at_end])
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module not in exact:
+            module.to(dtype)
 
 
 class _Cast(nn.Module):

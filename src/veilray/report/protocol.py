@@ -29,6 +29,7 @@ _NAMES = {
     "model.parameters": "Parameters",
     "data.trained_on": "Training cohort (digest)",
     "split.rule": "Split",
+    "split.seed": "Seed of the paper's split",
     "train.epochs": "Epochs",
     "train.batch_size": "Images in a step",
     "train.loss": "Loss",
@@ -40,13 +41,14 @@ _NAMES = {
     "train.ema_decay": "Decay of the averaged weights",
     "train.clip_norm": "Largest norm of the gradient",
     "train.patience": "Patience, epochs",
+    "train.crop": "Random square crop, pixels",
     "train.flips": "Mirrored at random",
     "train.seeds": "Seeds",
     "train.checkpoint": "Weights evaluated",
     "launch.device": "Device",
     "launch.setup": "Set-up",
     "launch.precision": "Arithmetic",
-    "launch.channels_last": "Channels-last memory format",
+    "launch.layout": "Memory format",
     "launch.compile": "Compiled",
 }
 _VALUES = {
@@ -56,7 +58,14 @@ _VALUES = {
     "split.rule": {"cohort": "patient-wise, from the cohort", "paper": "50/33/17 % by image, as in the paper"},
     "launch.setup": {"single": "one device"},
 }
-_OFF_AT_ZERO = {"train.clip_norm", "train.ema_decay", "train.patience", "train.warmup_steps", "train.weight_decay"}
+_OFF_AT_ZERO = {
+    "train.clip_norm",
+    "train.crop",
+    "train.ema_decay",
+    "train.patience",
+    "train.warmup_steps",
+    "train.weight_decay",
+}
 _SECTIONS = {
     "noise": "Noise",
     "model": "Network",
