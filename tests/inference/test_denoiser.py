@@ -23,6 +23,7 @@ from veilray.training.run import RunFolder
 
 NOISE = NoiseConfig(mean=0.1, std=0.2)
 BLOCKS = ("conv-relu-conv-norm-relu", "conv-norm-relu-conv-norm-relu")
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 VARIANTS = [(name, norm, block) for name in ("unet", "unetpp") for norm in ("batch", "group") for block in BLOCKS]
 
 
@@ -79,7 +80,10 @@ def test_bf16_stays_close_and_gives_float32(name: str, norm: str, block: str) ->
     assert 0 < error.abs().max() < 0.05
     # Neither the head nor the residual addition is rounded to bf16's eight digits.
     assert not torch.equal(output, output.bfloat16().float())
-    assert any(parameter.dtype == torch.bfloat16 for parameter in prepared._network.parameters())
+    kept = [m for m in prepared._network.modules() if isinstance(m, CONVOLUTIONS) and m.weight.dtype == torch.float32]
+    assert len(kept) == (3 if name == "unet" else 4)  # the first, the last, and the heads
+    # In float32 from the start: none of them went through bf16.
+    assert not any(torch.equal(module.weight, module.weight.bfloat16().float()) for module in kept)
 
 
 @pytest.mark.parametrize(
