@@ -177,14 +177,15 @@ def _images(split: str, count: int) -> Tensor:
 
 
 def _train(clean: Tensor, *, width: int, seconds: float, path: Path) -> None:
-    """A U-Net trained for some seconds on crops with fresh noise."""
+    """A U-Net trained for some seconds on crops with fresh noise, its learning rate falling to zero."""
     torch.manual_seed(0)
     model = build_model(ModelConfig(width=width)).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     generator = torch.Generator().manual_seed(0)
     # Processor time, so that other work on the machine does not cut the training short.
-    ends, steps = time.process_time() + THREADS * seconds, 0
-    while time.process_time() < ends:
+    began, steps = time.process_time(), 0
+    while (spent := (time.process_time() - began) / (THREADS * seconds)) < 1.0:
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1.0 - spent)
         chosen = torch.randint(len(clean), (BATCH,), generator=generator)
         top, left = torch.randint(SIZE - CROP + 1, (2,), generator=generator).tolist()
         target = clean[chosen, :, top : top + CROP, left : left + CROP]
