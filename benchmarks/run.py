@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("imports", "loader", "memory", "metrics", "inference", "training_step")
+SCRIPTS = ("imports", "importing", "loader", "memory", "metrics", "inference", "training_step")
 
 
 def main() -> None:

@@ -77,21 +77,12 @@ def train(
             if epoch_ends:
                 validation_loss, validation_psnr = _validate(state.average.model, images, config, device)
                 counters.seconds += lap.restart()
-                record = EpochRecord(
+                record = counters.close_epoch(
                     epoch=epoch + 1,
-                    step=counters.step,
-                    train_loss=counters.epoch_loss / counters.epoch_images,
+                    rate=rate,
                     validation_loss=validation_loss,
                     validation_psnr=validation_psnr,
-                    learning_rate=rate,
-                    images_per_second=counters.epoch_images / counters.epoch_seconds,
-                    seconds=counters.seconds,
-                )
-                counters.close_epoch(
-                    epoch=epoch + 1,
-                    validation_loss=validation_loss,
-                    epochs=config.train.epochs,
-                    patience=config.train.patience,
+                    config=config.train,
                 )
                 if counters.best_epoch == record.epoch:
                     save_weights(run.best_weights, state.average.model, noise=images.noise)
@@ -99,6 +90,7 @@ def train(
                 watcher.epoch(record)
             if epoch_ends or interruption.requested or since_checkpoint.minutes() > config.launch.checkpoint_minutes:
                 state.save(run.checkpoints)
+                counters.seconds += lap.restart()
                 since_checkpoint.restart()
             if interruption.requested:
                 break

@@ -8,6 +8,7 @@ image).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from veilray.errors import RunError
+from veilray.errors import RunError, TrainingError
 from veilray.files import replacing
 from veilray.training.average import WeightAverage
 from veilray.training.config import TrainConfig
+from veilray.training.run import EpochRecord
 
 SCHEMA_VERSION = 1
 KEPT = 2
@@ -57,12 +59,30 @@ class Counters:
         self.epoch_seconds += seconds
         self.seconds += seconds
 
-    def close_epoch(self, *, epoch: int, validation_loss: float, epochs: int, patience: int) -> None:
-        """Count a validation, and end the training after the last epoch or when `patience` epochs brought nothing."""
+    def close_epoch(
+        self, *, epoch: int, rate: float, validation_loss: float, validation_psnr: float, config: TrainConfig
+    ) -> EpochRecord:
+        """Count a validation; the training ends after the last epoch, or when `patience` epochs brought nothing."""
+        if not math.isfinite(validation_loss):
+            raise TrainingError(
+                f"the validation loss is {validation_loss} after epoch {epoch}, learning rate {rate:g}: lower "
+                "train.learning_rate or set train.clip_norm"
+            )
+        record = EpochRecord(
+            epoch=epoch,
+            step=self.step,
+            train_loss=self.epoch_loss / self.epoch_images,
+            validation_loss=validation_loss,
+            validation_psnr=validation_psnr,
+            learning_rate=rate,
+            images_per_second=self.epoch_images / self.epoch_seconds,
+            seconds=self.seconds,
+        )
         if validation_loss < self.best_loss:
             self.best_loss, self.best_epoch = validation_loss, epoch
         self.epoch_loss, self.epoch_images, self.epoch_seconds = 0.0, 0, 0.0
-        self.finished = epoch == epochs or 0 < patience <= epoch - self.best_epoch
+        self.finished = epoch == config.epochs or 0 < config.patience <= epoch - self.best_epoch
+        return record
 
 
 class TrainingState:
