@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 from common import save, table
-
 from veilray.cohort.build import import_radiographs
 from veilray.images.phantom import write_phantoms
 from veilray.parallel.workers import available_cores

@@ -45,4 +45,5 @@ def evaluate_command(
         typer.echo(f"{name}: {figures}")
     for note in summary.notes:
         typer.echo(note)
-    typer.echo(f"report: {report}")
+    if report is not None:
+        typer.echo(f"report: {report}")

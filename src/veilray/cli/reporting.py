@@ -13,6 +13,7 @@ from veilray.errors import DataError, LpipsUnavailable
 from veilray.evaluation.compare import compare
 from veilray.evaluation.evaluate import Perceptual, evaluate_run
 from veilray.evaluation.panels import restore_panels
+from veilray.evaluation.results import no_mean
 from veilray.metrics.lpips import load_lpips
 from veilray.report.render import render
 from veilray.training.data import TrainingImages
@@ -33,10 +34,16 @@ def perceptual_metric(backbone: Path | None, *, download: bool) -> Perceptual:
 
 def evaluate_and_report(
     run: RunFolder, images: TrainingImages, *, split: str, perceptual: Perceptual, device: torch.device
-) -> Path:
-    """Score a run on a set and write its `report.html`, whose path is returned."""
+) -> Path | None:
+    """Score a run on a set and write its `report.html`, whose path is returned.
+
+    None where there is nothing to report: the set is too small for a mean with an interval.
+    """
     with progress(len(images.sets[split]), f"evaluating on {split}", "images") as bar:
-        evaluate_run(run, images, split=split, perceptual=perceptual, device=device, on_images=bar.advance)
+        summary = evaluate_run(run, images, split=split, perceptual=perceptual, device=device, on_images=bar.advance)
+    if no_mean(summary):
+        typer.echo(f"no report: {no_mean(summary)}", err=True)
+        return None
     report = run.path / "report.html"
     write_report([run.path], data=str(images.data.path), out=report, device=device)
     return report

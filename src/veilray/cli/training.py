@@ -80,7 +80,8 @@ def run_training(config: RunConfig, *, data: Path, out: Path, resume: bool, lpip
     typer.echo(_ending(outcome))
     metric = perceptual_metric(lpips_backbone, download=False)
     report = evaluate_and_report(run, images, split="validation", perceptual=metric, device=device)
-    typer.echo(f"report on the validation images: {report}")
+    if report is not None:
+        typer.echo(f"report on the validation images: {report}")
 
 
 def _facts(images: TrainingImages, data: Path) -> dict[str, Any]:

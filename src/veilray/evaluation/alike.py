@@ -8,7 +8,16 @@ from typing import Any
 
 from veilray.errors import RunError, UsageError
 from veilray.evaluation.comparison import Run
-from veilray.evaluation.results import MODEL, PER_IMAGE, SUMMARY, ImageScore, Summary, read_scores, read_summary
+from veilray.evaluation.results import (
+    MODEL,
+    PER_IMAGE,
+    SUMMARY,
+    ImageScore,
+    Summary,
+    no_mean,
+    read_scores,
+    read_summary,
+)
 from veilray.obfuscation.config import NoiseConfig
 from veilray.training.run import RunFolder
 
@@ -57,9 +66,9 @@ def _check_whole(path: Path, summary: Summary, scores: Sequence[ImageScore]) -> 
         mine = [score for score in scores if score.method == method]
         psnr = metrics.get("psnr")
         mean = sum(score.psnr for score in mine) / max(len(mine), 1)
-        # A set of one patient has scores, but no interval around their mean.
-        differs = psnr is not None and abs(mean - psnr.mean) > 1e-6 * max(1.0, abs(mean))
-        if len(mine) != summary.n_images or differs:
+        if psnr is None:
+            raise RunError(f"{path} cannot be reported on: {no_mean(summary)}")
+        if len(mine) != summary.n_images or abs(mean - psnr.mean) > 1e-6 * max(1.0, abs(mean)):
             raise RunError(f"{path}: {PER_IMAGE} and {SUMMARY} disagree on {method}; evaluate the run again")
 
 

@@ -72,15 +72,23 @@ class Summary(BaseModel):
     """Hardware that evaluated."""
 
 
+def no_mean(summary: Summary) -> str:
+    """Why PSNR has no mean in a summary; empty where it has one."""
+    if all(metrics.get("psnr") is not None for metrics in summary.methods.values()):
+        return ""
+    return next((note for note in summary.notes if note.startswith("No mean of psnr")), "PSNR has no mean")
+
+
 def write_results(run: Path, summary: Summary, scores: Sequence[ImageScore]) -> None:
-    """Write `evaluation/per_image.csv` and `evaluation/summary.json` of a run."""
+    """Write `evaluation/per_image.csv` and `evaluation/summary.json` of a run; both or, where the disk is full, none."""
     names = [field.name for field in fields(ImageScore)]
     with replacing(run / PER_IMAGE) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(names)
         for score in scores:
             writer.writerow(["" if getattr(score, name) is None else getattr(score, name) for name in names])
-    write_json(run / SUMMARY, summary.model_dump(mode="json"))
+        stream.flush()  # while the old files still stand
+        write_json(run / SUMMARY, summary.model_dump(mode="json"))
 
 
 def read_summary(run: Path) -> Summary:
