@@ -80,7 +80,7 @@ def no_mean(summary: Summary) -> str:
 
 
 def write_results(run: Path, summary: Summary, scores: Sequence[ImageScore]) -> None:
-    """Write `evaluation/per_image.csv` and `evaluation/summary.json` of a run; both or, where the disk is full, none."""
+    """Write `evaluation/per_image.csv` and `evaluation/summary.json` of a run: both, or none on a full disk."""
     names = [field.name for field in fields(ImageScore)]
     with replacing(run / PER_IMAGE) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")

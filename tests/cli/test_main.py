@@ -1,0 +1,154 @@
+"""The command line as a whole: exit statuses, errors of one line, no traceback unless asked for."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from tests.command_line import veilray, veilray_process
+
+import veilray as package
+from veilray.cli import main
+from veilray.errors import DataError, RefusedError, RunError, TrainingError, UsageError, VeilrayError
+
+COMMANDS = ("demo", "import", "obfuscate", "train", "evaluate", "compare", "denoise")
+
+
+def _raising(error: BaseException) -> Callable[..., NoReturn]:
+    def command(**options: object) -> NoReturn:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (VeilrayError("a"), 1),
+        (TrainingError("a"), 1),
+        (UsageError("a"), 2),
+        (DataError("a"), 3),
+        (RunError("a"), 3),
+        (RefusedError("a"), 4),
+        (MemoryError(), 1),
+        (PermissionError(errno.EACCES, "Permission denied", "/some/file"), 1),
+        (OSError(errno.ENOSPC, "No space left on device", "/some/file"), 1),
+        (ZeroDivisionError("division by zero"), 1),
+        (AssertionError(), 1),
+        (KeyboardInterrupt(), 1),
+    ],
+)
+def test_every_error_is_one_line_and_a_status(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "app", _raising(error))
+    result = veilray("train")
+    assert result.status == status
+    assert len(result.lines) == 1
+    assert result.lines[0].startswith("veilray: ")
+    assert "Traceback" not in result.err
+    assert result.out == ""
+
+
+def test_files_and_advice_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "app", _raising(OSError(errno.ENOSPC, "No space left on device", "/some/file")))
+    assert "/some/file: No space left on device; free some space" in veilray("train").err
+    monkeypatch.setattr(main, "app", _raising(MemoryError()))
+    assert "tile" in veilray("denoise").err
+    monkeypatch.setattr(main, "app", _raising(ZeroDivisionError("division by zero")))
+    assert "--debug" in veilray("denoise").err
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
+    words = ["train", "default", "--data", tmp_path / "none", "--out", tmp_path / "run"]
+    assert "Traceback" not in veilray(*words).err
+    for arguments in (["--debug", *words], [*words, "--debug"]):
+        result = veilray(*arguments)
+        assert result.status == 3
+        assert "Traceback (most recent call last)" in result.err
+        assert "CohortError" in result.err
+        assert result.lines[-1].startswith(f"veilray: {tmp_path / 'none'} is neither a cohort nor a release")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["--bogus"], "--bogus"),
+        (["train", "--bogus"], "--bogus"),
+        (["train", "default"], "Missing option '--data'"),
+        (["train", "default", "--data", "c"], "Missing option '--out'"),
+        (["evaluate", "run"], "--data"),
+        (["evaluate"], "run"),
+        (["compare"], "runs"),
+        (["compare", "run"], "--out"),
+        (["denoise"], "INPUT"),
+        (["import"], "SOURCE"),
+        (["obfuscate"], "cohort"),
+        (["evaluate", "run", "--data", "c", "--split", "train"], "--split"),
+    ],
+)
+def test_wrong_usage_is_status_2_and_names_the_fault(words: list[str], said: str) -> None:
+    result = veilray(*words)
+    assert result.status == 2
+    assert said.lower() in result.err.lower()
+    assert "Traceback" not in result.err
+
+
+def test_help_names_every_command_and_each_has_its_own() -> None:
+    result = veilray("--help")
+    assert result.status == 0
+    for command in COMMANDS:
+        assert re.search(rf"^ +{command} +\w", result.out, re.MULTILINE), command
+        own = veilray(command, "--help")
+        assert own.status == 0
+        assert re.search(rf"^Usage: .* {command} ", own.out)
+        assert len(own.out.splitlines()) > 6
+
+
+def test_version() -> None:
+    result = veilray("--version")
+    assert (result.status, result.out) == (0, f"veilray {package.__version__}\n")
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    result = veilray()
+    assert result.status == 2
+    assert "Usage" in result.out + result.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["import", "no-such-folder", "--out", "out"],
+        ["obfuscate", "no-such-folder", "--out", "out"],
+        ["train", "default", "--data", "no-such-folder", "--out", "out"],
+        ["train", "no-such-file.toml", "--data", "c", "--out", "out"],
+        ["evaluate", "no-such-run", "--data", "c"],
+        ["compare", "no-such-run", "--out", "out"],
+        ["denoise", "no-such-file.png", "--out", "out", "--model", "no-such-run"],
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_is_made(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = veilray(*words)
+    assert result.status in (2, 3)
+    assert len(result.lines) == 1
+    assert "no-such" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_as_a_real_process(tmp_path: Path) -> None:
+    result = veilray_process("train", "default", "--data", "none", "--out", "run", folder=tmp_path)
+    assert result.status == 3
+    assert result.lines == ["veilray: none is neither a cohort nor a release; make one with: veilray import"]
+    assert result.out == ""
+    assert veilray_process("unknown").status == 2
+    assert veilray_process("--version").out == f"veilray {package.__version__}\n"

@@ -1,0 +1,91 @@
+"""The command line as the tests call it: in this process for speed, or as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from veilray.cli import main
+
+SMALL = [
+    word
+    for setting in (
+        "model.width=4",
+        "model.depth=3",
+        "train.epochs=2",
+        "train.batch_size=8",
+        "launch.device=cpu",
+        "launch.precision=fp32",
+    )
+    for word in ("--set", setting)
+]
+"""Overrides with which a network trains in a second."""
+
+PROCESS = [sys.executable, "-c", "from veilray.cli.main import run; run()"]
+"""What the console script `veilray` does."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left: its exit status and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines on standard error."""
+        return self.err.splitlines()
+
+
+def veilray(*words: object) -> Finished:
+    """Run a command of Veilray in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main._status([str(word) for word in words])
+        except SystemExit as end:  # as sys.exit(...) in the entry point would pass it on
+            status = int(end.code or 0)
+    return Finished(status, out.getvalue(), err.getvalue())
+
+
+def done(*words: object) -> Finished:
+    """Run a command that must succeed."""
+    result = veilray(*words)
+    assert result.status == 0, result.err
+    return result
+
+
+def start(*words: object, folder: Path | None = None) -> subprocess.Popen[str]:
+    """Start the command line as a process of its own, one thread, its output in pipes."""
+    return subprocess.Popen(
+        [*PROCESS, *(str(word) for word in words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def veilray_process(*words: object, folder: Path | None = None) -> Finished:
+    """Run a command of Veilray as a process of its own."""
+    process = start(*words, folder=folder)
+    out, err = process.communicate(timeout=240)
+    return Finished(process.returncode, out, err)
+
+
+def make_cohort(folder: Path, *, patients: int = 20, size: int = 32) -> Path:
+    """A cohort of two images a patient, 60/20/20; the images stay beside it in `png`."""
+    from tests.training.small import write_images
+
+    write_images(folder / "png", patients=patients, size=size)
+    options = ["--size", size, "--shares", "60/20/20", "--workers", 1]
+    done("import", folder / "png", "--out", folder / "cohort", *options)
+    return folder / "cohort"
