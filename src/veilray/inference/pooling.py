@@ -53,6 +53,7 @@ class PooledGroupNorm(nn.Module):
         self.moments: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same, normalised by the statistics that the pool's mode asks for."""
         if self.pool.mode == "collect":
             self._collect(x)
         if self.pool.mode == "own" or self.moments is None:

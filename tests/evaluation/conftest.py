@@ -1,0 +1,31 @@
+"""A small cohort and trained runs on it, shared by the tests that only read them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.command_line import SMALL, done, make_cohort
+
+
+@pytest.fixture(scope="session")
+def scored_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort of 40 images of 20 patients, 32x32."""
+    return make_cohort(tmp_path_factory.mktemp("scored"))
+
+
+@pytest.fixture(scope="session")
+def paper_run(scored_cohort: Path) -> Path:
+    """A run under the paper's scoring (raw outputs too), with a range of noise, evaluated on the test images."""
+    run = scored_cohort.parent / "run"
+    more = ["--set", "evaluate.unclamped_psnr=true", "--set", "noise.std=[0.1, 0.3]"]
+    done("train", "default", "--data", scored_cohort, "--out", run, *SMALL, *more)
+    done("evaluate", run, "--data", scored_cohort, "--no-download")
+    return run
+
+
+@pytest.fixture
+def own_paper_run(paper_run: Path, tmp_path: Path) -> Path:
+    """A copy of `paper_run` that a test may change."""
+    return Path(shutil.copytree(paper_run, tmp_path / "run"))
