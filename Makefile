@@ -8,7 +8,7 @@ OUT ?= demo
 .PHONY: demo test check format bench clean
 
 demo: $(STAMP)
-	$(BIN)/veilray demo --out $(OUT) $(if $(DATA),--data $(DATA))
+	$(BIN)/veilray demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2

@@ -21,7 +21,7 @@ def import_command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="New folder for the cohort.", show_default=False)],
-    size: Annotated[str, typer.Option(help="Height and width in pixels, or `native`.")] = "256",
+    size: Annotated[str, typer.Option(help="Side in pixels (images are stretched to squares), or `native`.")] = "256",
     patients: Annotated[
         Path | None, typer.Option(help="CSV file with image_id and patient_id.", show_default=False)
     ] = None,

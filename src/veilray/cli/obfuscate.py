@@ -42,7 +42,7 @@ def obfuscate_command(
     if pairs:
         typer.echo("The clean images are in it: it hides nothing from whoever receives it.")
     if seed is not None:
-        typer.echo("Made from a seed: whoever learns or guesses it recovers the clean images exactly.")
+        typer.echo("Made from a seed: whoever learns or guesses it recovers the clean images, but for clamped pixels.")
     if made.earlier:
         times = "once" if made.earlier == 1 else f"{made.earlier} times"
         typer.echo(f"This cohort was released {times} before: independent noise averages out over releases.")

@@ -23,9 +23,7 @@ NO_LPIPS = "LPIPS was not computed"
 
 
 def perceptual_metric(backbone: Path | None, *, download: bool) -> Perceptual:
-    """LPIPS with a given backbone, or torchvision's where `download` allows it; else the reason why there is none."""
-    if backbone is None and not download:
-        return Perceptual(network=None, note=f"{NO_LPIPS}: no --lpips-backbone was given.")
+    """LPIPS with a given backbone, or torchvision's, fetched where `download` allows it; else why there is none."""
     try:
         return Perceptual(network=load_lpips(backbone, download=download))
     except LpipsUnavailable as error:
@@ -39,12 +37,13 @@ def evaluate_and_report(
 
     None where there is nothing to report: the set is too small for a mean with an interval.
     """
+    report = run.path / "report.html"
     with progress(len(images.sets[split]), f"evaluating on {split}", "images") as bar:
         summary = evaluate_run(run, images, split=split, perceptual=perceptual, device=device, on_images=bar.advance)
     if no_mean(summary):
         typer.echo(f"no report: {no_mean(summary)}", err=True)
+        report.unlink(missing_ok=True)  # it would show scores that are no longer there
         return None
-    report = run.path / "report.html"
     write_report([run.path], data=str(images.data.path), out=report, device=device)
     return report
 

@@ -68,16 +68,19 @@ def run_training(config: RunConfig, *, data: Path, out: Path, resume: bool, lpip
     images = TrainingImages.open(data, config)
     config = images.config  # with the noise of the release, where it is one
     run = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
-    if resume:
+    if (run.path / "environment.json").exists():
         check_digest(run, images)
-    else:
+    else:  # also where a kill came before it was written
         run.write_environment(_facts(images, data), device=device)
     _announce(images, run, device=describe_device(device))
+    before = run.epochs()
     with TerminalWatcher(run, config, images) as watcher:
         outcome = train(config, images, run, device=device, watcher=watcher)
     if outcome.interrupted:
         raise VeilrayError(f"stopped after a checkpoint; go on with: veilray train --resume --data {data} --out {out}")
     typer.echo(_ending(outcome))
+    if before and run.epochs() == before and (run.path / "report.html").exists():
+        return  # it was finished already: its scores, of the test set perhaps, stay
     metric = perceptual_metric(lpips_backbone, download=False)
     report = evaluate_and_report(run, images, split="validation", perceptual=metric, device=device)
     if report is not None:

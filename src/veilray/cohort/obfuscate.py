@@ -153,8 +153,9 @@ def _draw(shape: tuple[int, ...], noise: NoiseConfig, seed: int | None, image_id
     if seed is None:
         low, high = noise.std_range
         return entropy_normal(shape), low + (high - low) * (secrets.randbits(53) / 2**53)
-    # A name that no draw of a training has, so that a release never shows the noise of a run with the same seed.
-    draw = keyed_draw(noise, seed=seed, epoch=0, image_id=f"release/{image_id}")
+    # A name that no draw of a training has, and that no other noise has: two levels of one noise field could be
+    # subtracted from each other, which gives the image away without the seed.
+    draw = keyed_draw(noise, seed=seed, epoch=0, image_id=f"release/{noise.mean}/{noise.std}/{noise.clip}/{image_id}")
     field = np.empty(shape, dtype=np.float32)
     fill_standard_normal(torch.from_numpy(field), key=draw.key)
     return field, draw.std

@@ -103,7 +103,7 @@ class ReleaseRecord(_Record):
     quantisation: dict[Literal["uint8", "uint16"], Quantisation]
     """For each depth of the noisy pixels."""
     subtractable: bool
-    """Whether the noise was made from a seed: whoever knows or guesses it recovers the clean images exactly."""
+    """Whether the noise was made from a seed: whoever knows or guesses it recovers all pixels that were not clamped."""
     pairs: bool
     """Whether the clean images are in the release too."""
     images: dict[Split, int]

@@ -39,8 +39,8 @@ def prepare(model: DenoisingNetwork, *, device: torch.device, dtype: torch.dtype
     """A copy of `model` for inference on `device` that computes in `dtype`; `model` stays as it is.
 
     It takes and gives float32. Each batch normalisation is folded into the convolution before it. Under bf16 the first
-    and the last 3x3 convolution, the heads and the residual addition stay in float32: their rounding is what bf16 costs,
-    up to 0.02 dB on trained U-Nets, and under 0.005 dB is left without it (benchmarks/inference.py).
+    and the last 3x3 convolution, the heads and the residual addition stay in float32: their rounding is nearly all that
+    bf16 costs (benchmarks/inference.py measures what is left).
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     for module in network.modules():

@@ -16,6 +16,9 @@ from veilray.images.sources import SourceItem, find_images
 from veilray.images.write import write_png
 from veilray.inference.denoiser import Denoiser
 
+ENDINGS = ("png", "jpg", "jpeg", "dcm", "dicom")
+"""Endings that are not part of an image's name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Denoised:
@@ -49,7 +52,7 @@ def denoise_inputs(inputs: Sequence[Path], out: Path, *, denoiser: Denoiser, mea
 def _file(item: SourceItem, out: Path, *, denoiser: Denoiser, mean: float | None, written: dict[Path, str]) -> Denoised:
     if item.rejection is not None:
         return Denoised(source=item.name, target=None, reason=item.rejection)
-    target = out / f"{PurePosixPath(item.name.rpartition(':')[2]).stem}.png"
+    target = out / f"{_stem(item)}.png"
     if target in written:
         return Denoised(source=item.name, target=None, reason=f"{written[target]} gave {target} already")
     if target.exists():
@@ -65,6 +68,13 @@ def _file(item: SourceItem, out: Path, *, denoiser: Denoiser, mean: float | None
     write_png(target, to_levels(pixels, levels_dtype(radiograph.bit_depth)))
     written[target] = item.name
     return Denoised(source=item.name, target=target)
+
+
+def _stem(item: SourceItem) -> str:
+    """The file's name without its ending; names of DICOM files are often UIDs, which only look as if they had one."""
+    name = item.path.name if item.path is not None else PurePosixPath(item.name.rpartition(":")[2]).name
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot and ending.lower() in ENDINGS else name
 
 
 def _release(path: Path, out: Path, *, denoiser: Denoiser, mean: float | None) -> Iterator[Denoised]:

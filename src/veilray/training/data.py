@@ -144,7 +144,8 @@ def _noise_of(data: Cohort | Release, config: RunConfig) -> NoiseConfig:
     ):
         raise UsageError(
             f"the configuration asks for noise mean {wanted.mean}, std {wanted.std}, clip {wanted.clip}, but the "
-            f"release was made with mean {data.noise.mean}, std {data.noise.std}, clip {data.noise.clip}"
+            f"release was made with mean {data.noise.mean}, std {data.noise.std}, clip {data.noise.clip}; "
+            "set noise.mean, noise.std and noise.clip to the release's"
         )
     return data.noise
 
