@@ -9,8 +9,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from veilray.cli import main
+from veilray.metrics import lpips
 
 SMALL = [
     word
@@ -45,9 +47,15 @@ class Finished:
 
 
 def veilray(*words: object) -> Finished:
-    """Run a command of Veilray in this process."""
+    """Run a command of Veilray in this process, where no LPIPS backbone is at hand but one that is named."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        mock.patch.dict(os.environ),
+        mock.patch.object(lpips, "BACKBONE_SHA256", "the digest of no file"),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        os.environ.pop("VEILRAY_LPIPS_BACKBONE", None)
         try:
             status = main._status([str(word) for word in words])
         except SystemExit as end:  # as sys.exit(...) in the entry point would pass it on

@@ -22,7 +22,7 @@ def test_scores_the_test_images_and_says_so(own_run: Path, flow_cohort: Path) ->
         psnr = summary.methods[method]["psnr"]
         assert psnr is not None
         assert f"{name}: psnr {psnr.mean:.4g} [{psnr.low:.4g}, {psnr.high:.4g}]" in result.out
-    assert "LPIPS was not computed: no --lpips-backbone was given" in result.out
+    assert "LPIPS was not computed: no AlexNet backbone was given" in result.out
     assert "ssim" in (own_run / "report.html").read_text(encoding="utf-8").lower()
 
 
@@ -75,6 +75,13 @@ def test_one_run_makes_a_report(flow_run: Path, tmp_path: Path) -> None:
     page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64") >= 3
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_folder_is_no_report(flow_run: Path, tmp_path: Path) -> None:
+    result = veilray("compare", flow_run, "--out", tmp_path)
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert str(tmp_path / "report.html") in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_cohort_the_report_has_no_pictures_and_says_so(flow_cohort: Path, tmp_path: Path) -> None:

@@ -39,7 +39,6 @@ def _raising(error: BaseException) -> Callable[..., NoReturn]:
         (OSError(errno.ENOSPC, "No space left on device", "/some/file"), 1),
         (ZeroDivisionError("division by zero"), 1),
         (AssertionError(), 1),
-        (KeyboardInterrupt(), 1),
     ],
 )
 def test_every_error_is_one_line_and_a_status(
@@ -52,6 +51,17 @@ def test_every_error_is_one_line_and_a_status(
     assert result.lines[0].startswith("veilray: ")
     assert "Traceback" not in result.err
     assert result.out == ""
+
+
+def test_ctrl_c_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    (tmp_path / "in").mkdir()
+    monkeypatch.setattr("veilray.cohort.build.ordered_map", interrupt)
+    result = veilray("import", tmp_path / "in", "--out", tmp_path / "out")
+    assert (result.status, result.lines) == (1, ["veilray: stopped"])
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_files_and_advice_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from veilray.errors import UsageError
+
 
 def compare_command(
     runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders.", show_default=False)],
@@ -16,6 +18,8 @@ def compare_command(
     ] = None,
 ) -> None:
     """Compare evaluated runs: tables, paired differences, curves and pictures in one HTML file."""
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name the HTML file to write, such as {out / 'report.html'}")
     from veilray.cli.reporting import write_report
     from veilray.parallel.devices import pick_device
 

@@ -21,6 +21,9 @@ from veilray.cli.train import train_command
 from veilray.errors import VeilrayError
 from veilray.parallel.devices import use_huge_pages
 
+# What typer makes of Ctrl-C.
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="Obfuscate chest radiographs, train denoisers on them, and measure what both really achieve. "
     "Not a medical device.",
@@ -65,9 +68,10 @@ def _status(arguments: list[str]) -> int:
     try:
         app(args=[word for word in arguments if word != "--debug"])  # ends in SystemExit, 2 for wrong usage
         return 0
-    except KeyboardInterrupt:
-        _say("stopped")
-        return 1
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        return _fail("stopped", 1, debug)
     except VeilrayError as error:
         return _fail(str(error), error.exit_status, debug)
     except OSError as error:
