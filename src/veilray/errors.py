@@ -6,6 +6,7 @@ VeilrayError                    exit status 1
 │   ├── ImageError              one file that cannot be used as a radiograph
 │   ├── CohortError             a cohort or release that is damaged or does not fit
 │   └── RunError                a run folder, checkpoint or result file that is damaged or does not fit
+│       └── CutShortError       a checkpoint or weights file that is not whole
 ├── RefusedError                exit status 4: refused for safety
 ├── TrainingError               exit status 1: training cannot go on
 └── LpipsUnavailable            exit status 1: the weights of LPIPS cannot be had; evaluation goes on without it
@@ -44,6 +45,10 @@ class CohortError(DataError):
 
 class RunError(DataError):
     """A run folder, checkpoint or result file that is damaged, altered or unfit for what was asked."""
+
+
+class CutShortError(RunError):
+    """A file of weights or a checkpoint that is missing, cut short or foreign."""
 
 
 class RefusedError(VeilrayError):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from veilray.errors import DataError, VeilrayError
+from veilray.errors import DataError, UsageError, VeilrayError
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Where the block fails nothing is left. DataError where `path` exists, VeilrayError where the disk is full.
     """
     if path.exists():
-        raise DataError(f"{path} already exists; name a new folder or remove that one")
+        raise UsageError(f"{path} already exists; name a new folder or remove that one")
     with _naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _replacing_folder(path) as part:

@@ -146,7 +146,7 @@ def test_patients_from_a_file(tmp_path: Path, draw: Draw, write: Write) -> None:
     assert list(Cohort.open(tmp_path / "out").patient_ids) == ["p", "x1", "p"]
     assert report.record.patients_unknown == 1
     (tmp_path / "patients.csv").write_text("image_id,patient_id\nx0.png,p\n")
-    with pytest.raises(DataError, match="lists none of the images"):
+    with pytest.raises(UsageError, match="lists none of the images"):
         _import([tmp_path / "in"], tmp_path / "other", patients=tmp_path / "patients.csv")
 
 
@@ -242,7 +242,7 @@ def test_a_split_file_that_tears_patients_apart_is_refused(radiographs: Path, tm
 def test_an_existing_folder_is_never_touched(radiographs: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(DataError, match="already exists"):
+    with pytest.raises(UsageError, match="already exists"):
         _import([radiographs], tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 

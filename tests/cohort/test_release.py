@@ -18,7 +18,7 @@ from veilray.cohort.cohort import Cohort
 from veilray.cohort.obfuscate import WrittenRelease, write_release
 from veilray.cohort.open import open_data
 from veilray.cohort.release import Release
-from veilray.errors import CohortError, DataError
+from veilray.errors import CohortError, UsageError
 from veilray.obfuscation.config import NoiseConfig
 
 NOISE = NoiseConfig(mean=0.1, std=0.2)
@@ -171,7 +171,7 @@ def test_refusals(cohort: Cohort, tmp_path: Path) -> None:
     made = write_release(cohort, tmp_path / "release", noise=NOISE)
     release = open_data(made.path)
     assert isinstance(release, Release)
-    with pytest.raises(DataError, match="already exists"):
+    with pytest.raises(UsageError, match="already exists"):
         write_release(cohort, tmp_path / "release", noise=NOISE)
     with pytest.raises(CohortError, match="--pairs"):
         release.gather_clean(np.array([0]))

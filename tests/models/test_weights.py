@@ -83,14 +83,14 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no weights file .*absent"):
+    with pytest.raises(RunError, match=r"absent.* is missing"):
         load_weights(tmp_path / "absent.safetensors")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": "pt"}, "does not hold weights of Veilray's"),
+        ({"format": "pt"}, "is not a veilray-weights file of Veilray's"),
         ({"schema_version": "2"}, "schema version 2"),
         ({"model": json.dumps({"name": "transformer"})}, "does not know"),
         ({"model": "{"}, "does not know"),
@@ -113,7 +113,7 @@ def test_a_failed_write_leaves_the_old_file(path: Path, monkeypatch: pytest.Monk
     def full_disk(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("veilray.models.weights.save_file", full_disk)
+    monkeypatch.setattr("veilray.models.tensors.save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_weights(path, build_model(CONFIGS[1]))
     assert path.read_bytes() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -202,29 +203,32 @@ def test_resuming_with_another_configuration_is_refused(cohort: Path, tmp_path: 
         RunFolder.resume(tmp_path / "run", small_config(train={"epochs": 9}))
 
 
-def test_a_full_disk_keeps_the_checkpoints_there_are(
-    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_keeps_the_checkpoints_there_are(cohort: Path, tmp_path: Path) -> None:
     config = small_config(train={"epochs": 3})
     train_here(config, cohort, tmp_path / "whole")
-    saves = 0
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        nonlocal saves
-        saves += 1
-        if saves == 2:
-            Path(path).write_bytes(b"half of it")
-            raise OSError(28, "No space left on device")
-        save_file(tensors, path, metadata)
+    def fill_the_disk(step: int) -> None:
+        if step == 5:  # after the first epoch's checkpoint
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))
 
-    from veilray.training import state
-
-    save_file = state.save_file
-    monkeypatch.setattr(state, "save_file", full)
-    with pytest.raises(VeilrayError, match="no space left"):
-        train_here(config, cohort, tmp_path / "full")
+    try:
+        with pytest.raises(VeilrayError, match="file too large; nothing was left behind"):
+            train_here(config, cohort, tmp_path / "full", Recorder(fill_the_disk))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     folder = tmp_path / "full" / "checkpoints"
     assert len(checkpoints(folder)) == 1
     assert not list(folder.glob(".*"))
     train_here(config, cohort, tmp_path / "full")
     assert _equal(_final_state(tmp_path / "whole"), _final_state(tmp_path / "full"))
+
+
+def test_without_a_complete_checkpoint_nothing_is_forgotten(cohort: Path, tmp_path: Path) -> None:
+    config = small_config()
+    train_here(config, cohort, tmp_path / "run")
+    for path in checkpoints(tmp_path / "run" / "checkpoints"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"no checkpoint .* is complete"):
+        train_here(config, cohort, tmp_path / "run")
+    assert len(RunFolder(tmp_path / "run").epochs()) == 2

@@ -18,7 +18,8 @@ from veilray.models.build import build_model
 from veilray.parallel.devices import describe_device, pick_device
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
-from veilray.training.loop import Outcome, resolve_launch, train
+from veilray.training.launch import resolved
+from veilray.training.loop import Outcome, train
 from veilray.training.run import EpochRecord, RunFolder
 
 
@@ -64,8 +65,7 @@ class TerminalWatcher:
 def run_training(config: RunConfig, *, data: Path, out: Path, resume: bool, lpips_backbone: Path | None) -> None:
     """Train, score on the validation set and write the report. Raises VeilrayError where it was interrupted."""
     device = pick_device(config.launch.device)
-    config = config.model_copy(update={"launch": resolve_launch(config.launch, device)})
-    images = TrainingImages.open(data, config)
+    images = TrainingImages.open(data, resolved(config, device))
     config = images.config  # with the noise of the release, where it is one
     run = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
     if (run.path / "environment.json").exists():

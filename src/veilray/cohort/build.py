@@ -170,7 +170,7 @@ def _finish(builder: _Builder, plan: _Plan, out: Path) -> CohortRecord:
     if not admission.images:
         raise _nothing_usable(builder, out)
     if plan.patients and not admission.found_listed:
-        raise DataError(f"{plan.patients} lists none of the images; an image id is a file's name without its ending")
+        raise UsageError(f"{plan.patients} lists none of the images; an image id is a file's name without its ending")
     across = admission.patients_across_sets()
     if across:
         raise CohortError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from veilray.errors import ImageError
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 50_000_000
 """Pixels an image may have; the largest digital radiographs have about 20 million."""
 
 MAX_FILE_BYTES = 512 * 1024 * 1024

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from veilray.errors import RunError
-from veilray.files import replacing
 from veilray.models.build import DenoisingNetwork, build_model
 from veilray.models.config import ModelConfig
+from veilray.models.tensors import read_tensors, write_tensors
 from veilray.models.unet import UNet
 from veilray.models.unetpp import UNetPlusPlus
 from veilray.obfuscation.config import NoiseConfig
@@ -45,9 +43,7 @@ def save_weights(path: Path, model: nn.Module, *, noise: NoiseConfig | None = No
     header = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "model": model.config.model_dump_json()}
     if noise is not None:
         header["noise"] = noise.model_dump_json()
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with replacing(path) as part:
-        save_file(tensors, part, metadata=header)
+    write_tensors(path, model.state_dict(), header)
 
 
 def load_weights(path: Path, *, expected: ModelConfig | None = None) -> Weights:
@@ -56,14 +52,7 @@ def load_weights(path: Path, *, expected: ModelConfig | None = None) -> Weights:
     Raises RunError where the file is missing, cut short, foreign or of another version, where its tensors are not those
     of its own configuration, and where its configuration is not the `expected` one.
     """
-    header, tensors = _read(path)
-    if header.get("format") != FORMAT:
-        raise RunError(f"{path} does not hold weights of Veilray's; give a file that `veilray train` wrote")
-    if header.get("schema_version") != SCHEMA_VERSION:
-        raise RunError(
-            f"{path} has schema version {header.get('schema_version')}, and this Veilray reads version "
-            f"{SCHEMA_VERSION}: use the Veilray that wrote it, or a newer one"
-        )
+    header, tensors = read_tensors(path, format=FORMAT, schema_version=SCHEMA_VERSION)
     try:
         config = ModelConfig.model_validate_json(header.get("model", ""))
         noise = NoiseConfig.model_validate_json(header["noise"]) if "noise" in header else None
@@ -86,16 +75,6 @@ def model_of(weights: Weights) -> DenoisingNetwork:
         model = build_model(weights.config)  # without drawing initial weights from the global generator
     model.load_state_dict(weights.tensors, assign=True)
     return model.eval()
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not path.is_file():
-        raise RunError(f"there is no weights file {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path} is not a whole safetensors file ({error}): it was cut short, or is none") from None
 
 
 def _check_tensors(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Std = Annotated[float, Field(gt=0.0, le=10.0)]
+Std = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
 
 
 class NoiseConfig(BaseModel):

@@ -98,9 +98,10 @@ def _outcome(level: Level, comparison: Comparison) -> str:
     noisy = next((arm for arm in level.arms if arm.kind == "noisy"), None)
     gain = "" if noisy is None else f" from {with_unit('psnr', score('psnr', _psnr(noisy).mean))} of the noisy input"
     leader = ranked[0]
+    verb = "brought" if noisy is None else "raised" if _psnr(leader).mean >= _psnr(noisy).mean else "lowered"
     seeds = f"; mean of {count(len(leader.runs), 'seed')}" if len(leader.runs) > 1 else "; one seed"
     sentence = (
-        f"At {percent(level.noise)}, {leader.label} raised the mean PSNR{gain} to "
+        f"At {percent(level.noise)}, {leader.label} {verb} the mean PSNR{gain} to "
         f"{with_unit('psnr', score('psnr', _psnr(leader).mean))} "
         f"({confidence(comparison)} {ends('psnr', _psnr(leader))}{seeds})."
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from veilray.errors import UsageError
 from veilray.models.config import ModelConfig
@@ -121,7 +122,9 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises UsageError for a missing file, bad TOML, an unknown key or a value of the wrong kind.
     """
-    path = preset_path(source) if str(source) in preset_names() else Path(source)
+    path = Path(source)
+    if not path.exists() and path.name == str(source) and path.name.removesuffix(".toml") in preset_names():
+        path = preset_path(path.name)
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -173,8 +176,12 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError, path: Path) -> str:
     lines = []
-    for fault in error.errors()[:3]:
-        where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("function-", "constrained-")))
+    faults: dict[str, ErrorDetails] = {}
+    for fault in error.errors():
+        # A union such as a number or a range reports each of its branches; the first says enough.
+        parts = [str(part) for part in fault["loc"]]
+        faults.setdefault(".".join(part for part in parts if "[" not in part and part != "constrained-float"), fault)
+    for where, fault in list(faults.items())[:3]:
         what = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
         lines.append(f"{where}: {what}" if where else what)
     return f"{path}: " + "; ".join(lines)

@@ -23,6 +23,7 @@ from veilray.obfuscation.noise import apply_draws, keyed_draw
 from veilray.training.config import RunConfig
 
 Rows = npt.NDArray[np.int64]
+SMALLEST = 11  # the window of SSIM
 Gather = Callable[[Rows], FloatImage]
 
 
@@ -162,6 +163,8 @@ def _sets(data: Cohort | Release, config: RunConfig) -> dict[str, Rows]:
     small = min(min(size) for size in data.sizes)
     if crop > small:
         raise UsageError(f"train.crop = {crop} is larger than the smallest side of an image, {small}")
+    if (crop or small) < SMALLEST:
+        raise CohortError(f"{data.path} holds images of {small} pixels a side; networks and metrics need {SMALLEST}")
     codes = image_split(data.image_ids, seed=config.split.seed) if config.split.rule == "paper" else data.split_codes
     sets: dict[str, Rows] = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
     for name in ("train", "validation"):

@@ -9,18 +9,18 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from veilray.errors import TrainingError
+from veilray.errors import CutShortError, RunError, TrainingError
 from veilray.metrics.psnr import psnr
 from veilray.models.build import build_model
 from veilray.models.weights import save_weights
-from veilray.parallel.devices import multiplies_bf16
-from veilray.training.config import LaunchConfig, RunConfig
+from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.interruption import deferred_interruption
+from veilray.training.launch import autocast, laid_out, memory_format, resolved
 from veilray.training.objectives import SupervisedObjective, image_losses
 from veilray.training.run import EpochRecord, RunFolder
 from veilray.training.schedule import learning_rate
-from veilray.training.state import Counters, TrainingState, checkpoints, readable
+from veilray.training.state import Counters, TrainingState, checkpoints
 
 MAX_SKIPS = 20
 
@@ -56,7 +56,7 @@ def train(
 
     Raises TrainingError where the loss, or 20 fp16 gradients in a row, are not finite.
     """
-    config = config.model_copy(update={"launch": resolve_launch(config.launch, device)})
+    config = resolved(config, device)
     state = _start(config, run, device, watcher)
     counters, steps = state.counters, images.steps_per_epoch()
     objective = SupervisedObjective(state.model, loss=config.train.loss, deep_supervision=config.model.deep_supervision)
@@ -107,14 +107,18 @@ def _start(config: RunConfig, run: RunFolder, device: torch.device, watcher: Wat
     """The state at the first step, or at the newest checkpoint that is complete."""
     torch.manual_seed(config.seed)  # the one place that touches the global generator: initial weights come from it
     model = build_model(config.model).to(device)
-    model.to(memory_format=_memory_format(config.launch))  # type: ignore[call-overload]
+    model.to(memory_format=memory_format(config.launch))  # type: ignore[call-overload]
     state = TrainingState(model, config.train, device=device, scale_loss=config.launch.precision == "fp16")
     for path in reversed(checkpoints(run.checkpoints)):
-        if readable(path):
+        try:
             state.restore(path)
             watcher.note(f"going on from step {state.counters.step} ({path.name})")
             break
-        watcher.note(f"{path.name} is not complete; taking the one before it")
+        except CutShortError:
+            watcher.note(f"{path.name} is not complete; looking for one before it")
+    else:
+        if checkpoints(run.checkpoints):
+            raise RunError(f"no checkpoint in {run.checkpoints} is complete; begin a new run in another folder")
     run.forget_after(state.counters.step)
     return state
 
@@ -127,8 +131,8 @@ def _step(
     step = state.counters.step + 1
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    with _autocast(config.launch, noisy.device):
-        loss = objective(_laid_out(noisy, config.launch), clean).mean()
+    with autocast(config.launch, noisy.device):
+        loss = objective(laid_out(noisy, config.launch), clean).mean()
     value = float(loss.item())
     if not torch.isfinite(loss):
         raise TrainingError(
@@ -169,37 +173,12 @@ def _validate(model: nn.Module, images: TrainingImages, config: RunConfig, devic
     model.eval()
     loss = decibels = 0.0
     for batch in images.held_out_batches("validation", device, batch_size=config.train.batch_size):
-        with _autocast(config.launch, device):
-            output = model(_laid_out(batch.noisy, config.launch)).float()
+        with autocast(config.launch, device):
+            output = model(laid_out(batch.noisy, config.launch)).float()
         loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
         decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
     count = len(images.sets["validation"])
     return loss / count, decibels / count
-
-
-def resolve_launch(launch: LaunchConfig, device: torch.device) -> LaunchConfig:
-    """The launch with every `auto` replaced by what the device does best."""
-    precision = launch.precision
-    if precision == "auto":
-        precision = "bf16" if multiplies_bf16(device) else "fp32"
-    layout = launch.layout
-    if layout == "auto":
-        layout = "contiguous" if device.type == "cpu" and precision == "fp32" else "channels_last"
-    return launch.model_copy(update={"device": device.type, "precision": precision, "layout": layout})
-
-
-def _autocast(launch: LaunchConfig, device: torch.device) -> torch.autocast:
-    """The arithmetic of a forward pass: fp16 or bf16 in the layers that stand it, or fp32 throughout."""
-    half = torch.float16 if launch.precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=half, enabled=launch.precision != "fp32")
-
-
-def _laid_out(images: Tensor, launch: LaunchConfig) -> Tensor:
-    return images.contiguous(memory_format=_memory_format(launch))
-
-
-def _memory_format(launch: LaunchConfig) -> torch.memory_format:
-    return torch.channels_last if launch.layout == "channels_last" else torch.contiguous_format
 
 
 class _Stopwatch:

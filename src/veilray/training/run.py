@@ -78,7 +78,7 @@ class RunFolder:
         changed = [
             name
             for name in RunConfig.model_fields
-            if name not in ("launch", "evaluate") and getattr(before, name) != getattr(config, name)
+            if name != "launch" and getattr(before, name) != getattr(config, name)
         ]
         if changed:
             raise UsageError(

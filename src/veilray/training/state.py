@@ -14,17 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from veilray.errors import RunError, TrainingError
-from veilray.files import replacing
+from veilray.models.tensors import read_tensors, write_tensors
 from veilray.training.average import WeightAverage
 from veilray.training.config import TrainConfig
 from veilray.training.run import EpochRecord
 
-SCHEMA_VERSION = 1
+FORMAT = "veilray-state"
+SCHEMA_VERSION = "1"
 KEPT = 2
 
 
@@ -99,17 +98,16 @@ class TrainingState:
         """Write a checkpoint aside, rename it, and keep the last two. Returns its path."""
         counters = {**asdict(self.counters), "best_loss": repr(self.counters.best_loss)}
         scalars = {"counters": counters, "scaler": self.scaler.state_dict()}
-        header = {"format": "veilray-state", "schema_version": str(SCHEMA_VERSION), "state": json.dumps(scalars)}
+        header = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "state": json.dumps(scalars)}
         path = folder / f"state-{self.counters.step:09d}.safetensors"
-        with replacing(path) as part:
-            save_file({name: value.contiguous() for name, value in self._tensors()}, part, metadata=header)
+        write_tensors(path, dict(self._tensors()), header)
         for old in checkpoints(folder)[:-KEPT]:
             old.unlink()
         return path
 
     def restore(self, path: Path) -> None:
-        """Take everything from a checkpoint. RunError where the file is cut short, foreign or of another network."""
-        header, tensors = _read(path)
+        """Take everything from a checkpoint. RunError where it is another network's, CutShortError where not whole."""
+        header, tensors = read_tensors(path, format=FORMAT, schema_version=SCHEMA_VERSION)
         state: dict[int, dict[str, Tensor]] = {}
         model, average = {}, {}
         for name, value in tensors.items():
@@ -159,29 +157,6 @@ class TrainingState:
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first."""
     return sorted(folder.glob("state-*.safetensors"))
-
-
-def readable(path: Path) -> bool:
-    """Whether a checkpoint is complete; one that was cut short is not."""
-    try:
-        _read(path, tensors=False)
-    except RunError:
-        return False
-    return True
-
-
-def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path} is not a complete checkpoint ({error})") from None
-    if header.get("format") != "veilray-state":
-        raise RunError(f"{path} is not a training checkpoint of Veilray")
-    if header.get("schema_version") != str(SCHEMA_VERSION):
-        raise RunError(f"{path} has schema version {header.get('schema_version')}; this Veilray reads {SCHEMA_VERSION}")
-    return header, values
 
 
 def _optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:

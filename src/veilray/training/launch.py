@@ -1,0 +1,38 @@
+"""Where and in what arithmetic a training runs: what `auto` means, autocast and memory format."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from veilray.parallel.devices import multiplies_bf16
+from veilray.training.config import LaunchConfig, RunConfig
+
+
+def resolved(config: RunConfig, device: torch.device) -> RunConfig:
+    """The configuration with every `auto` of its launch replaced by what the device does best."""
+    launch = config.launch
+    precision = launch.precision
+    if precision == "auto":
+        precision = "bf16" if multiplies_bf16(device) else "fp32"
+    layout = launch.layout
+    if layout == "auto":
+        layout = "contiguous" if device.type == "cpu" and precision == "fp32" else "channels_last"
+    concrete = launch.model_copy(update={"device": device.type, "precision": precision, "layout": layout})
+    return config.model_copy(update={"launch": concrete})
+
+
+def autocast(launch: LaunchConfig, device: torch.device) -> torch.autocast:
+    """The arithmetic of a forward pass: fp16 or bf16 in the layers that stand it, or fp32 throughout."""
+    half = torch.float16 if launch.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=half, enabled=launch.precision != "fp32")
+
+
+def laid_out(images: Tensor, launch: LaunchConfig) -> Tensor:
+    """Images (N, 1, H, W) in the memory format of the launch."""
+    return images.contiguous(memory_format=memory_format(launch))
+
+
+def memory_format(launch: LaunchConfig) -> torch.memory_format:
+    """torch's name of the layout."""
+    return torch.channels_last if launch.layout == "channels_last" else torch.contiguous_format
