@@ -31,6 +31,7 @@ from common import save, table
 from veilray.cohort.build import import_radiographs
 from veilray.evaluation.compare import compare
 from veilray.evaluation.evaluate import Perceptual, evaluate_run
+from veilray.evaluation.results import METRICS
 from veilray.metrics.interval import Interval
 from veilray.metrics.lpips import load_lpips
 from veilray.training.config import RunConfig, load_config
@@ -84,15 +85,13 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
     for run in runs:
         _evaluate(RunFolder(run), cohort, options)
     comparison = compare(runs)
-    rows = []
+    rows: list[list[str]] = []
     for level in comparison.levels:
-        for arm in level.arms:
-            figures = {name: value for name, value in arm.metrics.items() if value is not None}
-            rows.append([arm.label, *map(_text, figures.values())])
+        rows += [[arm.label, *(_text(v) if v else "-" for v in arm.metrics.values())] for arm in level.arms]
         for pair in level.pairs:
             d = pair.difference
             print(f"{pair.first} - {pair.second}, {pair.metric}: {_text(d)}, p {pair.p_holm:.2g}")
-    print(table(["method", *figures], rows))
+    print(table(["method", *METRICS], rows))
     if options.save:
         save("quality", _record(options, runs, comparison))
 

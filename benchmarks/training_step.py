@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from veilray.models.build import build_model
 
 from common import alternate, medians, save, table
 from veilray.cohort.build import import_radiographs
 from veilray.images.phantom import write_phantoms
+from veilray.models.build import build_model
 from veilray.models.config import ModelConfig
 from veilray.training.config import RunConfig, load_config
 from veilray.training.data import TrainingImages

@@ -111,7 +111,7 @@ def test_index_and_record_hold_the_allowed_fields_only(mixed: Cohort, tmp_path: 
     record = json.loads((made.path / "release.json").read_text())
     assert set(record) == {
         *("schema_version", "release_id", "noise", "quantisation", "subtractable", "pairs"),
-        *("images", "patients", "files", "digest"),
+        *("images", "patients", "patients_unknown", "files", "digest"),
     }
     assert set(record["noise"]) == {"mean", "std", "clip"}
 

@@ -239,6 +239,12 @@ def test_one_run_alone_has_no_table_of_pairs_and_names_the_missing_seeds(make_ru
     assert "Chance in training is not covered" in html
 
 
+def test_unknown_patients_are_not_called_apart(make_run: MakeRun) -> None:
+    page = to_html(compare([make_run("a", environment={"shared_patients": 0, "patients_unknown": 7})]), [])
+    assert "The patients of 7 images are unknown" in page
+    assert "No patient is in two sets" not in page
+
+
 def test_shared_patients_are_counted_and_warned_of(make_run: MakeRun) -> None:
     clean = to_html(compare([make_run("a")]), [])
     shared = to_html(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -59,6 +60,8 @@ def main(
 
 def run() -> None:
     """Entry point of `veilray`: exit status 0 done, 2 usage, 3 bad data, 4 refused, 1 anything else."""
+    # A scheduler's way to stop a job: cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_status(sys.argv[1:]))
 
 

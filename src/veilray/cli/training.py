@@ -96,6 +96,7 @@ def _facts(images: TrainingImages, data: Path) -> dict[str, Any]:
         "cohort_digest": images.data.digest,
         **counts,
         "shared_patients": images.shared_patients(),
+        "patients_unknown": images.data.record.patients_unknown,
         "parameters": sum(parameter.numel() for parameter in build_model(images.config.model).parameters()),
     }
 

@@ -109,6 +109,7 @@ def write_release(
             pairs=pairs,
             images={split: len(cohort.rows(split)) for split in SPLITS},
             patients={split: len({names.patients[row] for row in cohort.rows(split)}) for split in SPLITS},
+            patients_unknown=cohort.record.patients_unknown,
             files=record_files(folder, [INDEX_FILE, *noisy.counts, *clean.counts]),
             digest="",
         )

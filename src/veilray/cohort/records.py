@@ -108,6 +108,8 @@ class ReleaseRecord(_Record):
     """Whether the clean images are in the release too."""
     images: dict[Split, int]
     patients: dict[Split, int]
+    patients_unknown: int
+    """How many images count as a patient of their own because nobody knows whose they are."""
     files: dict[FileName, FileRecord]
     digest: str
     """SHA-256 over the digests of the released files and over the noise."""

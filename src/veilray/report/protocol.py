@@ -129,6 +129,11 @@ def data_sets(comparison: Comparison) -> list[DataSet]:
     return sets
 
 
+def patients_unknown(comparison: Comparison) -> int:
+    """Images whose patient nobody knew, so that nothing is known of patients in two sets either."""
+    return max([run.environment.get("patients_unknown", 0) for run in comparison.runs], default=0)
+
+
 def shared_patients(comparison: Comparison) -> int | None:
     """The largest number of patients that a run's sets share; None where no run recorded it."""
     counts = [run.environment.get("shared_patients") for run in comparison.runs]
