@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--save", action="store_true", help="write results/importing.json")
     options = parser.parse_args()
+
     workers = sorted({1, available_cores()})
     rates: dict[int, list[float]] = {count: [] for count in workers}
     with tempfile.TemporaryDirectory() as name:
