@@ -32,5 +32,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Veilray needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dicom,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dicom,sites,clinic,dev]'
 	touch $@
