@@ -8,7 +8,10 @@ VeilrayError                    exit status 1
 │   └── RunError                a run folder, checkpoint or result file that is damaged or does not fit
 │       └── CutShortError       a checkpoint or weights file that is not whole
 ├── RefusedError                exit status 4: refused for safety
+│   └── BundleError             a bundle or upload that is altered, replayed, or not from or for whom it should be
 ├── TrainingError               exit status 1: training cannot go on
+├── LostRankError               exit status 1: another process of a distributed job has gone
+├── ToldElsewhere               the status of an error that another process of the job tells the user
 └── LpipsUnavailable            exit status 1: the weights of LPIPS cannot be had; evaluation goes on without it
 
 Each message is one or two lines: what is wrong, and what to do about it.
@@ -57,8 +60,31 @@ class RefusedError(VeilrayError):
     exit_status = 4
 
 
+class BundleError(RefusedError):
+    """A bundle or an upload that is altered, replayed, or not from or for whom it should be.
+
+    `reason` is one word for the log, which holds no names of files and nothing of what came from outside.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class TrainingError(VeilrayError):
     """Training cannot go on: the loss or the gradients are not finite."""
+
+
+class LostRankError(VeilrayError):
+    """Another process of a distributed job has ended or does not answer."""
+
+
+class ToldElsewhere(VeilrayError):  # noqa: N818 - it ends a process without a word
+    """Another process of the job tells the user; this one only ends, with the same status."""
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__("another rank says why")
+        self.exit_status = exit_status
 
 
 class LpipsUnavailable(VeilrayError):  # noqa: N818 - it is a reason to report, not a fault
