@@ -44,27 +44,28 @@ def _replacing(path: Path, mode: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replacing_folder(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name when the block ends well; `path` must not exist yet.
 
-    Where the block fails nothing is left. DataError where `path` exists, VeilrayError where the disk is full.
+    `mode`: permissions, before the umask. Where the block fails nothing is left. UsageError where `path` exists,
+    VeilrayError where the disk is full.
     """
     if path.exists():
         raise UsageError(f"{path} already exists; name a new folder or remove that one")
     with _naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing_folder(path) as part:
+        with _replacing_folder(path, mode) as part:
             yield part
 
 
 @contextlib.contextmanager
-def _replacing_folder(path: Path) -> Iterator[Path]:
+def _replacing_folder(path: Path, mode: int) -> Iterator[Path]:
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         yield part
         for file in part.rglob("*"):
             sync(file)
-        part.chmod(0o777 & ~_umask())
+        part.chmod(mode & ~_umask())
         part.rename(path)
         sync(path.parent)
     finally:
