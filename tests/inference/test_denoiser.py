@@ -264,3 +264,16 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
     save_weights(run.best_weights, network(name="unetpp"))
     with pytest.raises(RunError, match=r"unetpp .* but unet "):
         Denoiser.load(run.path)
+
+
+def test_a_head_of_a_unetpp_can_be_chosen_and_of_a_unet_not(tmp_path: Path) -> None:
+    model = network(name="unetpp", width=4, depth=4, deep_supervision=True)
+    save_weights(tmp_path / "pp.safetensors", model, noise=NoiseConfig(std=0.1))
+    pixels = np.random.default_rng(1).random((32, 48), dtype=np.float32)
+    chosen = Denoiser.load(tmp_path / "pp.safetensors", device="cpu", precision="fp32", head=1)
+    with torch.no_grad():
+        expected = model.eval()(torch.from_numpy(pixels)[None, None], head=1)[0, 0].clamp(0.0, 1.0)
+    np.testing.assert_allclose(chosen(pixels), expected.numpy(), atol=1e-5)
+    save_weights(tmp_path / "u.safetensors", network(name="unet", width=4, depth=3), noise=NoiseConfig(std=0.1))
+    with pytest.raises(UsageError, match="only a U-Net\\+\\+ has several heads"):
+        Denoiser.load(tmp_path / "u.safetensors", device="cpu", head=1)

@@ -175,6 +175,19 @@ def test_pruned_heads_equal_the_full_network_and_run_fewer_nodes(depth: int) -> 
         assert sorted(ran) == sorted(f"x{i}_{j}" for i in range(head + 1) for j in range(head + 1 - i))
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_pruned_network_is_a_smaller_one_with_the_same_output(norm: str) -> None:
+    model = network(name="unetpp", depth=4, norm=norm, residual=True, deep_supervision=True).eval()
+    x = torch.rand(2, 1, 32, 24)
+    for head, full in enumerate(model.forward_heads(x), start=1):
+        smaller = model.pruned(head)
+        assert (smaller.config.depth, smaller.training) == (head + 1, False)
+        torch.testing.assert_close(smaller(x), full, rtol=0, atol=0)
+    assert sum(p.numel() for p in model.pruned(1).parameters()) < 0.1 * sum(p.numel() for p in model.parameters())
+    with pytest.raises(UsageError, match="heads 1 to 3"):
+        model.pruned(4)
+
+
 def test_deep_supervision_reaches_every_head_and_the_last_output_only_the_last() -> None:
     model = network(name="unetpp", deep_supervision=True)
     assert isinstance(model, UNetPlusPlus)

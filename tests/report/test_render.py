@@ -19,6 +19,7 @@ from veilray.evaluation.compare import compare, panel_images
 from veilray.evaluation.comparison import Comparison
 from veilray.evaluation.panels import Panel
 from veilray.evaluation.results import read_summary
+from veilray.report.protocol import protocol
 from veilray.report.render import render, to_html
 
 MakeRun = Callable[..., Path]
@@ -310,3 +311,9 @@ def test_the_commands_name_each_run_and_quote_odd_names(make_run: MakeRun) -> No
     html = to_html(compare([make_run("my run", seed=1), make_run("b", seed=2)]), [])
     assert "veilray train &#39;my run&#39;/config.toml" in html
     assert "veilray evaluate b-again --data cohort --split test" in html
+
+
+def test_a_release_has_no_seed_of_the_test_noise(make_run: MakeRun) -> None:
+    comparison = compare([make_run("released", summary={"test_noise_seed": None})])
+    rows = {row.name: row.values for section in protocol(comparison).values() for row in section}
+    assert rows["Seed of the validation and test noise"] == (("none: the noise is the release's", ""),)

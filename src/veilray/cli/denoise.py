@@ -22,6 +22,10 @@ def denoise_command(
     tile: Annotated[
         int | None, typer.Option(help="Side of a tile in pixels; larger images are cut up.", show_default=False)
     ] = None,
+    head: Annotated[
+        int | None,
+        typer.Option(help="Of a U-Net++ trained with deep supervision: stop at this head.", show_default=False),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Denoise images of any size into PNG files of the same size and bit depth; nothing is overwritten."""
@@ -30,7 +34,7 @@ def denoise_command(
     from veilray.inference.denoiser import Denoiser
     from veilray.inference.files import denoise_inputs
 
-    denoiser = Denoiser.load(model, device=device, tile=tile)
+    denoiser = Denoiser.load(model, device=device, tile=tile, head=head)
     done = failed = 0
     with progress(None, "denoising", "images") as bar:
         for result in denoise_inputs(inputs, out, denoiser=denoiser, mean=mean):

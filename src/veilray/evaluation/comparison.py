@@ -98,7 +98,8 @@ class Level:
 
     label: str
     noise: NoiseConfig
-    test_noise_seed: int
+    test_noise_seed: int | None
+    """None where the noise came with a release."""
     arms: tuple[Arm, ...]
     """The noisy input, classical methods, then the models."""
     pairs: tuple[Pair, ...]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from veilray.cohort.cohort import Cohort
 from veilray.errors import CohortError, DataError
 from veilray.evaluation.results import METRICS, MODEL, NOISY, ImageScore, Summary, write_results
 from veilray.inference.denoiser import Denoiser
@@ -127,7 +128,7 @@ def _summarise(
         cohort=str(images.data.path),
         cohort_digest=images.data.digest,
         noise=images.noise,
-        test_noise_seed=config.evaluate.noise_seed,
+        test_noise_seed=config.evaluate.noise_seed if isinstance(images.data, Cohort) else None,
         confidence=CONFIDENCE,
         resamples=RESAMPLES,
         bootstrap_seed=BOOTSTRAP_SEED,

@@ -58,7 +58,8 @@ class Summary(BaseModel):
     """Folder of the cohort, as it was named."""
     cohort_digest: str
     noise: NoiseConfig
-    test_noise_seed: int
+    test_noise_seed: int | None
+    """Seed of the noise that was drawn for the evaluation; None where the images came with theirs, from a release."""
     confidence: float
     resamples: int
     bootstrap_seed: int

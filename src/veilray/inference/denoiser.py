@@ -17,6 +17,7 @@ from veilray.inference.pooling import pool_group_norms
 from veilray.inference.tiles import Tile, plan_tiles, smallest_tile
 from veilray.models.build import DenoisingNetwork
 from veilray.models.layers import Window, pad_to_multiple
+from veilray.models.unetpp import UNetPlusPlus
 from veilray.models.weights import load_weights, model_of
 from veilray.obfuscation.config import NoiseConfig
 from veilray.parallel.devices import pick_device
@@ -68,10 +69,15 @@ class Denoiser:
         device: str = "auto",
         precision: Precision | str = "auto",
         tile: int | None = None,
+        head: int | None = None,
     ) -> Denoiser:
         """A run folder (its best weights), or a file of weights.
 
-        Raises UsageError where `path` is neither, RunError where its weights are missing, damaged or of another model.
+        `head` k of a U-Net++ takes its output at X(0, k), by the smaller network that ends there; it is worth looking
+        at where that head was trained (model.deep_supervision).
+
+        Raises UsageError where `path` is neither or the network has no such head, RunError where its weights are
+        missing, damaged or of another model.
         """
         place = Path(path)
         if place.is_dir():
@@ -86,7 +92,12 @@ class Denoiser:
             noise = weights.noise
         else:
             raise UsageError(f"there is no model {str(path)!r}: give a run folder, or a .safetensors file of weights")
-        return cls(model_of(weights), noise=noise, device=device, precision=precision, tile=tile)
+        model = model_of(weights)
+        if head is not None:
+            if not isinstance(model, UNetPlusPlus):
+                raise UsageError(f"head = {head}: only a U-Net++ has several heads, and this is a {model.config.name}")
+            model = model.pruned(head)
+        return cls(model, noise=noise, device=device, precision=precision, tile=tile)
 
     def __call__(self, pixels: FloatImage, *, mean: float | None = None) -> FloatImage:
         """Denoise one radiograph: (H, W), float32, [0, 1] -> the same, clamped.

@@ -92,6 +92,20 @@ class UNetPlusPlus(nn.Module):
         last = self._checked(head)
         return self._outputs(x, last=last, heads=[last])[0]
 
+    def pruned(self, head: int) -> UNetPlusPlus:
+        """The smaller U-Net++ of depth `head` + 1 that ends in X(0, head), with copies of this one's tensors.
+
+        It gives what `forward(x, head=head)` gives wherever the sides of x are multiples of this network's stride; it
+        pads other images less. Raises UsageError for a head that does not exist.
+        """
+        depth = self._checked(head) + 1
+        config = self.config.model_copy(update={"depth": depth, "deep_supervision": False})
+        with torch.device("meta"):
+            smaller = UNetPlusPlus(**config.model_dump(exclude={"name"}))
+        state = self.state_dict()
+        smaller.load_state_dict({name: state[name].clone() for name in smaller.state_dict()}, assign=True)
+        return smaller.train(self.training)
+
     def forward_heads(self, x: Tensor) -> list[Tensor]:
         """(N, 1, H, W) -> depth - 1 outputs (N, 1, H, W), of X(0, 1), X(0, 2), ...: for deep supervision."""
         last = len(self.heads)

@@ -187,7 +187,8 @@ def run_names(runs: Iterable[Run]) -> dict[Path, str]:
 def _models(comparison: Comparison) -> dict[str, dict[str, str]]:
     """arm -> every setting, those that belong to the whole comparison included."""
     noise = listed([describe_noise(level.noise) for level in comparison.levels])
-    noise_seed = listed(_distinct(level.test_noise_seed for level in comparison.levels))
+    seeds = dict.fromkeys(level.test_noise_seed for level in comparison.levels)
+    noise_seed = listed(["none: the noise is the release's" if seed is None else str(seed) for seed in seeds])
     arms: dict[str, dict[str, str]] = {}
     for level in comparison.levels:
         for arm in level.models:
