@@ -19,7 +19,7 @@ from veilray.cli.evaluate import evaluate_command
 from veilray.cli.import_ import import_command
 from veilray.cli.obfuscate import obfuscate_command
 from veilray.cli.train import train_command
-from veilray.errors import VeilrayError
+from veilray.errors import ToldElsewhere, VeilrayError
 from veilray.parallel.devices import use_huge_pages
 
 # What typer makes of Ctrl-C.
@@ -75,6 +75,8 @@ def _status(arguments: list[str]) -> int:
         if end.code != INTERRUPTED:
             raise
         return _fail("stopped", 1, debug)
+    except ToldElsewhere as error:
+        return error.exit_status
     except VeilrayError as error:
         return _fail(str(error), error.exit_status, debug)
     except OSError as error:

@@ -1,0 +1,331 @@
+"""Groups of processes that work on one job: who is in it, and the little they say to each other.
+
+A process started by `torchrun` is one rank of a group; any other process is `ALONE`, and every exchange with itself is
+a no-op. What crosses ranks is tensors and JSON, never pickled objects; sums and counts, never means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from veilray import errors
+from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Item = TypeVar("Item")
+Backend = Literal["none", "gloo", "nccl"]
+OVER = "veilray/over"
+SAID = "veilray/said"
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process's place among those that work on one job."""
+
+    rank: int = 0
+    """0 to world_size - 1; rank 0 leads."""
+    world_size: int = 1
+    """Processes in the group."""
+    local_rank: int = 0
+    """Rank among the processes on this machine."""
+    local_world_size: int = 1
+    """Processes on this machine."""
+    backend: Backend = "none"
+    """What carries the tensors of the device: gloo, nccl, or none in a process that is alone."""
+    _store: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this rank writes files and speaks to the user."""
+        return self.rank == 0
+
+    @property
+    def joined(self) -> bool:
+        """Whether there is a process group, be it of one rank."""
+        return self.backend != "none"
+
+    def device(self, device: torch.device, *, shared: bool = False) -> torch.device:
+        """The one device of this kind that this rank uses: GPU number `local_rank` on CUDA.
+
+        `shared` lets ranks share the GPUs there are. UsageError where there are fewer GPUs than ranks otherwise.
+        """
+        import torch
+
+        if device.type != "cuda" or not self.joined:
+            return device
+        count = torch.cuda.device_count()
+        if self.local_world_size > count and not shared:
+            raise UsageError(
+                f"{self.local_world_size} processes on {socket.gethostname()}, which has {count} GPUs: start one "
+                "process a GPU, or set launch.device = 'cpu'"
+            )
+        return torch.device("cuda", self.local_rank % count)
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over all ranks, in place; returns it."""
+        return self.sum_later_(tensor)()
+
+    def sum_later_(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin to add up a tensor over all ranks, in place; the function returned waits for the sum.
+
+        All ranks must begin their exchanges in the same order.
+        """
+        if not self.joined:
+            return lambda: tensor
+        import torch.distributed as dist
+
+        with lost_ranks_explained():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> Tensor:
+            with lost_ranks_explained():
+                work.wait()
+            return tensor
+
+        return wait
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on every rank; a value is anything that JSON can hold."""
+        if not self.joined:
+            return [value]
+        import torch
+        import torch.distributed as dist
+
+        encoded = _encoded(value)
+        with lost_ranks_explained():
+            size = torch.tensor([len(encoded)])
+            sizes = [torch.empty_like(size) for _ in range(self.world_size)]
+            dist.all_gather(sizes, size)
+            longest = max(int(one) for one in sizes)
+            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded[: len(encoded)] = encoded
+            parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+            dist.all_gather(parts, padded)
+        return [_decoded(part[: int(length)]) for part, length in zip(parts, sizes, strict=True)]
+
+    def broadcast(self, value: Any) -> Any:
+        """The lead's value on every rank; what the others pass is not looked at."""
+        if not self.joined:
+            return value
+        import torch
+        import torch.distributed as dist
+
+        encoded = _encoded(value if self.is_lead else None)
+        with lost_ranks_explained():
+            size = torch.tensor([len(encoded)])
+            dist.broadcast(size, src=0)
+            content = encoded if self.is_lead else torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(content, src=0)
+        return _decoded(content)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        import torch
+
+        self.sum_(torch.zeros(1))
+
+    def is_first(self, what: str) -> bool:
+        """Whether this rank is the first to come here, of those started together: to say a thing only once.
+
+        Works also where other ranks have ended, as long as the launcher's store lives; true where it does not.
+        """
+        if self._store is None:
+            return True
+        try:
+            return int(self._store.add(f"{SAID}/{what}", 1)) == 1
+        except RuntimeError:
+            return True
+
+    def end_for_good(self, status: int) -> None:
+        """Tell processes that the launcher restarts after this failure that it would only happen again."""
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):
+                _lasting(self._store).set(OVER, str(status))
+
+
+ALONE = Group()
+"""The group of a process that works by itself."""
+
+
+@contextlib.contextmanager
+def joined(device: torch.device, *, timeout: float = 600.0, shared: bool = False) -> Iterator[Group]:
+    """Join the group that `torchrun`'s environment (RANK, WORLD_SIZE, ...) describes; `ALONE` where there is none.
+
+    Tensors on CUDA cross by NCCL, or by gloo where ranks share a GPU (`shared`); those on the CPU by gloo. An exchange
+    that takes longer than `timeout` seconds fails. An error inside the block is told once: other ranks raise
+    ToldElsewhere. Raises UsageError where the environment is wrong or a port in use, LostRankError where the others
+    cannot be reached.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield ALONE
+        return
+    import torch.distributed as dist
+
+    group = _begin(device, timeout=timeout, shared=shared)
+    try:
+        yield group
+    except ToldElsewhere:
+        raise
+    except VeilrayError as error:
+        if not isinstance(error, LostRankError):
+            group.end_for_good(error.exit_status)
+        if not group.is_first("error"):
+            raise ToldElsewhere(error.exit_status) from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def fails_together(group: Group) -> Iterator[None]:
+    """An error on one rank inside the block becomes an error on all when they leave it.
+
+    The lead raises it, naming the rank where it is not everybody's; the others raise ToldElsewhere. The block itself
+    must not exchange anything, or the ranks that go on would wait for the one that failed.
+    """
+    if not group.joined:
+        yield
+        return
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    faults = group.gather(None if failure is None else _told(failure))
+    failed = [rank for rank, fault in enumerate(faults) if fault is not None]
+    if not failed:
+        return
+    first = faults[failed[0]]
+    group.end_for_good(first["status"])
+    if not group.is_lead:
+        raise ToldElsewhere(first["status"]) from failure
+    if failure is not None:
+        raise failure
+    kind = getattr(errors, first["kind"], VeilrayError)
+    raise kind(f"rank {failed[0]} on {first['host']}: {first['message']}")
+
+
+@contextlib.contextmanager
+def lost_ranks_explained() -> Iterator[None]:
+    """Turn what gloo, NCCL and the store say when a rank has gone into a LostRankError."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    except dist.DistError as error:
+        raise LostRankError(_lost(error)) from error
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer", "ProcessGroup")):
+            raise
+        raise LostRankError(_lost(error)) from error
+
+
+@overload
+def share(work: int, group: Group) -> range: ...
+@overload
+def share(work: Sequence[Item], group: Group) -> Sequence[Item]: ...
+def share(work: int | Sequence[Item], group: Group) -> range | Sequence[Item]:
+    """This rank's part of some items, or of the numbers below a count: consecutive, sizes that differ by one at most.
+
+    The parts of all ranks, in the order of ranks, are the whole.
+    """
+    count = work if isinstance(work, int) else len(work)
+    start, end = (count * rank // group.world_size for rank in (group.rank, group.rank + 1))
+    return range(start, end) if isinstance(work, int) else work[start:end]
+
+
+def _begin(device: torch.device, *, timeout: float, shared: bool) -> Group:
+    import torch
+    import torch.distributed as dist
+
+    place = {name: _number(name, default) for name, default in _PLACE.items()}
+    backend: Backend = "nccl" if device.type == "cuda" and not shared else "gloo"
+    before = Group(place["RANK"], place["WORLD_SIZE"], place["LOCAL_RANK"], place["LOCAL_WORLD_SIZE"], backend)
+    own = before.device(device, shared=shared)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    wait = timedelta(seconds=timeout)
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", before.rank, before.world_size, timeout=wait))
+        _leave_if_over(store)
+        dist.init_process_group(
+            # Small messages stay on the CPU, and need not wait for the GPU.
+            "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=wait,
+            device_id=own if backend == "nccl" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise _no_group(error) from error
+    return Group(rank, world_size, before.local_rank, before.local_world_size, backend, store)
+
+
+_PLACE: Mapping[str, int | None] = {"RANK": None, "WORLD_SIZE": None, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+
+
+def _number(name: str, default: int | None) -> int:
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdigit():
+        raise UsageError(f"the environment variable {name} is {text!r}, not a number; torchrun sets it")
+    return int(text)
+
+
+def _no_group(error: Exception) -> VeilrayError:
+    where = f"{os.environ.get('MASTER_ADDR', 'an unnamed host')}:{os.environ.get('MASTER_PORT', 'an unnamed port')}"
+    if "EADDRINUSE" in str(error) or "in use" in str(error):
+        return UsageError(f"the port of {where} is in use by another program; choose another with --master-port")
+    return LostRankError(f"the other ranks cannot be reached through {where}: {_first_line(error)}")
+
+
+def _leave_if_over(store: Any) -> None:
+    lasting = _lasting(store)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and lasting.check([OVER]):
+        raise ToldElsewhere(int(lasting.get(OVER)))
+
+
+def _lasting(store: Any) -> Any:
+    """The part of the store that outlives a restart by the launcher."""
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    return store
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    if isinstance(error, VeilrayError):
+        message, status = str(error), error.exit_status
+    else:
+        message, status = f"unexpected {type(error).__name__}: {_first_line(error)}", VeilrayError.exit_status
+    return {"kind": type(error).__name__, "message": message, "status": status, "host": socket.gethostname()}
+
+
+def _lost(error: Exception) -> str:
+    return (
+        f"another rank has ended or does not answer ({_first_line(error)}); "
+        "its own message says why; --resume goes on from the last checkpoint"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
+
+
+def _encoded(value: Any) -> Tensor:
+    import torch
+
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _decoded(content: Tensor) -> Any:
+    return json.loads(bytes(content.tolist()))

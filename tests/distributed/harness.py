@@ -1,0 +1,117 @@
+"""Runs N ranks on this machine: gloo on loopback, started as `torchrun` starts them, or by torchrun itself.
+
+`run_ranks` gives each rank a script of Python and torchrun's environment, without the launcher's seconds; `torchrun`
+starts the command line under the launcher. Both end what they started, at the latest after `timeout` seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.command_line import PROCESS, Finished
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_ranks(
+    commands: Sequence[Sequence[str]], *, port: int | None = None, environment: Mapping[str, str] | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start one process for each command, rank by rank, in torchrun's environment; output in temporary files."""
+    port = free_port() if port is None else port
+    processes = []
+    for rank, command in enumerate(commands):
+        place = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(len(commands)),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(len(commands)),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        processes.append(_start(command, {**os.environ, **ENVIRONMENT, **place, **(environment or {})}))
+    return processes
+
+
+def finish(processes: Sequence[subprocess.Popen[str]], *, timeout: float = 120.0) -> list[Finished]:
+    """Wait for processes and return what they left; those that still run after `timeout` seconds are killed."""
+    deadline = time.monotonic() + timeout
+    try:
+        for process in processes:
+            process.wait(timeout=max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return [_left(process) for process in processes]
+
+
+def run_ranks(
+    script: str,
+    ranks: int = 2,
+    *,
+    arguments: Sequence[object] = (),
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 120.0,
+) -> list[Finished]:
+    """Run a script of Python on every rank, `arguments` in its sys.argv[1:]; what each left, by rank."""
+    command = [sys.executable, "-W", "error", "-c", script, *(str(argument) for argument in arguments)]
+    return finish(start_ranks([command] * ranks, environment=environment), timeout=timeout)
+
+
+def veilray_ranks(
+    *words: object, ranks: int = 2, environment: Mapping[str, str] | None = None, timeout: float = 120.0
+) -> list[Finished]:
+    """Run a command of Veilray on every rank; what each left, by rank."""
+    command = [*PROCESS, *(str(word) for word in words)]
+    return finish(start_ranks([command] * ranks, environment=environment), timeout=timeout)
+
+
+def start_torchrun(
+    *words: object, ranks: int = 2, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a command of Veilray under torchrun, on one machine; finish it with `finish`."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options]
+    command = [*launcher, "-m", "veilray", *(str(word) for word in words)]
+    return _start(command, {**os.environ, **ENVIRONMENT, **(environment or {})})
+
+
+def torchrun(*words: object, ranks: int = 2, options: Sequence[str] = (), timeout: float = 120.0) -> Finished:
+    """Run a command of Veilray under torchrun, on one machine."""
+    return finish([start_torchrun(*words, ranks=ranks, options=options)], timeout=timeout)[0]
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    # Files, because a pipe that nobody reads stops its writer.
+    out, err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+    process = subprocess.Popen(command, stdout=out, stderr=err, text=True, env=environment, start_new_session=True)
+    _OUTPUT[process.pid] = (out, err)
+    return process
+
+
+_OUTPUT: dict[int, tuple[tempfile._TemporaryFileWrapper[str], tempfile._TemporaryFileWrapper[str]]] = {}
+
+
+def _left(process: subprocess.Popen[str]) -> Finished:
+    texts = []
+    for stream in _OUTPUT.pop(process.pid):
+        stream.seek(0)
+        texts.append(stream.read())
+        stream.close()
+    return Finished(process.returncode, *texts)

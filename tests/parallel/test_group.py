@@ -1,0 +1,149 @@
+"""Groups of ranks: what they exchange arrives whole, and an error on one is an error on all, told once."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.distributed.harness import finish, free_port, run_ranks, start_ranks
+
+from veilray.errors import CohortError, UsageError
+from veilray.parallel.group import ALONE, Group, fails_together, joined, share
+
+CPU = torch.device("cpu")
+
+EXCHANGE = """
+import json, torch
+from veilray.parallel.group import joined
+with joined(torch.device("cpu"), timeout=30) as group:
+    total = group.sum_(torch.tensor([group.rank + 1.0, 10.0], dtype=torch.float64))
+    first = group.sum_later_(torch.ones(3) * group.rank)
+    second = group.sum_later_(torch.ones(2))
+    gathered = group.gather({"rank": group.rank, "text": "\\u00e9" * (100 * group.rank)})
+    said = group.broadcast(["lead", None] if group.is_lead else "other")
+    group.barrier()
+    print(json.dumps([group.rank, group.world_size, group.local_rank, group.local_world_size, group.backend,
+                      total.tolist(), second().tolist(), first().tolist(), gathered, said]))
+"""
+
+FAILURE = """
+import sys, torch
+from veilray.cli import main
+from veilray.errors import CohortError
+from veilray.parallel.group import fails_together, joined
+
+def command():
+    with joined(torch.device("cpu"), timeout=30) as group:
+        with fails_together(group):
+            if str(group.rank) in sys.argv[1]:
+                raise CohortError("the cohort is damaged")
+        print("went on")
+
+main.app = lambda args: command()
+sys.exit(main._status([]))
+"""
+
+ALONE_IN_ERROR = """
+import sys, torch
+from veilray.cli import main
+from veilray.parallel.group import joined
+
+def command():
+    with joined(torch.device("cpu"), timeout=30) as group:
+        if group.rank == 1:
+            import os
+            os._exit(9)
+        group.sum_(torch.ones(1))
+
+main.app = lambda args: command()
+sys.exit(main._status([]))
+"""
+
+
+def _lines(text: str) -> list[str]:
+    """What a rank said, but for gloo's own greeting."""
+    return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
+
+
+def test_ranks_exchange_tensors_and_json() -> None:
+    results = run_ranks(EXCHANGE, ranks=2)
+    assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
+    for rank, result in enumerate(results):
+        report = json.loads(_lines(result.out)[-1])
+        assert report[:5] == [rank, 2, rank, 2, "gloo"]
+        assert report[5:8] == [[3.0, 20.0], [2.0, 2.0], [1.0, 1.0, 1.0]]
+        assert report[8] == [{"rank": 0, "text": ""}, {"rank": 1, "text": "é" * 100}]
+        assert report[9] == ["lead", None]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"), [("1", f"veilray: rank 1 on {socket.gethostname()}: the cohort is damaged"), ("01", None)]
+)
+def test_an_error_on_any_rank_ends_all_and_is_told_once(ranks: str, said: str | None) -> None:
+    results = run_ranks(FAILURE, arguments=[ranks])
+    assert [result.status for result in results] == [3, 3]
+    assert [_lines(result.out) for result in results] == [[], []]
+    assert _lines(results[0].err) == [said or "veilray: the cohort is damaged"]
+    assert _lines(results[1].err) == []
+
+
+def test_a_rank_that_ends_is_noticed_by_the_others() -> None:
+    results = run_ranks(ALONE_IN_ERROR)
+    assert [result.status for result in results] == [1, 9]
+    assert len(_lines(results[0].err)) == 1
+    assert "another rank has ended" in results[0].err
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        script = FAILURE.replace("timeout=30", "timeout=5")
+        command = [sys.executable, "-c", script, "none"]
+        result = finish(start_ranks([command], port=port))[0]
+    assert result.status == 2
+    assert f"port of 127.0.0.1:{port} is in use" in result.err
+    assert len(_lines(result.err)) == 1
+
+
+def test_alone_every_exchange_is_with_oneself() -> None:
+    with joined(CPU) as group:
+        assert group == ALONE
+    value = torch.ones(2)
+    assert ALONE.sum_(value) is value
+    assert ALONE.gather([1]) == [[1]]
+    assert ALONE.broadcast("x") == "x"
+    ALONE.barrier()
+    assert ALONE.is_lead
+    assert ALONE.is_first("anything")
+    with pytest.raises(CohortError, match="as it was"), fails_together(ALONE):
+        raise CohortError("as it was")
+
+
+def test_a_wrong_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "first")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="RANK is 'first'"), joined(CPU):
+        pass
+
+
+@given(count=st.integers(0, 60), world_size=st.integers(1, 9))
+def test_shares_are_the_whole_and_of_like_size(count: int, world_size: int) -> None:
+    groups = [Group(rank, world_size) for rank in range(world_size)]
+    parts: list[Sequence[Any]] = [share(list(range(count)), group) for group in groups]
+    assert [item for part in parts for item in part] == list(range(count))
+    assert [list(share(count, group)) for group in groups] == [list(part) for part in parts]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_ports_are_free() -> None:
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", free_port()))
