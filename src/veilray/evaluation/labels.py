@@ -54,6 +54,7 @@ _PHRASES: dict[str, str | dict[str, str]] = {
     "launch.precision": "{}",
     "launch.layout": {"contiguous": "NCHW", "channels_last": "NHWC"},
     "launch.compile": {"yes": "compiled"},
+    "launch.prefetch": {"0": "", "": "{} batches ahead"},
     "split.rule": "{} split",
     "split.seed": "split seed {}",
     "data.trained_on": "trained on {}",

@@ -75,6 +75,8 @@ class LaunchConfig(BaseModel):
     """Memory format of images: NHWC or NCHW. `auto` takes channels_last but on CPUs in fp32, where it is no faster."""
     compile: bool = False
     """Whether the network goes through torch.compile."""
+    prefetch: int = Field(default=0, ge=0, le=64)
+    """Batches that a background thread prepares ahead of their steps; 0 prepares each when its step begins."""
     checkpoint_minutes: float = Field(default=5.0, gt=0.0)
     """Minutes between checkpoints inside an epoch; one is also written at the end of every epoch."""
 
@@ -133,7 +135,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     for override in overrides:
-        _set(values, override)
+        apply_override(values, override)
     version = values.pop("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise UsageError(f"{path} has schema version {version}; this Veilray reads {SCHEMA_VERSION}")
@@ -158,7 +160,8 @@ def dump_config(config: RunConfig) -> str:
     return tomlkit.dumps({"schema_version": SCHEMA_VERSION, **config.model_dump(mode="json")})
 
 
-def _set(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Put `section.key=value` into nested settings, in place; UsageError where it is written in another way."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"--set {override}: write it as section.key=value, for example train.epochs=5")

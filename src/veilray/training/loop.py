@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from veilray.training.data import TrainingImages
 from veilray.training.interruption import deferred_interruption
 from veilray.training.launch import autocast, laid_out, memory_format, resolved
 from veilray.training.objectives import SupervisedObjective, image_losses
+from veilray.training.prefetch import prefetched
 from veilray.training.run import EpochRecord, RunFolder
 from veilray.training.schedule import learning_rate
 from veilray.training.state import Counters, TrainingState, checkpoints
@@ -62,13 +64,17 @@ def train(
     objective = SupervisedObjective(state.model, loss=config.train.loss, deep_supervision=config.model.deep_supervision)
     if config.launch.compile:
         objective.compile()
+    remaining = range(counters.step, config.train.epochs * steps)
+    batches = prefetched(
+        lambda step: images.training_batch(*divmod(step, steps), device), remaining, ahead=config.launch.prefetch
+    )
     lap, since_checkpoint = _Stopwatch(), _Stopwatch()
 
-    with deferred_interruption() as interruption:
+    with deferred_interruption() as interruption, closing(batches):
         while not counters.finished:
             epoch, index = divmod(counters.step, steps)
             rate = learning_rate(config.train, step=counters.step, total_steps=config.train.epochs * steps)
-            batch = images.training_batch(epoch, index, device)
+            batch = next(batches)
             loss = _step(objective, state, batch.noisy, batch.clean, rate, config)
             counters.take(loss=loss, images=len(batch.rows), seconds=lap.restart())
             watcher.step(step=counters.step, images=len(batch.rows), loss=loss)
