@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from veilray.errors import ImageError
 from veilray.images.dicom_pixels import decode_pixels
+from veilray.images.header import acquisition_of, printable, text, view_of
 from veilray.images.limits import MAX_FILE_BYTES, check_bytes
 from veilray.images.radiograph import IntensityMap, Radiograph, map_stored
 
@@ -56,10 +57,10 @@ def decode_dicom(data: bytes, *, image_id: str, source: str, modalities: Collect
         import pydicom  # noqa: F401
     except ImportError:
         raise ImageError("reading DICOM needs more packages: pip install 'veilray[dicom]'") from None
-    dataset = _parse(data)
-    _check_kind(dataset, modalities)
+    dataset = parse_dicom(data)
+    check_kind(dataset, modalities)
     pixels = decode_pixels(dataset)
-    intensity = _intensity(dataset, low=pixels.low, high=pixels.high, padding=pixels.padding)
+    intensity = intensity_of(dataset, low=pixels.low, high=pixels.high, padding=pixels.padding)
     unit = map_stored(pixels.stored, intensity)
     if pixels.padded is not None:
         unit[pixels.padded] = 0.0
@@ -67,17 +68,22 @@ def decode_dicom(data: bytes, *, image_id: str, source: str, modalities: Collect
     return Radiograph(
         pixels=unit,
         bit_depth=pixels.bits,
-        image_id=_text(dataset, "SOPInstanceUID") or image_id,
+        image_id=text(dataset, "SOPInstanceUID") or image_id,
         patient_id=_patient(dataset),
         source=source,
         format="dicom",
         intensity=intensity,
-        modality=_text(dataset, "Modality"),
-        view=_text(dataset, "ViewPosition"),
+        modality=text(dataset, "Modality"),
+        view=view_of(dataset),
+        acquisition=acquisition_of(dataset),
     )
 
 
-def _parse(data: bytes) -> Dataset:
+def parse_dicom(data: bytes) -> Dataset:
+    """The data set of a DICOM file, its transfer syntax guessed where the file does not say; pixels are not decoded.
+
+    ImageError for a deflated data set that is cut short or too large; pydicom's own errors for other damage.
+    """
     from pydicom import dcmread
     from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -107,23 +113,23 @@ def _inflate(deflated: bytes) -> bytes:
     return inflated
 
 
-def _check_kind(dataset: Dataset, modalities: Collection[str]) -> None:
+def check_kind(dataset: Dataset, modalities: Collection[str]) -> None:
     """Refuse what is not a finished, single, greyscale projection radiograph, with the reason."""
     from pydicom.uid import UID
 
-    modality = _text(dataset, "Modality")
+    modality = text(dataset, "Modality")
     if modality not in modalities:
         wanted = ", ".join(sorted(modalities))
         raise ImageError(f"its modality is {modality or 'not given'}; accepted are {wanted}")
-    sop_class = _text(dataset, "SOPClassUID")
-    if sop_class in _FOR_PROCESSING or _text(dataset, "PresentationIntentType") == "FOR PROCESSING":
+    sop_class = text(dataset, "SOPClassUID")
+    if sop_class in _FOR_PROCESSING or text(dataset, "PresentationIntentType") == "FOR PROCESSING":
         raise ImageError("it is For Processing: raw detector values, not a picture; export it For Presentation")
     if sop_class and modality in DEFAULT_MODALITIES and sop_class not in _RADIOGRAPHS:
         raise ImageError(f"its SOP class is {UID(sop_class).name}, not a single radiograph")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
         raise ImageError(f"it has {frames} frames; only single images are read")
-    photometric, samples = _text(dataset, "PhotometricInterpretation"), int(dataset.get("SamplesPerPixel") or 1)
+    photometric, samples = text(dataset, "PhotometricInterpretation"), int(dataset.get("SamplesPerPixel") or 1)
     if photometric not in ("MONOCHROME1", "MONOCHROME2") or samples != 1:
         raise ImageError(
             f"its photometric interpretation is {photometric or 'not given'} with {samples} samples a pixel; "
@@ -140,7 +146,7 @@ def _check_look_up_tables(dataset: Dataset, photometric: str) -> None:
     # PS3.3 C.11.6.1.2 and the DX Image Module (C.8.11.3) bind INVERSE to MONOCHROME1 and IDENTITY to MONOCHROME2: the
     # pair says one inversion once. Files that contradict themselves exist and viewers differ on which half they
     # believe, so neither is guessed: an inverted radiograph would pass unseen.
-    shape = _text(dataset, "PresentationLUTShape")
+    shape = text(dataset, "PresentationLUTShape")
     expected = "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
     if shape not in ("", expected):
         raise ImageError(
@@ -149,14 +155,15 @@ def _check_look_up_tables(dataset: Dataset, photometric: str) -> None:
         )
 
 
-def _intensity(dataset: Dataset, *, low: int, high: int, padding: tuple[int, int] | None) -> IntensityMap:
+def intensity_of(dataset: Dataset, *, low: int, high: int, padding: tuple[int, int] | None) -> IntensityMap:
+    """The map between stored values in [`low`, `high`] and pixels in [0, 1]; ImageError where there is no way back."""
     slope, intercept = (
         float(default if dataset.get(name) in (None, "") else dataset.get(name))
         for name, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
     )
     if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
         raise ImageError(f"its rescale, {slope:g} * stored + {intercept:g}, has no way back")
-    photometric = _text(dataset, "PhotometricInterpretation")
+    photometric = text(dataset, "PhotometricInterpretation")
     # The map's range is the rescaled range of stored values, so an affine rescale cancels out of it; only the sign of
     # the slope stays, since photometric interpretation speaks of rescaled values (PS3.3 C.7.6.3.1.2).
     return IntensityMap(
@@ -178,7 +185,7 @@ def _voi(dataset: Dataset) -> str:
     centres, widths, names = (
         _values(dataset, name) for name in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation")
     )
-    function = _text(dataset, "VOILUTFunction") or "LINEAR"
+    function = text(dataset, "VOILUTFunction") or "LINEAR"
     for index, (centre, width) in enumerate(zip(centres, widths, strict=False)):
         name = f" ({names[index]})" if index < len(names) else ""
         parts.append(f"window {float(centre):.10g}/{float(width):.10g} {function}{name}")
@@ -206,16 +213,7 @@ def _values(dataset: Dataset, name: str) -> list[str]:
 
 def _patient(dataset: Dataset) -> str | None:
     """Patient ID (0010,0020), with its issuer (0010,0021) as HL7 writes the pair, since two hospitals share numbers."""
-    patient, issuer = _text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID")
+    patient, issuer = text(dataset, "PatientID"), text(dataset, "IssuerOfPatientID")
     if not patient:
         return None
     return f"{patient}^^^{issuer}" if issuer else patient
-
-
-def _text(dataset: Dataset, name: str) -> str:
-    return printable(str(dataset.get(name) or "")).strip()
-
-
-def printable(text: str) -> str:
-    """`text` without control characters: headers are written by others and end up in tables and on terminals."""
-    return "".join(character for character in text if character.isprintable())

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from veilray.images.acquisition import Acquisition
+
 FloatImage = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 StoredImage = npt.NDArray[np.integer[Any]]
@@ -60,6 +62,8 @@ class Radiograph:
     """Modality (0008,0060); empty for PNG and JPEG."""
     view: str = ""
     """View position (0018,5101): AP, PA, LL, ...; empty where unknown."""
+    acquisition: Acquisition = Acquisition()
+    """Patient and exposure; empty for PNG and JPEG."""
 
 
 def map_stored(stored: StoredImage, intensity: IntensityMap) -> FloatImage:

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from veilray.errors import ImageError, UsageError
-from veilray.images.dicom import DEFAULT_MODALITIES, decode_dicom, is_dicom, printable
+from veilray.images.dicom import DEFAULT_MODALITIES, decode_dicom, is_dicom
+from veilray.images.header import printable
 from veilray.images.limits import check_bytes
 from veilray.images.png import PNG_SIGNATURE, decode_png
 from veilray.images.radiograph import IntensityMap, Radiograph, map_stored
