@@ -52,6 +52,8 @@ class StoredPixels:
     """First and last value of Pixel Padding Value (0028,0120) and Pixel Padding Range Limit (0028,0121)."""
     padded: npt.NDArray[np.bool_] | None
     """(H, W), which pixels are padding; None where none is declared."""
+    cells: StoredImage
+    """(H, W), the pixel cells as decoded, bits above High Bit included: what padding is written with."""
 
 
 def decode_pixels(dataset: Dataset) -> StoredPixels:
@@ -80,7 +82,7 @@ def decode_pixels(dataset: Dataset) -> StoredPixels:
         stored = (cells << spare) >> spare
         if padding is not None and padded is not None:
             padded |= (stored >= padding[0]) & (stored <= padding[1])
-    return StoredPixels(stored=stored, bits=bits, low=low, high=high, padding=padding, padded=padded)
+    return StoredPixels(stored=stored, bits=bits, low=low, high=high, padding=padding, padded=padded, cells=cells)
 
 
 def _check_layout(dataset: Dataset) -> tuple[int, int, bool]:
