@@ -18,6 +18,8 @@ from veilray.cli.denoise import denoise_command
 from veilray.cli.evaluate import evaluate_command
 from veilray.cli.import_ import import_command
 from veilray.cli.obfuscate import obfuscate_command
+from veilray.cli.open_ import open_command
+from veilray.cli.seal import seal_command
 from veilray.cli.train import train_command
 from veilray.errors import ToldElsewhere, VeilrayError
 from veilray.parallel.devices import use_huge_pages
@@ -36,6 +38,8 @@ app = typer.Typer(
 app.command("demo")(demo_command)
 app.command("import")(import_command)
 app.command("obfuscate")(obfuscate_command)
+app.command("seal")(seal_command)
+app.command("open")(open_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)

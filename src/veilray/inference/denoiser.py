@@ -18,7 +18,7 @@ from veilray.inference.tiles import Tile, plan_tiles, smallest_tile
 from veilray.models.build import DenoisingNetwork
 from veilray.models.layers import Window, pad_to_multiple
 from veilray.models.unetpp import UNetPlusPlus
-from veilray.models.weights import load_weights, model_of
+from veilray.models.weights import WEIGHTS_FILE, load_weights, model_of
 from veilray.obfuscation.config import NoiseConfig
 from veilray.parallel.devices import pick_device
 from veilray.training.run import RunFolder
@@ -71,7 +71,7 @@ class Denoiser:
         tile: int | None = None,
         head: int | None = None,
     ) -> Denoiser:
-        """A run folder (its best weights), or a file of weights.
+        """A run folder (its best weights), the folder of an exported model, or a file of weights.
 
         `head` k of a U-Net++ takes its output at X(0, k), by the smaller network that ends there; it is worth looking
         at where that head was trained (model.deep_supervision).
@@ -80,6 +80,8 @@ class Denoiser:
         missing, damaged or of another model.
         """
         place = Path(path)
+        if (place / WEIGHTS_FILE).is_file():
+            place = place / WEIGHTS_FILE
         if place.is_dir():
             run = RunFolder(place)
             config = run.config()
@@ -91,7 +93,7 @@ class Denoiser:
             weights = load_weights(place)
             noise = weights.noise
         else:
-            raise UsageError(f"there is no model {str(path)!r}: give a run folder, or a .safetensors file of weights")
+            raise UsageError(f"there is no model {str(path)!r}: give the folder of a run or a model, or a .safetensors file")
         model = model_of(weights)
         if head is not None:
             if not isinstance(model, UNetPlusPlus):

@@ -20,6 +20,8 @@ from veilray.obfuscation.config import NoiseConfig
 
 FORMAT = "veilray-weights"
 SCHEMA_VERSION = "1"
+WEIGHTS_FILE = "weights.safetensors"
+"""The weights in the folder of a model that left its run behind."""
 
 
 @dataclass(frozen=True, kw_only=True)

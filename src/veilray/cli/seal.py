@@ -1,0 +1,39 @@
+"""veilray seal: a release, a model or denoised images become one signed and encrypted file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veilray.cli.site_keys import KEYS, PASSPHRASE_FILE
+
+
+def seal_command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Release, run (only its model is sealed), or folder of denoised images.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="New file for the bundle, *.veil.", show_default=False)],
+    keys: Annotated[Path, KEYS],
+    to: Annotated[list[str], typer.Option(help="Pinned site that may open it; repeat for more.", show_default=False)],
+    passphrase_file: Annotated[Path | None, PASSPHRASE_FILE] = None,
+) -> None:
+    """Sign and encrypt a folder for one or more sites; nobody else can open it, not even the sender."""
+    from veilray.cli.progress import progress
+    from veilray.cli.site_keys import open_keys
+    from veilray.exchange.seal import seal
+
+    site = open_keys(keys, passphrase_file)
+    receivers = [site.peer(name) for name in to]
+    with progress(None, "sealing", "bytes") as bar:
+        sealed = seal(source, out, keys=site, receivers=receivers, advance=bar.advance)
+    manifest = sealed.manifest
+    names = ", ".join(card.name for card in receivers)
+    typer.echo(f"{out}: {manifest.kind}, {len(manifest.parts):,} files, {manifest.n_bytes:,} bytes, for {names}")
+    for note in sealed.notes:
+        typer.echo(note)
+    typer.echo(f"bundle {manifest.bundle_id}, sequence {manifest.sequence}")

@@ -1,0 +1,194 @@
+"""A model without its run: weights, architecture, noise and a model card, each written anew from what may leave.
+
+Nothing of a run folder is copied as it is. Its panels, scores by image, ids, paths, dates and digests of the training
+data have no place in what is written here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import veilray
+from veilray.errors import RunError
+from veilray.evaluation.results import MODEL, NOISY, SUMMARY, read_summary
+from veilray.files import sha256_file, write_json, write_text
+from veilray.metrics.interval import Interval
+from veilray.models.config import ModelConfig
+from veilray.models.weights import WEIGHTS_FILE, load_weights, model_of, save_weights
+from veilray.obfuscation.config import NoiseConfig
+from veilray.training.run import RunFolder
+
+MODEL_RECORD = "model.json"
+MODEL_CARD = "MODEL_CARD.md"
+MODEL_FILES = (MODEL_RECORD, MODEL_CARD, WEIGHTS_FILE)
+"""All that an exported model consists of."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataCounts(_Record):
+    """How much data a model has seen."""
+
+    train_images: int = Field(ge=0)
+    train_patients: int = Field(ge=0)
+    validation_images: int = Field(ge=0)
+    validation_patients: int = Field(ge=0)
+
+
+class Score(_Record):
+    """Means over the images of a set, with intervals clustered by patient."""
+
+    images: int = Field(ge=0)
+    patients: int = Field(ge=0)
+    split: Literal["train", "validation", "test"]
+    confidence: float = Field(gt=0.0, lt=1.0)
+    psnr: dict[Literal["noisy", "model"], Interval]
+    """In dB, output clamped to [0, 1]."""
+    ssim: dict[Literal["noisy", "model"], Interval]
+
+
+class ModelRecord(_Record):
+    """`model.json`."""
+
+    schema_version: Literal[1] = 1
+    veilray: str = Field(max_length=64)
+    """Version that trained."""
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of `weights.safetensors`."""
+    model: ModelConfig
+    noise: NoiseConfig
+    """The noise that the model was trained to take away."""
+    parameters: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+    loss: Literal["l1", "mse"]
+    data: DataCounts
+    score: Score | None
+    """As measured where it was trained; None where it was not."""
+
+
+def export_model(run: Path, out: Path) -> ModelRecord:
+    """Write the model of a run folder into the existing empty folder `out`.
+
+    The weights are read and written again, so that their file's header holds the network's configuration and the noise,
+    and nothing else. Raises RunError where the run has no weights or is damaged.
+    """
+    folder = RunFolder(run)
+    config = folder.config()
+    if not folder.best_weights.is_file():
+        raise RunError(f"{run} has no weights yet: its first epoch is not done")
+    weights = load_weights(folder.best_weights, expected=config.model)
+    network = model_of(weights)
+    save_weights(out / WEIGHTS_FILE, network, noise=config.noise)
+    record = ModelRecord(
+        veilray=veilray.__version__,
+        weights_sha256=sha256_file(out / WEIGHTS_FILE),
+        model=config.model,
+        noise=config.noise,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        epochs=config.train.epochs,
+        loss=config.train.loss,
+        data=_counts(folder),
+        score=_score(run),
+    )
+    write_json(out / MODEL_RECORD, record.model_dump(mode="json"))
+    write_text(out / MODEL_CARD, model_card(record))
+    return record
+
+
+def _counts(folder: RunFolder) -> DataCounts:
+    environment = folder.environment()
+    names = {
+        "train_images": "n_train",
+        "train_patients": "n_train_patients",
+        "validation_images": "n_validation",
+        "validation_patients": "n_validation_patients",
+    }
+    try:
+        return DataCounts.model_validate({field: environment[key] for field, key in names.items()}, strict=True)
+    except (KeyError, TypeError, ValidationError):
+        raise RunError(f"{folder.path / 'environment.json'} does not say on how much data it trained") from None
+
+
+def _score(run: Path) -> Score | None:
+    if not (run / SUMMARY).is_file():
+        return None
+    summary = read_summary(run)
+    means: dict[str, dict[str, Interval]] = {}
+    for metric in ("psnr", "ssim"):
+        found = {method: summary.methods.get(method, {}).get(metric) for method in (NOISY, MODEL)}
+        means[metric] = {method: interval for method, interval in found.items() if interval is not None}
+    if any(len(intervals) < 2 for intervals in means.values()):
+        return None
+    return Score.model_validate(
+        {
+            "images": summary.n_images,
+            "patients": summary.n_patients,
+            "split": summary.split,
+            "confidence": summary.confidence,
+            **means,
+        }
+    )
+
+
+def model_card(record: ModelRecord) -> str:
+    """`MODEL_CARD.md`: what the model is for, what it has seen, and what it must not be used for."""
+    noise, data = record.noise, record.data
+    std = noise.std if isinstance(noise.std, float) else f"{noise.std[0]:g} to {noise.std[1]:g}"
+    clamp = "clamped to [0, 1]" if noise.clip else "not clamped"
+    return f"""# Model card
+
+**Not a medical device.** What it puts out is an estimate: it can remove findings and invent structures. For research,
+not for diagnosis.
+
+## What it is
+
+A {record.model.name} of width {record.model.width} and depth {record.model.depth}, {record.parameters:,} parameters, \
+trained by Veilray {record.veilray}
+over at most {record.epochs} epochs with the {record.loss} loss. `{WEIGHTS_FILE}` has SHA-256 `{record.weights_sha256}`.
+
+## Intended use
+
+It takes Gaussian noise of mean {noise.mean:g} and standard deviation {std} (pixels in [0, 1], {clamp}) from chest
+radiographs like those it was trained on: `veilray denoise IMAGES --model FOLDER --out OUT`.
+
+## Data
+
+Trained on {data.train_images:,} images of {data.train_patients:,} patients; the weights were chosen by \
+{data.validation_images:,} images of {data.validation_patients:,} patients.
+The images themselves, their names and those of the patients are not in this folder.
+
+## Scores
+
+{_score_text(record.score)}
+
+## Limits
+
+- Other noise, other body parts, other devices and other populations than it was trained on: not measured here.
+- A high PSNR is not diagnostic equivalence.
+- What a network remembers of its training images was not measured; treat the weights as data of that site.
+"""
+
+
+def _score_text(score: Score | None) -> str:
+    if score is None:
+        return "Not measured."
+    lines = [
+        f"On {score.images:,} {score.split} images of {score.patients:,} patients of the same source; in brackets the "
+        f"{score.confidence:.0%} interval, clustered by patient.",
+        "",
+        "| | PSNR, dB | SSIM |",
+        "|---|---|---|",
+    ]
+    names: dict[Literal["noisy", "model"], str] = {"noisy": "noisy", "model": "denoised"}
+    for method, name in names.items():
+        psnr, ssim = score.psnr[method], score.ssim[method]
+        lines.append(
+            f"| {name} | {psnr.mean:.2f} ({psnr.low:.2f} to {psnr.high:.2f}) "
+            f"| {ssim.mean:.3f} ({ssim.low:.3f} to {ssim.high:.3f}) |"
+        )
+    return "\n".join(lines)
