@@ -17,6 +17,7 @@ from veilray.cohort.release import Release
 from veilray.images.radiograph import to_levels
 from veilray.images.read import read_radiograph
 from veilray.inference.denoiser import Denoiser
+from veilray.inference.record import DENOISED_RECORD as RECORD
 
 
 def _levels(height: int, width: int, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[np.generic]:
@@ -55,7 +56,7 @@ def test_jpeg_and_dicom_become_png(flow_run: Path, tmp_path: Path) -> None:
     Image.fromarray(_levels(40, 33)).save(folder / "photo.jpg", quality=90)
     (folder / "twelve.dcm").write_bytes(save(build((_levels(24, 31, np.uint16) >> 4).astype(np.uint16), bits=12)))
     done("denoise", folder, "--out", tmp_path / "out", "--model", flow_run)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"photo.png", "twelve.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"photo.png", "twelve.png", RECORD}
     photo, twelve = _read(tmp_path / "out" / "photo.png"), _read(tmp_path / "out" / "twelve.png")
     assert (photo.shape, photo.dtype) == ((40, 33), np.uint8)
     assert (twelve.shape, twelve.dtype) == ((24, 31), np.uint16)
@@ -73,7 +74,7 @@ def test_archives_and_files_that_cannot_be_used(flow_run: Path, tmp_path: Path) 
         archive.addfile(member, io.BytesIO(image.getvalue()))
     words = ["denoise", tmp_path / "in.zip", tmp_path / "in.tar.gz", "--out", tmp_path / "out", "--model", flow_run]
     result = done(*words)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"inside.png", "other.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"inside.png", "other.png", RECORD}
     assert "2 images denoised" in result.out
     assert "1 left out" in result.out
     assert sum("broken.png" in line for line in result.lines) == 1
@@ -175,7 +176,7 @@ def test_a_release_brings_its_own_mean(flow_run: Path, flow_cohort: Path, tmp_pa
         written = _read(tmp_path / "out" / f"{release.image_id(row)}.png")
         noisy = release.gather_noisy(np.array([row]))[0]
         np.testing.assert_array_equal(written, to_levels(denoiser(noisy, mean=0.3), np.uint8))
-    names = {path.stem for path in (tmp_path / "out").iterdir()}
+    names = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert names == set(release.image_ids)
     again = veilray(*words, "--out", tmp_path / "out")
     assert again.status == 3

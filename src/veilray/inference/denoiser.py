@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from veilray.errors import RunError, UsageError
+from veilray.files import sha256_file
 from veilray.images.radiograph import FloatImage
 from veilray.inference.engine import Precision, pick_precision, prepare
 from veilray.inference.pooling import pool_group_norms
@@ -27,6 +28,16 @@ TILE = 1024
 SETTLED = 1e-6
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a denoiser's weights came from."""
+
+    weights_sha256: str
+    """SHA-256 of the file of weights, in hexadecimal."""
+    head: int | None = None
+    """Head of a U-Net++ that the network was cut at."""
+
+
 class Denoiser:
     """A network prepared for inference, with the noise it was trained to take away.
 
@@ -35,6 +46,7 @@ class Denoiser:
     larger ones are cut into tiles. Tiles overlap by the network's receptive radius, so the result is the whole image's
     up to rounding (`tiling_difference` measures it). Under group normalisation, where every pixel depends on all
     others, more passes over the tiles find the statistics of the whole image first: ten times the work at depth 5.
+    `origin` says where the weights came from, for records; None where they came from no file.
 
     Raises UsageError for an unknown device or precision, or a tile smaller than the network allows.
     """
@@ -47,7 +59,9 @@ class Denoiser:
         device: str = "auto",
         precision: Precision | str = "auto",
         tile: int | None = None,
+        origin: Origin | None = None,
     ) -> None:
+        self.origin = origin
         self.config = model.config
         self.noise = noise
         self.device = pick_device(device)
@@ -87,19 +101,27 @@ class Denoiser:
             config = run.config()
             if not run.best_weights.is_file():
                 raise RunError(f"{place} has no {run.best_weights.relative_to(place)}: its first epoch is not done yet")
-            weights = load_weights(run.best_weights, expected=config.model)
+            file = run.best_weights
+            digest = sha256_file(file)
+            weights = load_weights(file, expected=config.model)
             noise: NoiseConfig | None = config.noise
         elif place.is_file():
-            weights = load_weights(place)
+            file = place
+            digest = sha256_file(file)
+            weights = load_weights(file)
             noise = weights.noise
         else:
-            raise UsageError(f"there is no model {str(path)!r}: give the folder of a run or a model, or a .safetensors file")
+            raise UsageError(
+                f"there is no model {str(path)!r}: give a run folder, an exported one or a .safetensors file"
+            )
+        if sha256_file(file) != digest:
+            raise RunError(f"{file} changed while it was read: training goes on; try again")
         model = model_of(weights)
         if head is not None:
             if not isinstance(model, UNetPlusPlus):
                 raise UsageError(f"head = {head}: only a U-Net++ has several heads, and this is a {model.config.name}")
             model = model.pruned(head)
-        return cls(model, noise=noise, device=device, precision=precision, tile=tile)
+        return cls(model, noise=noise, device=device, precision=precision, tile=tile, origin=Origin(digest, head))
 
     def __call__(self, pixels: FloatImage, *, mean: float | None = None) -> FloatImage:
         """Denoise one radiograph: (H, W), float32, [0, 1] -> the same, clamped.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import torch
 
 from veilray.cohort.release import Release
 from veilray.errors import ImageError, UsageError
@@ -15,6 +16,14 @@ from veilray.images.read import read_radiograph, read_radiograph_bytes
 from veilray.images.sources import SourceItem, find_images
 from veilray.images.write import write_png
 from veilray.inference.denoiser import Denoiser
+from veilray.inference.record import (
+    DENOISED_RECORD,
+    DenoisedRelease,
+    DenoiseSettings,
+    new_batch,
+    note_denoised,
+    read_denoised,
+)
 
 ENDINGS = ("png", "jpg", "jpeg", "dcm", "dicom")
 """Endings that are not part of an image's name."""
@@ -35,18 +44,44 @@ def denoise_inputs(inputs: Sequence[Path], out: Path, *, denoiser: Denoiser, mea
     """Denoise every image found in `inputs` into `out`, one by one: same size, same bit depth, PNG.
 
     `mean` is the mean of the noise; where it is None, a release's own or else the run's. Files that are in `out`
-    already are never replaced. Raises UsageError where `out` would lie among the inputs.
+    already are never replaced. `denoised.json` beside them says how they were made, where the denoiser's weights came
+    from a file. Raises UsageError where `out` would lie among the inputs, DataError where its record is damaged.
     """
     for path in inputs:
         if out.resolve() == path.resolve() or (path.is_dir() and out.resolve().is_relative_to(path.resolve())):
             raise UsageError(f"--out {out} lies inside the input {path}; name a folder outside it")
+    if (out / DENOISED_RECORD).exists():
+        read_denoised(out)  # a damaged record is said before the work, not after
     written: dict[Path, str] = {}
-    for path in inputs:
-        if (path / "release.json").is_file():
-            yield from _release(path, out, denoiser=denoiser, mean=mean)
-            continue
-        for item in find_images([path]):
-            yield _file(item, out, denoiser=denoiser, mean=mean, written=written)
+    try:
+        for path in inputs:
+            if (path / "release.json").is_file():
+                yield from _release(path, out, denoiser=denoiser, mean=mean)
+                continue
+            for item in find_images([path]):
+                yield _file(item, out, denoiser=denoiser, mean=mean, written=written)
+    finally:
+        _note(out, [target.name for target in written], denoiser=denoiser, mean=mean)
+
+
+def denoise_settings(denoiser: Denoiser, *, mean: float | None) -> DenoiseSettings:
+    """What decides the pixels of a denoiser's output besides its weights."""
+    return DenoiseSettings(
+        mean=mean,
+        tile=denoiser.tile,
+        precision="bf16" if denoiser.dtype == torch.bfloat16 else "fp32",
+        head=denoiser.origin.head if denoiser.origin else None,
+    )
+
+
+def _note(
+    out: Path, names: list[str], *, denoiser: Denoiser, mean: float | None, release: DenoisedRelease | None = None
+) -> None:
+    if denoiser.origin is None or not names:
+        return
+    settings = denoise_settings(denoiser, mean=mean)
+    batch = new_batch(weights_sha256=denoiser.origin.weights_sha256, settings=settings, release=release)
+    note_denoised(out, batch, names)
 
 
 def _file(item: SourceItem, out: Path, *, denoiser: Denoiser, mean: float | None, written: dict[Path, str]) -> Denoised:
@@ -80,10 +115,17 @@ def _stem(item: SourceItem) -> str:
 def _release(path: Path, out: Path, *, denoiser: Denoiser, mean: float | None) -> Iterator[Denoised]:
     release = Release.open(path)
     release.verify()
-    for row in range(len(release)):
+    rows = range(len(release))
+    targets = [out / f"{release.image_id(row)}.png" for row in rows]
+    there = [target.exists() for target in targets]
+    # Before the images themselves: after a kill the record names too many, and running again makes what is missing.
+    # The other way round it would lack some for good.
+    source = DenoisedRelease(release_id=release.record.release_id, noise=release.record.noise)
+    new = [target.name for target, exists in zip(targets, there, strict=True) if not exists]
+    _note(out, new, denoiser=denoiser, mean=mean, release=source)
+    for row, target, exists in zip(rows, targets, there, strict=True):
         name = release.image_id(row)
-        target = out / f"{name}.png"
-        if target.exists():
+        if exists:
             yield Denoised(source=name, target=None, reason=f"{target} exists already; remove it to denoise again")
             continue
         pixels = denoiser(release.gather_noisy(np.array([row]))[0], mean=release.noise.mean if mean is None else mean)

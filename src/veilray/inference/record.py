@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 import veilray
+from veilray.cohort.records import ReleasedNoise
 from veilray.errors import DataError
 from veilray.files import read_json, write_json
 
@@ -32,16 +34,32 @@ class DenoiseSettings(_Record):
     """Head of a U-Net++ that was taken; None for the last."""
 
 
+class DenoisedRelease(_Record):
+    """The release that images came from."""
+
+    release_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    noise: ReleasedNoise
+
+
 class DenoisedBatch(_Record):
-    """Images of one call."""
+    """Images denoised alike."""
 
     veilray: str = Field(max_length=64)
     """Version that denoised."""
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the weights file."""
     settings: DenoiseSettings
-    files: tuple[str, ...]
+    release: DenoisedRelease | None = None
+    """Where the images came from a release."""
+    began: AwareDatetime
+    """When the first call of these settings began."""
+    files: tuple[str, ...] = ()
     """Names of the PNG files; nothing else is said of an image."""
+
+    def is_like(self, other: DenoisedBatch) -> bool:
+        """Whether the images of both were made in the same way, whenever that was."""
+        aside = {"files", "began"}
+        return self.model_dump(exclude=aside) == other.model_dump(exclude=aside)
 
 
 class DenoisedRecord(_Record):
@@ -56,6 +74,19 @@ class DenoisedRecord(_Record):
         return tuple(sorted({name for batch in self.batches for name in batch.files}))
 
 
+def new_batch(
+    *, weights_sha256: str, settings: DenoiseSettings, release: DenoisedRelease | None = None
+) -> DenoisedBatch:
+    """A batch of this version of Veilray, of now, without images yet."""
+    return DenoisedBatch(
+        veilray=veilray.__version__,
+        weights_sha256=weights_sha256,
+        settings=settings,
+        release=release,
+        began=datetime.now(UTC).replace(microsecond=0),
+    )
+
+
 def read_denoised(folder: Path) -> DenoisedRecord:
     """The record of a folder of denoised images; DataError where it is missing or damaged."""
     path = folder / DENOISED_RECORD
@@ -65,16 +96,20 @@ def read_denoised(folder: Path) -> DenoisedRecord:
         raise DataError(f"{path} does not fit its schema; denoise again, into a new folder") from None
 
 
-def note_denoised(folder: Path, files: Sequence[str], *, weights_sha256: str, settings: DenoiseSettings) -> None:
-    """Add images to the record of a folder; calls with the same model, settings and version share an entry."""
+def note_denoised(folder: Path, batch: DenoisedBatch, files: Sequence[str]) -> None:
+    """Add images to the record of a folder, under `batch` or the one there that is like it.
+
+    A name that another batch has is taken from it: its image is about to be made anew.
+    """
     before = read_denoised(folder).batches if (folder / DENOISED_RECORD).exists() else ()
-    batch = DenoisedBatch(veilray=veilray.__version__, weights_sha256=weights_sha256, settings=settings, files=())
-    same = [old for old in before if old.model_copy(update={"files": ()}) == batch]
-    names = sorted({*files, *(name for old in same for name in old.files)})
-    others = tuple(
-        old.model_copy(update={"files": tuple(name for name in old.files if name not in files)})
+    moved = set(files)
+    same = next((old for old in before if old.is_like(batch)), batch)
+    names = tuple(sorted(moved | set(same.files)))
+    others = [
+        old.model_copy(update={"files": tuple(name for name in old.files if name not in moved)})
         for old in before
-        if old not in same
-    )
-    record = DenoisedRecord(batches=(*others, batch.model_copy(update={"files": tuple(names)})))
+        if old is not same
+    ]
+    kept = [old for old in others if old.files]
+    record = DenoisedRecord(batches=(*kept, same.model_copy(update={"files": names})))
     write_json(folder / DENOISED_RECORD, record.model_dump(mode="json"))
