@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
 
-import matplotlib
 import matplotlib.ticker
 import numpy as np
 from markupsafe import Markup
@@ -18,34 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from veilray.evaluation.comparison import Comparison, Level, Scores
+from veilray.report.drawing import COLOURS, DASHES, FAINT, INK, canvas, styled, svg
 from veilray.training.run import EpochRecord
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-# Okabe and Ito's palette, which colour-blind readers can tell apart, dark enough for thin lines on white; the line
-# styles tell the arms apart on a black-and-white print.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5609a", "#8a6d00", "#3b8fb5", "#444444")
-_DASHES = ("-", "--", "-.", ":")
-_INK = "#222222"
-_FAINT = "#767676"
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 8.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "axes.axisbelow": True,
-    "axes.unicode_minus": True,
-}
-_FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,26 +34,13 @@ def strokes(comparison: Comparison) -> dict[str, Stroke]:
     """One stroke for each method, the same at every noise level."""
     labels = dict.fromkeys(arm.label for level in comparison.levels for arm in level.models)
     others = dict.fromkeys(arm.label for level in comparison.levels for arm in level.arms if arm.kind != "model")
-    chosen = {label: Stroke(label=label, colour=_FAINT, dashes=":") for label in others}
+    chosen = {label: Stroke(label=label, colour=FAINT, dashes=":") for label in others}
     for index, label in enumerate(labels):
-        chosen[label] = Stroke(
-            label=label, colour=_COLOURS[index % len(_COLOURS)], dashes=_DASHES[index % len(_DASHES)]
-        )
+        chosen[label] = Stroke(label=label, colour=COLOURS[index % len(COLOURS)], dashes=DASHES[index % len(DASHES)])
     return chosen
 
 
-def _styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Draw in the page's style and leave matplotlib's own settings as they were."""
-
-    @functools.wraps(draw)
-    def styled(*args: P.args, **options: P.kwargs) -> T:
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **options)
-
-    return styled
-
-
-@_styled
+@styled
 def learning_curves(level: Level, styles: dict[str, Stroke]) -> list[Markup]:
     """Validation loss and PSNR against epochs and against seconds: four figures, every seed a line."""
     figures = []
@@ -97,7 +52,7 @@ def learning_curves(level: Level, styles: dict[str, Stroke]) -> list[Markup]:
             ("Epoch", lambda record: record.epoch),
             ("Training time, s", lambda record: record.seconds),
         ):
-            figure, axes = _canvas(height=2.1)
+            figure, axes = canvas(height=2.1)
             _draw_curves(axes, level, styles, position, value)
             axes.set(xlabel=x_label, ylabel=y_label)
             if is_loss and _ratio(level) > 3:
@@ -108,28 +63,28 @@ def learning_curves(level: Level, styles: dict[str, Stroke]) -> list[Markup]:
             elif not is_loss:
                 _zoom(axes, level)
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
-            figures.append(_svg(figure, f"{level.label} {x_label} {y_label}"))
+            figures.append(svg(figure, f"{level.label} {x_label} {y_label}"))
     return figures
 
 
-@_styled
+@styled
 def scores_by_image(level: Level, styles: dict[str, Stroke]) -> Markup:
     """The distribution of PSNR over the test images, by method."""
     named = [(arm.label, arm.scores["psnr"], styles[arm.label].colour) for arm in level.arms]
     rows = [(label, values, colour) for label, values, colour in named if values is not None]
     figure = _distributions(rows, "PSNR of an image, dB", zero=False)
-    return _svg(figure, f"{level.label} scores")
+    return svg(figure, f"{level.label} scores")
 
 
-@_styled
+@styled
 def paired_differences(level: Level) -> Markup:
     """The distribution of the difference in PSNR between two methods on the same image, by pair."""
     models = {arm.label for arm in level.models}
     pairs = [pair for pair in level.pairs if pair.metric == "psnr"]
     # A classical method may be many dB away, and would press the differences between models into a line.
     between_models = [pair for pair in pairs if {pair.first, pair.second} <= models]
-    rows = [(f"{pair.first}\n− {pair.second}", pair.per_image, _INK) for pair in between_models or pairs]
-    return _svg(_distributions(rows, "Difference in PSNR on an image, dB", zero=True), f"{level.label} pairs")
+    rows = [(f"{pair.first}\n− {pair.second}", pair.per_image, INK) for pair in between_models or pairs]
+    return svg(_distributions(rows, "Difference in PSNR on an image, dB", zero=True), f"{level.label} pairs")
 
 
 def _draw_curves(
@@ -172,7 +127,7 @@ def _zoom(axes: Axes, level: Level) -> None:
 
 
 def _distributions(rows: Sequence[tuple[str, Scores, str]], x_label: str, *, zero: bool) -> Figure:
-    figure, axes = _canvas(height=0.6 + 0.46 * len(rows))
+    figure, axes = canvas(height=0.6 + 0.46 * len(rows))
     everything = np.concatenate([values for _, values, _ in rows])
     low, high = float(everything.min()), float(everything.max())
     edges = np.linspace(low, high if high > low else low + 1e-6, 49)
@@ -187,7 +142,7 @@ def _distributions(rows: Sequence[tuple[str, Scores, str]], x_label: str, *, zer
         axes.plot(quarters, [line, line], color=colour, lw=3.4, solid_capstyle="butt")
         axes.plot([float(np.median(values))], [line], "o", ms=3.4, mfc="white", mec=colour, mew=0.9)
     if zero:
-        axes.axvline(0.0, color=_INK, lw=0.6)
+        axes.axvline(0.0, color=INK, lw=0.6)
     axes.set(xlabel=x_label, ylim=(-0.42, len(rows) - 0.2))
     axes.set_yticks(range(len(rows)), [""] * len(rows))
     axes.tick_params(axis="y", length=0)
@@ -204,27 +159,4 @@ def _write_name(axes: Axes, label: str, height: float) -> None:
     for place, line in enumerate(lines):
         above = 0.32 * ((len(lines) - 1) / 2 - place)
         place_of = axes.get_yaxis_transform()
-        axes.text(-0.03, height + above, line, transform=place_of, ha="right", va="center", color=_INK)
-
-
-def _canvas(*, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(3.5, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(axis="y", color="#e4e4e4", lw=0.5)
-    return figure, axes
-
-
-def _svg(figure: Figure, name: str) -> Markup:
-    """A figure as one SVG element that fills its column; ids carry a prefix so that figures share a page."""
-    prefix = "f" + hashlib.sha256(name.encode()).hexdigest()[:8]
-    stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": prefix}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'(href="|url\()#', rf"\g<1>#{prefix}-", text)
-    text = text.replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "").replace("xlink:href", "href")
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", _FONT, text)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
-    return Markup(text)
+        axes.text(-0.03, height + above, line, transform=place_of, ha="right", va="center", color=INK)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from veilray.errors import UsageError
 from veilray.evaluation.comparison import Arm, Comparison, Level, Pair
@@ -18,6 +15,7 @@ from veilray.evaluation.results import METRICS
 from veilray.files import write_text
 from veilray.report import figures, text
 from veilray.report.limits import limits
+from veilray.report.pages import pages, style_sheet
 from veilray.report.panels import PanelView, colour_bar, difference_limit, view
 from veilray.report.protocol import (
     commands,
@@ -45,26 +43,16 @@ def render(comparison: Comparison, panels: Sequence[Panel], out: Path) -> None:
 def to_html(comparison: Comparison, panels: Sequence[Panel]) -> str:
     """The report of a comparison as one HTML document that refers to nothing outside itself."""
     _check(comparison, panels)
-    pages = Environment(
-        loader=PackageLoader("veilray.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.globals["text"] = text
-    pages.filters["unbroken"] = _unbroken
-    return pages.get_template("report.html.j2").render(_context(comparison, panels))
+    return pages().get_template("report.html.j2").render(_context(comparison, panels))
 
 
 def _context(comparison: Comparison, panels: Sequence[Panel]) -> Mapping[str, Any]:
     arms = [arm for level in comparison.levels for arm in level.arms]
     shown = [metric for metric in METRICS if _is_shown(metric, arms)]
     styles = figures.strokes(comparison)
-    style_sheet = files("veilray.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     return {
         "comparison": comparison,
-        "css": Markup(style_sheet),
+        "css": style_sheet(),
         "title": text.title(comparison),
         "abstract": text.abstract(comparison),
         "metrics": shown,
@@ -91,13 +79,6 @@ def _context(comparison: Comparison, panels: Sequence[Panel]) -> Mapping[str, An
         "limits": limits(comparison),
         "started": min((str(run.environment.get("started", ""))[:10] for run in comparison.runs), default=""),
     }
-
-
-def _unbroken(sentence: str) -> Markup:
-    """A sentence in which no line ends within the name of an architecture or a p-value."""
-    return Markup(
-        re.sub(r"U-Net(\+\+)?|p-value|p [=<] [\d.]+", r'<span class="unbroken">\g<0></span>', str(escape(sentence)))
-    )
 
 
 def _is_shown(metric: str, arms: Sequence[Arm]) -> bool:
