@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import resource
 import shutil
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.images.dicom_files import build, save
 
 from veilray.cohort.build import INDEX_COLUMNS, REPORT_FILE, ImportReport, import_radiographs
 from veilray.cohort.cohort import Cohort
@@ -186,6 +188,64 @@ def test_an_image_id_comes_in_once(tmp_path: Path, draw: Draw, write: Write) -> 
     (row,) = _table(tmp_path / "out" / REPORT_FILE)
     assert row["source"].endswith("b/x.png")
     assert "a/x.png" in row["reason"]
+    assert "--id-from path" in row["reason"]
+
+
+def test_names_from_paths_keep_trees_of_equal_file_names_apart(tmp_path: Path, draw: Draw, write: Write) -> None:
+    for number, patient in enumerate("ab"):
+        write(tmp_path / "in" / patient / "study1" / "view1_frontal.png", draw(number))
+    (tmp_path / "p.csv").write_text("image_id,patient_id\nin/a/study1/view1_frontal,a\nin/b/study1/view1_frontal,b\n")
+    report = _import([tmp_path / "in"], tmp_path / "out", id_from="path", patients=tmp_path / "p.csv")
+    cohort = Cohort.open(tmp_path / "out")
+    assert list(cohort.image_ids) == ["in/a/study1/view1_frontal", "in/b/study1/view1_frontal"]
+    assert list(cohort.patient_ids) == ["a", "b"]
+    assert (report.record.id_from, report.record.left_out) == ("path", 0)
+
+
+def test_the_same_picture_under_the_same_name_asks_for_no_other_names(tmp_path: Path, draw: Draw, write: Write) -> None:
+    for folder in "ab":
+        write(tmp_path / "in" / folder / "x.png", draw(1))
+    report = _import([tmp_path / "in"], tmp_path / "out")
+    (row,) = _table(tmp_path / "out" / REPORT_FILE)
+    assert "--id-from" not in row["reason"]
+    assert not any("--id-from" in note for note in report.notes)
+
+
+def _save_dicom(path: Path, seed: int, **elements: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16), dtype=np.uint8)
+    path.write_bytes(save(build(pixels, **elements)))
+
+
+def test_a_sop_instance_uid_comes_in_once_whatever_names_images(tmp_path: Path) -> None:
+    for seed, name in enumerate(["a.dcm", "b.dcm"]):
+        _save_dicom(tmp_path / "in" / name, seed, SOPInstanceUID="1.2.3")
+    report = _import([tmp_path / "in"], tmp_path / "out", id_from="path")
+    (row,) = _table(tmp_path / "out" / REPORT_FILE)
+    assert (row["image_id"], row["outcome"]) == ("1.2.3", "left out")
+    assert "SOP Instance UID" in row["reason"]
+    assert sum(report.record.images.values()) == 1
+
+
+def test_the_index_keeps_what_a_header_says_of_the_exposure(tmp_path: Path) -> None:
+    said = {"PatientSex": "F", "PatientAge": "070Y", "ImagerPixelSpacing": ["0.143", "0.15"], "StudyDate": "20200229"}
+    more = {"StudyInstanceUID": "1.2", "IssuerOfPatientID": "H", "BurnedInAnnotation": "NO", "SOPInstanceUID": "1.2.3"}
+    _save_dicom(tmp_path / "in" / "a.dcm", 1, **said, **more)
+    (tmp_path / "p.csv").write_text("image_id,patient_id,issuer,sex\n1.2.3,other,X,M\n")
+    _import([tmp_path / "in"], tmp_path / "out", patients=tmp_path / "p.csv")
+    (row,) = _table(tmp_path / "out" / "index.csv")
+    assert (row["patient_id"], row["sex"], row["age"], row["view"]) == ("other^^^X", "M", "70", "PA")
+    assert (row["spacing_row"], row["spacing_column"], row["spacing_from"]) == ("0.143", "0.15", "ImagerPixelSpacing")
+    assert (row["burned_in"], row["date"], row["issuer"], row["study_uid"]) == ("NO", "2020-02-29", "X", "1.2")
+    assert row["sop_instance_uid"] == row["image_id"] == "1.2.3"
+
+
+def test_a_cohort_of_the_first_schema_opens(cohort: Cohort) -> None:
+    path = cohort.path / "cohort.json"
+    record = json.loads(path.read_text())
+    del record["id_from"]
+    path.write_text(json.dumps(record | {"schema_version": 1}))
+    assert Cohort.open(cohort.path).record.id_from == "stem"
 
 
 def test_rejected_files_are_listed_with_their_reasons(tmp_path: Path, draw: Draw, write: Write) -> None:

@@ -129,7 +129,7 @@ def test_an_index_that_is_none(cohort: Cohort, text: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema_version": 2},
+        {"schema_version": 3},
         {"extra": 1},
         {"images": {"training": 3}},
         {"files": {"../../secret.npy": {"sha256": "0" * 64, "size": 1}}},

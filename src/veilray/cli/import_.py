@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,7 +23,11 @@ def import_command(
     out: Annotated[Path, typer.Option(help="New folder for the cohort.", show_default=False)],
     size: Annotated[str, typer.Option(help="Side in pixels (images are stretched to squares), or `native`.")] = "256",
     patients: Annotated[
-        Path | None, typer.Option(help="CSV file with image_id and patient_id.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="CSV file with image_id and patient_id; may say issuer, view, sex, age, spacing, burned_in, date too.",
+            show_default=False,
+        ),
     ] = None,
     split: Annotated[
         Path | None,
@@ -35,6 +39,10 @@ def import_command(
         list[str] | None,
         typer.Option(help="DICOM modality to take, in place of CR, DX and RG; repeatable.", show_default=False),
     ] = None,
+    id_from: Annotated[
+        Literal["stem", "path"],
+        typer.Option(help="Name images that are no DICOM by their file's stem, or by its path."),
+    ] = "stem",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores if left out.")] = None,
 ) -> None:
     """Read radiographs into a cohort, split by patient.
@@ -56,6 +64,7 @@ def import_command(
             split_file=split,
             patients=patients,
             modalities=modality or None,
+            id_from=id_from,
             workers=workers,
             advance=bar.advance,
         )

@@ -6,9 +6,9 @@ import csv
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 import veilray
@@ -20,6 +20,7 @@ from veilray.cohort.records import (
     COHORT_FILE,
     INDEX_FILE,
     CohortRecord,
+    IdFrom,
     Preprocessing,
     SplitFileRecord,
     record_files,
@@ -36,7 +37,8 @@ MAX_SIZE = 16_384
 
 INDEX_COLUMNS = (
     *("image_id", "patient_id", "split", "height", "width", "bit_depth", "sha256", "pixels", "row"),
-    *("source", "format", "modality", "view"),
+    *("source", "format", "modality", "view", "sex", "age", "spacing_row", "spacing_column", "spacing_from"),
+    *("burned_in", "date", "sop_instance_uid", "study_uid", "issuer"),
     *("low", "high", "inverted", "slope", "intercept", "photometric", "voi"),
     *("padding_first", "padding_last", "padded_pixels", "overlays"),
 )
@@ -63,6 +65,7 @@ class _Plan:
     split_seed: int
     split_file: Path | None
     patients: Path | None
+    id_from: IdFrom
 
 
 def import_radiographs(
@@ -75,15 +78,17 @@ def import_radiographs(
     split_file: Path | None = None,
     patients: Path | None = None,
     modalities: Collection[str] | None = None,
+    id_from: IdFrom = "stem",
     workers: int | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> ImportReport:
     """Read radiographs and write a cohort into the new folder `out`.
 
     `size`: height and width to resample to, or None to keep each image's own. `shares` and `split_seed` decide the
-    split of patients, or `split_file` does (image_id, split). `patients`: a CSV file (image_id, patient_id).
-    `modalities`: DICOM modalities to take, or None for the reader's own choice. `workers`: processes, or None for
-    all cores. `advance` is called with 1 after each file.
+    split of patients, or `split_file` does (image_id, split). `patients`: a CSV file (image_id, patient_id, and more).
+    `modalities`: DICOM modalities to take, or None for the reader's own choice. `id_from`: what names an image that
+    is no DICOM, its file's stem or its path. `workers`: processes, or None for all cores. `advance` is called with 1
+    after each file.
 
     The order of the files, and with it the cohort, does not depend on the number of workers. Where several images have
     one id, the first comes in. Nothing is left behind when the import fails or is interrupted, except that where no
@@ -91,34 +96,44 @@ def import_radiographs(
     """
     if size is not None and not 8 <= size <= MAX_SIZE:
         raise UsageError(f"size {size}: choose between 8 and {MAX_SIZE} pixels, or native")
-    plan = _Plan(size=size, shares=shares or Shares(), split_seed=split_seed, split_file=split_file, patients=patients)
+    plan = _Plan(
+        size=size,
+        shares=shares or Shares(),
+        split_seed=split_seed,
+        split_file=split_file,
+        patients=patients,
+        id_from=id_from,
+    )
+    listed = read_patients(patients) if patients else None
     admission = Admission(
         shares=plan.shares,
         seed=plan.split_seed,
         listed=read_split(split_file) if split_file else None,
-        patients=read_patients(patients) if patients else {},
+        patients=listed.rows if listed else {},
     )
     given = [Path(source) for source in sources]
     items = find_images(given)
     task = partial(prepare, size=size, modalities=modalities)
     with replacing_folder(out) as folder:
-        builder = _Builder(folder, admission, [f"{path.parent}{os.sep}" for path in given])
+        builder = _Builder(folder, admission, [f"{path.parent}{os.sep}" for path in given], id_from=id_from)
         with builder:
             for result in ordered_map(task, items, workers=workers or available_cores()):
                 builder.add(result)
                 if advance is not None:
                     advance(1)
         record = _finish(builder, plan, out)
-    return ImportReport(path=out, record=record, notes=_notes(admission, plan, record))
+    unreadable = listed.unreadable if listed else {}
+    return ImportReport(path=out, record=record, notes=_notes(admission, plan, record, unreadable))
 
 
 class _Builder:
     """The files of a cohort under way: pixels, index and report, written as the images come."""
 
-    def __init__(self, folder: Path, admission: Admission, parents: list[str]) -> None:
+    def __init__(self, folder: Path, admission: Admission, parents: list[str], *, id_from: IdFrom) -> None:
         self.folder = folder
         self.parents = parents
         self.admission = admission
+        self.id_from = id_from
         self.writer = PixelWriter(folder, "pixels")
         self.rejected = self.left_out = 0
         self.first_reason = ""
@@ -138,6 +153,9 @@ class _Builder:
             self.rejected += 1
             self._note(result.source, "", "rejected", result.reason)
             return
+        if self.id_from == "path" and not result.radiograph.acquisition.sop_instance_uid:
+            name = str(PurePath(self._short(result)).with_suffix(""))
+            result = replace(result, radiograph=replace(result.radiograph, image_id=name))
         decision = self.admission.decide(result)
         if isinstance(decision, Admitted):
             name, row = self.writer.append(result.levels)
@@ -180,6 +198,7 @@ def _finish(builder: _Builder, plan: _Plan, out: Path) -> CohortRecord:
     builder.writer.finish()
     record = CohortRecord(
         veilray=veilray.__version__,
+        id_from=plan.id_from,
         preprocessing=_preprocessing(plan),
         images={split: admission.images[split] for split in SPLITS},
         patients={split: admission.patients_in(split) for split in SPLITS},
@@ -217,7 +236,10 @@ def _nothing_usable(builder: _Builder, out: Path) -> DataError:
 
 
 def _index_row(image: Prepared, admitted: Admitted, pixels: str, row: int, *, source: str) -> list[object]:
-    radiograph = image.radiograph
+    radiograph, acquisition = admitted.radiograph, asdict(admitted.radiograph.acquisition)
+    spacing = acquisition.pop("spacing") or ("", "")
+    age = acquisition.pop("age")
+    acquisition |= {"spacing_row": spacing[0], "spacing_column": spacing[1], "age": "" if age is None else f"{age:.4g}"}
     intensity = asdict(radiograph.intensity)
     padding = intensity.pop("padding") or ("", "")
     intensity |= {"padding_first": padding[0], "padding_last": padding[1]}
@@ -235,6 +257,7 @@ def _index_row(image: Prepared, admitted: Admitted, pixels: str, row: int, *, so
         "format": radiograph.format,
         "modality": radiograph.modality,
         "view": radiograph.view,
+        **acquisition,
         **intensity,
     }
     return [values[column] for column in INDEX_COLUMNS]
@@ -245,8 +268,16 @@ def _clean(row: Sequence[object]) -> list[object]:
     return ["".join(c if c.isprintable() else "?" for c in v) if isinstance(v, str) else v for v in row]
 
 
-def _notes(admission: Admission, plan: _Plan, record: CohortRecord) -> list[str]:
-    notes = []
+def _notes(admission: Admission, plan: _Plan, record: CohortRecord, unreadable: dict[str, int]) -> list[str]:
+    notes = [
+        f"{count:,} values of {column} in {plan.patients} cannot be understood and count as unknown."
+        for column, count in unreadable.items()
+    ]
+    if admission.clashes:
+        notes.append(
+            f"{admission.clashes:,} images were left out because a file in another folder has the same name: to name "
+            "images by their paths, import with --id-from path."
+        )
     if record.patients_unknown:
         notes.append(
             f"The patient of {record.patients_unknown:,} images is unknown: each counts as a patient of its own, so "

@@ -26,7 +26,7 @@ class Prepared:
     width: int
     """Width of the original."""
     sha256: str
-    """Digest of the original's pixels and shape, the same whatever the file format or bit depth."""
+    """Digest of the native decoded pixels and their shape, before resampling, whatever the file format or bit depth."""
     levels: Levels
     """(H, W), uint8 or uint16, at the cohort's size."""
 

@@ -18,6 +18,8 @@ COHORT_FILE = "cohort.json"
 RELEASE_FILE = "release.json"
 INDEX_FILE = "index.csv"
 
+IdFrom = Literal["stem", "path"]
+
 
 # Names are joined to the folder's path: nothing but these may come from a folder that someone else made.
 FileName = Annotated[str, Field(pattern=r"^(index\.csv|(pixels|noisy|clean)-\d+x\d+-uint(8|16)\.npy)$")]
@@ -58,9 +60,12 @@ class Preprocessing(_Record):
 class CohortRecord(_Record):
     """`cohort.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
+    """1: imported before the index said more of patient and exposure than the view; those fields then are unknown."""
     veilray: str
     """Version that imported."""
+    id_from: IdFrom = "stem"
+    """What names an image that is no DICOM: the file's stem, or its path without the ending."""
     preprocessing: Preprocessing
     images: dict[Split, int]
     """Images in each set."""

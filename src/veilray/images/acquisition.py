@@ -62,7 +62,7 @@ def parse_sex(text: str) -> str:
 
 
 def parse_view(text: str) -> str:
-    """A view position in capitals if it is one of VIEWS or OBLIQUE_VIEWS; empty for anything else, free text above all."""
+    """A view position in capitals if it is in VIEWS or OBLIQUE_VIEWS, else empty, as for free text."""
     view = text.strip().upper()
     return view if view in VIEWS or view in OBLIQUE_VIEWS else ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -62,7 +62,7 @@ class Radiograph:
     """Modality (0008,0060); empty for PNG and JPEG."""
     view: str = ""
     """View position (0018,5101): AP, PA, LL, ...; empty where unknown."""
-    acquisition: Acquisition = Acquisition()
+    acquisition: Acquisition = field(default_factory=Acquisition)
     """Patient and exposure; empty for PNG and JPEG."""
 
 
