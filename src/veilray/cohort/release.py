@@ -9,27 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from veilray.cohort.cohort import gather_place, groups_of, rows_of
-from veilray.cohort.columns import IdColumn
+from veilray.cohort.indexed import Indexed, gather_place
 from veilray.cohort.pixels import PixelFile, PixelSet, Scale, open_pixels, parse_name
 from veilray.cohort.records import COHORT_FILE, INDEX_FILE, RELEASE_FILE, ReleaseRecord, check_file, read_record
-from veilray.cohort.split import Split, SplitCodes
-from veilray.cohort.table import Rows, Table, read_table
+from veilray.cohort.table import read_table
 from veilray.errors import CohortError
 from veilray.images.radiograph import FloatImage
 from veilray.obfuscation.config import NoiseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Release:
-    """A release, opened: its index in memory, its pixels mapped. Rows count the images as the index lists them."""
+class Release(Indexed):
+    """A release, opened: its index in memory, its pixels mapped; `pixels` are the noisy ones."""
 
-    path: Path
-    """The folder."""
     record: ReleaseRecord
     """What `release.json` says."""
-    table: Table
-    noisy_pixels: PixelSet
     clean_pixels: PixelSet | None
 
     @classmethod
@@ -53,10 +47,7 @@ class Release:
             clean = PixelSet(_open_files(folder, record, "clean-"))
             kinds.append(("clean_pixels", "clean_row", clean))
         table = read_table(folder / INDEX_FILE, kinds)
-        return cls(path=folder, record=record, table=table, noisy_pixels=noisy, clean_pixels=clean)
-
-    def __len__(self) -> int:
-        return len(self.table.image_ids)
+        return cls(path=folder, record=record, table=table, pixels=noisy, clean_pixels=clean, files=record.files)
 
     @property
     def digest(self) -> str:
@@ -74,42 +65,6 @@ class Release:
         """Whether the clean images are there too."""
         return self.clean_pixels is not None
 
-    @property
-    def image_ids(self) -> IdColumn:
-        """Pseudonyms of the images, by row."""
-        return self.table.image_ids
-
-    @property
-    def patient_ids(self) -> IdColumn:
-        """Pseudonyms of the patients, by row."""
-        return self.table.patient_ids
-
-    @property
-    def split_codes(self) -> SplitCodes:
-        """(N,), int8: the set of each row, as its place in SPLITS."""
-        return self.table.splits
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Heights and widths that occur, in ascending order."""
-        return sorted({file.size for file in self.noisy_pixels.files})
-
-    def image_id(self, row: int) -> str:
-        """Pseudonym of the image in a row."""
-        return self.table.image_ids[row]
-
-    def patient_id(self, row: int) -> str:
-        """Pseudonym of the patient in a row."""
-        return self.table.patient_ids[row]
-
-    def rows(self, split: Split) -> Rows:
-        """Rows of a set, (n,), int64, ascending."""
-        return rows_of(self.table.splits, split)
-
-    def groups(self, rows: npt.NDArray[np.integer[Any]]) -> list[Rows]:
-        """Rows split into groups of one size each, each in the order given; sizes ascending."""
-        return groups_of(self.noisy_pixels, self.table.places[0].codes, rows)
-
     def stds(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
         """Standard deviation of the noise of each row, (n,), float32."""
         if self.table.stds is not None:
@@ -117,27 +72,18 @@ class Release:
             return chosen
         return np.full(len(rows), self.noise.std_range[0], dtype=np.float32)
 
-    def dtype(self, row: int) -> np.dtype[Any]:
-        """uint8 or uint16: the depth at which a row's noisy pixels are kept."""
-        return self.noisy_pixels.files[int(self.table.places[0].codes[row])].levels.dtype
-
     def gather_noisy(self, rows: npt.NDArray[np.integer[Any]], out: FloatImage | None = None) -> FloatImage:
         """Noisy images of the given rows: (n, H, W), float32; [0, 1] where the noise was clipped.
 
         Raises CohortError where the rows are not all of one size, lie outside the release, or do not fit `out`.
         """
-        return gather_place(self.noisy_pixels, self.table, 0, rows, out)
+        return gather_place(self.pixels, self.table, 0, rows, out)
 
     def gather_clean(self, rows: npt.NDArray[np.integer[Any]], out: FloatImage | None = None) -> FloatImage:
         """Clean images of the given rows: (n, H, W), float32, [0, 1]; CohortError where there are none."""
         if self.clean_pixels is None:
             raise CohortError(f"{self.path} holds no clean images; ask for a release made with --pairs")
         return gather_place(self.clean_pixels, self.table, 1, rows, out)
-
-    def verify(self) -> None:
-        """Read every file through and compare its SHA-256; CohortError names the one that was altered."""
-        for name, file in self.record.files.items():
-            check_file(self.path, name, file)
 
 
 def _open_files(folder: Path, record: ReleaseRecord, kind: str) -> dict[str, PixelFile]:
