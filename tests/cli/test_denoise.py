@@ -14,6 +14,7 @@ from PIL import Image
 from tests.command_line import done, veilray
 
 from veilray.cohort.release import Release
+from veilray.files import sha256_file
 from veilray.images.radiograph import to_levels
 from veilray.images.read import read_radiograph
 from veilray.inference.denoiser import Denoiser
@@ -229,3 +230,36 @@ def test_weights_alone_are_a_model_too(flow_run: Path, tmp_path: Path) -> None:
     done(*words, flow_run, "--out", tmp_path / "run")
     done(*words, flow_run / "checkpoints" / "best.safetensors", "--out", tmp_path / "weights")
     assert (tmp_path / "run" / "a.png").read_bytes() == (tmp_path / "weights" / "a.png").read_bytes()
+
+
+def test_dicom_becomes_derived_dicom(flow_run: Path, tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("pyrage")
+    from tests.images.clinical_files import dx
+    from tests.images.dicom_files import save
+
+    from veilray.exchange.keys import KeyFolder
+
+    KeyFolder.create(tmp_path / "keys", name="ward")
+    (tmp_path / "in").mkdir()
+    values = (_levels(24, 31, np.uint16) >> 4).astype(np.uint16)
+    (tmp_path / "in" / "a.dcm").write_bytes(save(dx(values, bits=12, PhotometricInterpretation="MONOCHROME1")))
+    Image.fromarray(_levels(32, 32)).save(tmp_path / "in" / "b.png")
+    words = ["denoise", tmp_path / "in", "--model", flow_run, "--device", "cpu", "--out"]
+    result = done(*words, tmp_path / "out", "--dicom", "--keys", tmp_path / "keys")
+    assert "1 images denoised" in result.out
+    assert any("b.png" in line and "no DICOM" in line for line in result.lines)
+    (path,) = (tmp_path / "out").iterdir()
+    derived = pydicom.dcmread(path)
+    assert derived.PhotometricInterpretation == "MONOCHROME1"
+    weights = flow_run / "checkpoints" / "best.safetensors"
+    assert derived.ContributingEquipmentSequence[0].SoftwareVersions[1] == sha256_file(weights)
+    expected = Denoiser.load(flow_run, device="cpu")(read_radiograph(tmp_path / "in" / "a.dcm").pixels)
+    np.testing.assert_allclose(read_radiograph(path).pixels, expected, atol=0.5 / 4095 + 1e-6)
+    again = veilray(*words, tmp_path / "out", "--dicom", "--keys", tmp_path / "keys")
+    assert (again.status, "exists already" in again.err) == (3, True)
+    twice = veilray(*words[:1], path, *words[2:], tmp_path / "twice", "--dicom", "--keys", tmp_path / "keys")
+    assert (twice.status, "made it" in twice.err) == (3, True)
+    for extra in (["--dicom"], ["--keys", tmp_path / "keys"], ["--receiver", "centre"]):
+        assert veilray(*words, tmp_path / "no", *extra).status == 2
+    assert not (tmp_path / "no").exists()

@@ -1,20 +1,33 @@
-"""veilray denoise: images in, denoised PNG out."""
+"""veilray denoise: images in, denoised PNG or derived DICOM out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from veilray.cli.site_keys import KEYS, PASSPHRASE_FILE
+from veilray.errors import UsageError
+
+if TYPE_CHECKING:
+    from veilray.exchange.keys import KeyFolder
+    from veilray.inference.files import Denoised
 
 
 def denoise_command(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT...", help="PNG, JPEG or DICOM files, folders, archives, or a release."),
+        typer.Argument(
+            metavar="INPUT...",
+            help="PNG, JPEG or DICOM files, folders, archives, or a release; with --reattach, denoised images.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the PNG files.", show_default=False)],
-    model: Annotated[Path, typer.Option(help="Run folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for what is written.", show_default=False)],
+    model: Annotated[
+        Path | None, typer.Option(help="Run folder, exported model or file of weights.", show_default=False)
+    ] = None,
     mean: Annotated[
         float | None,
         typer.Option(help="Mean of the images' noise; 0 where none was added. Left out: the release's or the run's."),
@@ -27,17 +40,90 @@ def denoise_command(
         typer.Option(help="Of a U-Net++ trained with deep supervision: stop at this head.", show_default=False),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dicom: Annotated[
+        bool, typer.Option("--dicom", help="Write derived DICOM objects, from DICOM inputs; needs --keys.")
+    ] = False,
+    reattach: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Originals of images that came back denoised: write them as derived DICOM; needs --keys, --receiver.",
+            show_default=False,
+        ),
+    ] = None,
+    keys: Annotated[Path | None, KEYS] = None,
+    receiver: Annotated[
+        str | None,
+        typer.Option(help="Pinned site that the images were released to and came back from.", show_default=False),
+    ] = None,
+    passphrase_file: Annotated[Path | None, PASSPHRASE_FILE] = None,
 ) -> None:
-    """Denoise images of any size into PNG files of the same size and bit depth; nothing is overwritten."""
-    from veilray.cli.progress import progress
-    from veilray.errors import DataError
+    """Denoise images of any size into PNG files of the same size and bit depth, or into derived DICOM objects.
+
+    Nothing is overwritten. The results are for research, not for diagnosis.
+    """
+    if reattach:
+        given = {"--model": model, "--mean": mean, "--tile": tile, "--head": head, "--dicom": dicom or None}
+        _refuse("--reattach takes images that are denoised already", given)
+        results = _reattached(inputs, reattach, out, _opened(keys, passphrase_file), receiver)
+        _report(results, out, "attached")
+        return
+    _refuse("only --reattach has a receiver", {"--receiver": receiver})
+    if model is None:
+        raise UsageError("--model is missing: give a run folder, an exported model or a file of weights")
+    if not dicom:
+        _refuse("only DICOM out needs keys", {"--keys": keys, "--passphrase-file": passphrase_file})
+    uid_key = _uid_key(_opened(keys, passphrase_file)) if dicom else None
     from veilray.inference.denoiser import Denoiser
+    from veilray.inference.dicom_files import denoise_dicom
     from veilray.inference.files import denoise_inputs
 
     denoiser = Denoiser.load(model, device=device, tile=tile, head=head)
+    if uid_key is None:
+        _report(denoise_inputs(inputs, out, denoiser=denoiser, mean=mean), out, "denoised")
+    else:
+        _report(denoise_dicom(inputs, out, denoiser=denoiser, mean=mean, key=uid_key), out, "denoised")
+
+
+def _reattached(
+    inputs: list[Path], originals: list[Path], out: Path, keys: KeyFolder, receiver: str | None
+) -> Iterable[Denoised]:
+    from veilray.exchange.pseudonyms import Pseudonyms
+    from veilray.exchange.reattach import reattach
+
+    if receiver is None:
+        raise UsageError("--receiver is missing: each receiver's pseudonyms are others")
+    secrets = keys.pseudonym_keys(keys.peer(receiver).fingerprint)
+    # Those of retired keys too: what was released before a rotation may come back after it.
+    names = [Pseudonyms(secret.reveal()) for secret in secrets]
+    return reattach(inputs, originals, out, names=lambda uid: [name.image(uid) for name in names], key=_uid_key(keys))
+
+
+def _opened(keys: Path | None, passphrase_file: Path | None) -> KeyFolder:
+    from veilray.cli.site_keys import open_keys
+
+    if keys is None:
+        raise UsageError("--keys is missing: the UIDs of derived objects are made with this site's key")
+    return open_keys(keys, passphrase_file)
+
+
+def _uid_key(keys: KeyFolder) -> bytes:
+    # From the one key that is never rotated: the same image must get the same UID next year.
+    return keys.ledger_key().derive("veilray uids of derived objects").reveal()
+
+
+def _refuse(why: str, given: Mapping[str, object]) -> None:
+    wrong = [name for name, value in given.items() if value is not None]
+    if wrong:
+        raise UsageError(f"{why}: leave {wrong[0]} out")
+
+
+def _report(results: Iterable[Denoised], out: Path, verb: str) -> None:
+    from veilray.cli.progress import progress
+    from veilray.errors import DataError
+
     done = failed = 0
-    with progress(None, "denoising", "images") as bar:
-        for result in denoise_inputs(inputs, out, denoiser=denoiser, mean=mean):
+    with progress(None, verb, "images") as bar:
+        for result in results:
             bar.advance(1)
             if result.target is None:
                 failed += 1
@@ -45,5 +131,5 @@ def denoise_command(
             else:
                 done += 1
     if not done:
-        raise DataError(f"nothing was denoised; {failed} inputs were left out" if failed else "no images were found")
-    typer.echo(f"{done} images denoised into {out}" + (f", {failed} left out" if failed else ""))
+        raise DataError(f"nothing was {verb}; {failed} inputs were left out" if failed else "no images were found")
+    typer.echo(f"{done} images {verb} into {out}" + (f", {failed} left out" if failed else ""))

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from veilray.errors import ImageError
-from veilray.images.dicom import intensity_of
-from veilray.images.header import printable
+from veilray.images.dicom import DEFAULT_MODALITIES, check_kind, intensity_of
 from veilray.images.dicom_modules import KEPT, KEPT_OF_OVERLAYS
 from veilray.images.dicom_pixels import StoredPixels, decode_pixels
+from veilray.images.header import printable
 from veilray.images.radiograph import FloatImage, restore_stored
 
 if TYPE_CHECKING:
@@ -67,9 +67,19 @@ def derived_object(original: Dataset, pixels: FloatImage, *, provenance: Provena
 
     The same patient, study, geometry, bit depth and photometric interpretation; stored values through the original's
     own map and back, padding as it was. Series and instance UIDs are keyed hashes by `key` of the original's UIDs, the
-    weights and the settings: whoever makes the object again makes the same one. ImageError where the original cannot be
-    decoded, lacks a UID, or has another size than the pixels.
+    weights and the settings: whoever makes the object again makes the same one. ImageError where the original is no
+    radiograph, cannot be decoded, lacks a UID, or has another size than the pixels. The caller silences warnings.
     """
+    try:
+        return _derive(original, pixels, provenance, key)
+    except ImageError:
+        raise
+    except Exception:  # pydicom raises anything at all on damaged elements
+        raise ImageError("its header is damaged, so nothing can be derived from it") from None
+
+
+def _derive(original: Dataset, pixels: FloatImage, provenance: Provenance, key: bytes) -> Dataset:
+    check_kind(original, DEFAULT_MODALITIES)
     for name in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not original.get(name):
             raise ImageError(f"it has no {name}, so nothing can be derived from it by reference")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import veilray
 from veilray.cohort.records import ReleasedNoise
 from veilray.errors import DataError
 from veilray.files import read_json, write_json
+from veilray.images.derived import Provenance
 
 DENOISED_RECORD = "denoised.json"
 
@@ -44,7 +46,7 @@ class DenoisedRelease(_Record):
 class DenoisedBatch(_Record):
     """Images denoised alike."""
 
-    veilray: str = Field(max_length=64)
+    veilray: str = Field(pattern=r"^[0-9A-Za-z.+-]{1,32}$")
     """Version that denoised."""
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the weights file."""
@@ -60,6 +62,17 @@ class DenoisedBatch(_Record):
         """Whether the images of both were made in the same way, whenever that was."""
         aside = {"files", "began"}
         return self.model_dump(exclude=aside) == other.model_dump(exclude=aside)
+
+    def provenance(self) -> Provenance:
+        """What a derived DICOM object says of these images."""
+        decided = {"settings": self.settings.model_dump(), "release": self.release and self.release.release_id}
+        return Provenance(
+            veilray=self.veilray,
+            weights=self.weights_sha256,
+            settings=json.dumps(decided, sort_keys=True),
+            description=_describe(self),
+            when=self.began,
+        )
 
 
 class DenoisedRecord(_Record):
@@ -113,3 +126,13 @@ def note_denoised(folder: Path, batch: DenoisedBatch, files: Sequence[str]) -> N
     kept = [old for old in others if old.files]
     record = DenoisedRecord(batches=(*kept, same.model_copy(update={"files": names})))
     write_json(folder / DENOISED_RECORD, record.model_dump(mode="json"))
+
+
+def _describe(batch: DenoisedBatch) -> str:
+    by = f"by a neural network (Veilray {batch.veilray}, weights of SHA-256 {batch.weights_sha256})"
+    if batch.release is None:
+        return f"Denoised {by}."
+    noise = batch.release.noise
+    std = f"{noise.std:g}" if isinstance(noise.std, float) else f"{noise.std[0]:g} to {noise.std[1]:g}"
+    law = f"mean {noise.mean:g}, standard deviation {std} of the range{', clamped' if noise.clip else ''}"
+    return f"Gaussian noise ({law}) was added to let the image leave its site, and taken away {by}."
