@@ -9,6 +9,7 @@
       receiving-1.key       age X25519 identity: opens bundles that are for this site
       lock.age              where there is a passphrase: the age identity that the key files are encrypted to
       peers/NAME.json       pinned cards
+      ledger.db             Site One: the release ledger
 
 All key files are 0600. Rotation writes the next number, then `keys.json`; a kill between leaves the old key in use.
 """
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     import pyrage
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from veilray.exchange.ledger import Ledger
+
 __all__ = ["KeyFolder", "KeyKind", "PublicCard", "Role", "Secret"]
 
 LOCK_FILE = "lock.age"
@@ -69,10 +72,12 @@ class KeyFolder:
 
         Raises UsageError where `path` exists or `name` cannot name a site.
         """
+        _check_packages()
         import pyrage
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        _check_packages()
+        from veilray.exchange.ledger import LEDGER_FILE, Ledger
+
         check_name(name)
         phrase = _as_secret(passphrase)
         signing, receiving = Ed25519PrivateKey.generate(), pyrage.x25519.Identity.generate()
@@ -90,6 +95,9 @@ class KeyFolder:
                 made._write(kind, 1, encode_plain(Secret(secrets.token_bytes(KEY_BYTES)), kind=kind))
             (folder / PEERS).mkdir(mode=0o700)
             made._save(state)
+            if role == "site-one":
+                made._passphrase = phrase
+                Ledger.create(folder / LEDGER_FILE, key=made.ledger_key())
         return cls(path=path, _state=state, _passphrase=phrase)
 
     @classmethod
@@ -160,6 +168,12 @@ class KeyFolder:
     def ledger_key(self) -> Secret:
         """The key that hides the subjects of the release ledger: 32 bytes."""
         return self._secret("ledger")
+
+    def ledger(self) -> Ledger:
+        """The release ledger that lies beside the keys, open; to be used in a `with` block."""
+        from veilray.exchange.ledger import LEDGER_FILE, Ledger
+
+        return Ledger.open(self.path / LEDGER_FILE, key=self.ledger_key())
 
     def peers(self) -> list[PublicCard]:
         """The pinned cards, by name."""
