@@ -152,6 +152,9 @@ class _Quiet:
         self.cost: list[float] = []
         self._stop_after = stop_after
 
+    def begin(self, *, images: int) -> None:
+        """Nothing was done before."""
+
     def step(self, *, step: int, images: int, loss: float) -> None:
         self.cost.append(time.process_time())
         if step == self._stop_after:

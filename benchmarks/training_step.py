@@ -106,6 +106,9 @@ class _Stepwatch:
         self.seconds: list[float] = []
         self._began = time.perf_counter()
 
+    def begin(self, *, images: int) -> None:
+        """Nothing was done before."""
+
     def step(self, *, step: int, images: int, loss: float) -> None:
         self.seconds.append(time.perf_counter() - self._began)
         self._began = time.perf_counter()

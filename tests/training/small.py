@@ -34,6 +34,9 @@ class Recorder:
         self.notes: list[str] = []
         self._on_step = on_step
 
+    def begin(self, *, images: int) -> None:
+        self.images_before = images
+
     def step(self, *, step: int, images: int, loss: float) -> None:
         self.losses.append(loss)
         self._on_step(step)

@@ -17,6 +17,7 @@ from torch import Tensor
 from veilray.errors import RunError, TrainingError, UsageError, VeilrayError
 from veilray.training import loop
 from veilray.training.data import TrainingImages
+from veilray.training.objectives import SupervisedObjective
 from veilray.training.run import RunFolder
 from veilray.training.state import checkpoints
 
@@ -148,14 +149,14 @@ def test_fp16_gradients_that_overflow_are_skipped_and_counted(
             return gradient * math.inf
 
     always = {"on": True, "calls": 0}
-    original = loop.SupervisedObjective.forward
+    original = SupervisedObjective.forward
 
-    def forward(self: loop.SupervisedObjective, noisy: Tensor, clean: Tensor) -> Tensor:
+    def forward(self: SupervisedObjective, noisy: Tensor, clean: Tensor) -> Tensor:
         losses = original(self, noisy, clean)
         always["calls"] += 1
         return Overflow.apply(losses) if always["on"] or always["calls"] <= 3 else losses
 
-    monkeypatch.setattr(loop.SupervisedObjective, "forward", forward)
+    monkeypatch.setattr(SupervisedObjective, "forward", forward)
     config = small_config(launch={"precision": "fp16"}, train={"epochs": 30})
     with pytest.raises(TrainingError, match=r"20 fp16 gradients in a row .* step 20"):
         train_here(config, cohort, tmp_path / "never")
@@ -166,7 +167,7 @@ def test_fp16_gradients_that_overflow_are_skipped_and_counted(
 
 def test_early_stopping(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([0.5, 0.4, 0.45, 0.41, 0.3])
-    monkeypatch.setattr(loop, "_validate", lambda *arguments: (next(losses), 20.0))
+    monkeypatch.setattr(loop, "validate", lambda *arguments: (next(losses), 20.0))
     outcome = train_here(small_config(train={"epochs": 5, "patience": 2}), cohort, tmp_path / "run")
     assert outcome.stopped_early
     assert outcome.best_epoch == 2
@@ -180,7 +181,7 @@ def test_validation_is_exact_whatever_the_batch_size(cohort: Path, tmp_path: Pat
     results = []
     for size in (1, 3, 64):
         changed = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": size})})
-        results.append(loop._validate(model, images, changed, torch.device("cpu")))
+        results.append(loop.validate(model, images, changed, torch.device("cpu")))
     for loss, decibels in results[1:]:
         assert loss == pytest.approx(results[0][0], rel=1e-6)
         assert decibels == pytest.approx(results[0][1], rel=1e-6)

@@ -18,6 +18,9 @@ INTERVAL = 5.0
 class Reporter(Protocol):
     """Takes notice of work done."""
 
+    def begin_at(self, done: int) -> None:
+        """`done` had been done before the block began."""
+
     def advance(self, n: int = 1) -> None:
         """`n` more are done."""
 
@@ -45,6 +48,9 @@ class _Bar:
         self._bars = bars
         self._task = task
 
+    def begin_at(self, done: int) -> None:
+        self._bars.reset(self._task, completed=done)  # or its speed would count what was done before
+
     def advance(self, n: int = 1) -> None:
         self._bars.advance(self._task, n)
 
@@ -55,9 +61,13 @@ class _Bar:
 class _Lines:
     def __init__(self, total: int | None, description: str, unit: str) -> None:
         self._total, self._description, self._unit = total, description, unit
-        self._done = 0
+        self._done = self._before = 0
         self._begun = self._shown = time.monotonic()
         self._current = False
+
+    def begin_at(self, done: int) -> None:
+        self._done = self._before = done
+        self._begun = self._shown = time.monotonic()
 
     def advance(self, n: int = 1) -> None:
         self._done += n
@@ -69,13 +79,13 @@ class _Lines:
         print(message, file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        if self._done and not self._current:
+        if self._done > self._before and not self._current:
             self._show()
 
     def _show(self) -> None:
         self._shown, self._current = time.monotonic(), True
         seconds = max(self._shown - self._begun, 1e-9)
-        rate = self._done / seconds
+        rate = max(self._done - self._before, 1e-9) / seconds
         of, left = "", ""
         if self._total is not None:
             of = f" of {self._total:,}"

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 import typer
 from torch.utils.tensorboard import SummaryWriter
 
 from veilray.cli.progress import progress
 from veilray.cli.reporting import evaluate_and_report, perceptual_metric
-from veilray.errors import VeilrayError
+from veilray.errors import ToldElsewhere, VeilrayError
 from veilray.evaluation.evaluate import check_digest
 from veilray.models.build import build_model
 from veilray.parallel.devices import describe_device, pick_device
+from veilray.parallel.group import fails_together, joined
+from veilray.parallel.spawn import check_devices
+from veilray.training.agreement import changes, check_agreement, restarted
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.launch import resolved
 from veilray.training.loop import Outcome, train
 from veilray.training.run import EpochRecord, RunFolder
+from veilray.training.setup import Setup, check_batch, choose_setup, facts, statements
 
 
 class TerminalWatcher:
@@ -42,6 +48,10 @@ class TerminalWatcher:
         self._progress.__exit__(kind, error, trace)
         self._events.close()
 
+    def begin(self, *, images: int) -> None:
+        """Move the bar to where the training goes on."""
+        self._bar.begin_at(images)
+
     def step(self, *, step: int, images: int, loss: float) -> None:
         """Move the bar; the loss goes to TensorBoard."""
         self._bar.advance(images)
@@ -62,22 +72,70 @@ class TerminalWatcher:
         self._bar.say(message)
 
 
-def run_training(config: RunConfig, *, data: Path, out: Path, resume: bool, lpips_backbone: Path | None) -> None:
-    """Train, score on the validation set and write the report. Raises VeilrayError where it was interrupted."""
+class Silence:
+    """Follows a training on the ranks that do not speak to the user."""
+
+    def begin(self, *, images: int) -> None:
+        """Say nothing."""
+
+    def step(self, *, step: int, images: int, loss: float) -> None:
+        """Say nothing."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Say nothing."""
+
+    def note(self, message: str) -> None:
+        """Say nothing."""
+
+
+def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume: bool) -> torch.device:
+    """Find wrong usage before any rank is started; returns the device of the ranks.
+
+    Raises UsageError or CohortError as the ranks would; only damaged pixels are left for them to find.
+    """
     device = pick_device(config.launch.device)
-    images = TrainingImages.open(data, resolved(config, device))
-    config = images.config  # with the noise of the release, where it is one
-    run = RunFolder.resume(out, config) if resume else RunFolder.create(out, config)
-    if (run.path / "environment.json").exists():
-        check_digest(run, images)
-    else:  # also where a kill came before it was written
-        run.write_environment(_facts(images, data), device=device)
-    _announce(images, run, device=describe_device(device))
-    before = run.epochs()
-    with TerminalWatcher(run, config, images) as watcher:
-        outcome = train(config, images, run, device=device, watcher=watcher)
-    if outcome.interrupted:
-        raise VeilrayError(f"stopped after a checkpoint; go on with: veilray train --resume --data {data} --out {out}")
+    check_devices(ranks, device, shared=config.launch.share_device)
+    check_batch(config, ranks)
+    images = TrainingImages.open(data, resolved(config, device), verify=False)
+    if resume:
+        RunFolder.resume(out, images.config)
+    else:
+        RunFolder.check_new(out)
+    return device
+
+
+def run_training(
+    config: RunConfig, *, data: Path, out: Path, resume: bool, lpips_backbone: Path | None, devices: int | None = None
+) -> None:
+    """Train, score on the validation set and write the report; one rank of a group where torchrun started it.
+
+    `devices`: how many `dp` is to use. Raises VeilrayError where the training was interrupted.
+    """
+    device, launch = pick_device(config.launch.device), config.launch
+    with joined(device, timeout=launch.timeout_seconds, shared=launch.share_device) as group:
+        with fails_together(group):
+            device = group.device(device, shared=launch.share_device)
+            setup = choose_setup(config, group, device, devices=devices)
+            # One rank a machine reads every pixel; all compare the digest below.
+            images = TrainingImages.open(data, resolved(config, device), verify=group.local_rank == 0)
+        config = images.config  # with the noise of the release, where it is one
+        check_agreement(group, config=config, digest=images.data.digest)
+        run, before = RunFolder(out), []
+        with fails_together(group):
+            if group.is_lead:
+                run = _opened(out, config, images, setup, data=data, resume=resume, device=device)
+                before = run.epochs()
+                _announce(images, run, setup, device=device)
+        with TerminalWatcher(run, config, images) if group.is_lead else nullcontext(Silence()) as watcher:
+            outcome = train(config, images, run, device=device, watcher=watcher, setup=setup)
+        if outcome.interrupted:
+            if not group.is_lead:
+                raise ToldElsewhere(VeilrayError.exit_status)
+            raise VeilrayError(
+                f"stopped after a checkpoint; go on with: veilray train --resume --data {data} --out {out}"
+            )
+    if not group.is_lead:
+        return
     typer.echo(_ending(outcome))
     if before and run.epochs() == before and (run.path / "report.html").exists():
         return  # it was finished already: its scores, of the test set perhaps, stay
@@ -85,6 +143,28 @@ def run_training(config: RunConfig, *, data: Path, out: Path, resume: bool, lpip
     report = evaluate_and_report(run, images, split="validation", perceptual=metric, device=device)
     if report is not None:
         typer.echo(f"report on the validation images: {report}")
+
+
+def _opened(
+    out: Path,
+    config: RunConfig,
+    images: TrainingImages,
+    setup: Setup,
+    *,
+    data: Path,
+    resume: bool,
+    device: torch.device,
+) -> RunFolder:
+    """The run folder, new or gone on with; gone on with by itself where a launcher has restarted this process."""
+    again = resume or ((out / "config.toml").exists() and restarted(RunFolder(out)))
+    run = RunFolder.resume(out, config) if again else RunFolder.create(out, config)
+    if (run.path / "environment.json").exists():
+        check_digest(run, images)
+        for line in changes(run, setup):
+            typer.echo(line, err=True)
+    else:  # also where a kill came before it was written
+        run.write_environment({**_facts(images, data), **facts(config, setup)}, device=device)
+    return run
 
 
 def _facts(images: TrainingImages, data: Path) -> dict[str, Any]:
@@ -101,11 +181,13 @@ def _facts(images: TrainingImages, data: Path) -> dict[str, Any]:
     }
 
 
-def _announce(images: TrainingImages, run: RunFolder, *, device: str) -> None:
+def _announce(images: TrainingImages, run: RunFolder, setup: Setup, *, device: torch.device) -> None:
     environment = run.environment()
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in images.sets.items())
-    typer.echo(f"{images.config.model.name} with {environment['parameters']:,} parameters on {device}")
+    typer.echo(f"{images.config.model.name} with {environment['parameters']:,} parameters on {describe_device(device)}")
     typer.echo(f"images: {counts}; arithmetic: {images.config.launch.precision}")
+    for line in statements(images.config, setup, device):
+        typer.echo(line)
     if environment["shared_patients"]:
         typer.echo(
             f"warning: {environment['shared_patients']} patients have images in more than one set (split.rule = "

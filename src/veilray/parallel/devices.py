@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,20 @@ def multiplies_bf16(device: torch.device) -> bool:
             return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
         case _:
             return False
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory in use at once so far: tensors on a GPU, or this process's resident memory; 0 where nobody counts."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def describe_device(device: torch.device) -> str:

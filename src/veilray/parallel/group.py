@@ -44,6 +44,10 @@ class Group:
     """What carries the tensors of the device: gloo, nccl, or none in a process that is alone."""
     _store: Any = field(default=None, repr=False, compare=False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Group:
+        """A copy of a network whose layers hold the group is in the same group."""
+        return self
+
     @property
     def is_lead(self) -> bool:
         """Whether this rank writes files and speaks to the user."""
@@ -127,6 +131,15 @@ class Group:
             content = encoded if self.is_lead else torch.empty(int(size), dtype=torch.uint8)
             dist.broadcast(content, src=0)
         return _decoded(content)
+
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """The lead's tensor on every rank, in place; of one shape and type everywhere. Returns it."""
+        if self.joined:
+            import torch.distributed as dist
+
+            with lost_ranks_explained():
+                dist.broadcast(tensor, src=0)
+        return tensor
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -247,6 +260,7 @@ def share(work: int | Sequence[Item], group: Group) -> range | Sequence[Item]:
 def _begin(device: torch.device, *, timeout: float, shared: bool) -> Group:
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     place = {name: _number(name, default) for name, default in _PLACE.items()}
     backend: Backend = "nccl" if device.type == "cuda" and not shared else "gloo"
@@ -256,7 +270,7 @@ def _begin(device: torch.device, *, timeout: float, shared: bool) -> Group:
         torch.cuda.set_device(own)
     wait = timedelta(seconds=timeout)
     try:
-        store, rank, world_size = next(dist.rendezvous("env://", before.rank, before.world_size, timeout=wait))
+        store, rank, world_size = next(rendezvous("env://", before.rank, before.world_size, timeout=wait))
         _leave_if_over(store)
         dist.init_process_group(
             # Small messages stay on the CPU, and need not wait for the GPU.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +33,15 @@ class TrainConfig(BaseModel):
     """Objective: mean absolute or mean squared error, pixel by pixel."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Optimiser: Adam, or Adam with decoupled weight decay."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that each batch goes through the network in, to save memory; the step is that of the whole batch, but batch
+    normalisation sees one part at a time."""
     learning_rate: float = Field(default=1e-3, gt=0.0)
-    """Peak learning rate."""
+    """Peak learning rate, before `learning_rate_scaling`."""
+    learning_rate_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """Multiplies the learning rate by batch_size / reference_batch_size (`linear`) or its square root (`sqrt`)."""
+    reference_batch_size: int = Field(default=16, ge=1)
+    """Batch size that `learning_rate` is meant for; used by `learning_rate_scaling` only."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Decoupled weight decay; used by adamw only."""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -58,14 +66,27 @@ class TrainConfig(BaseModel):
             raise ValueError("weight_decay needs optimizer = 'adamw'")
         return self
 
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate of the whole batch, after `learning_rate_scaling`."""
+        ratio = self.batch_size / self.reference_batch_size
+        match self.learning_rate_scaling:
+            case "none":
+                return self.learning_rate
+            case "linear":
+                return self.learning_rate * ratio
+            case "sqrt":
+                return self.learning_rate * math.sqrt(ratio)
+
 
 class LaunchConfig(BaseModel):
     """Where and in what arithmetic the training runs; none of it changes what is being learnt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    setup: Literal["single"] = "single"
-    """Set-up: one device."""
+    setup: Literal["auto", "single", "dp", "ddp"] = "auto"
+    """Set-up: `single`, one device; `dp`, one process that spreads each batch over its GPUs (nn.DataParallel); `ddp`,
+    one process a device under torchrun (DistributedDataParallel). `auto` takes ddp under torchrun, else single."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device; `auto` takes CUDA, then MPS, then the CPU."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
@@ -77,6 +98,14 @@ class LaunchConfig(BaseModel):
     """Whether the network goes through torch.compile."""
     prefetch: int = Field(default=0, ge=0, le=64)
     """Batches that a background thread prepares ahead of their steps; 0 prepares each when its step begins."""
+    bucket_mb: float = Field(default=25.0, gt=0.0)
+    """ddp: size in MiB of the parcels in which gradients cross ranks while the backward pass goes on."""
+    compression: Literal["none", "bf16"] = "none"
+    """ddp: whether gradients cross ranks as fp32 or rounded to bf16, which halves the bytes."""
+    share_device: bool = False
+    """ddp: whether ranks may share a GPU, over gloo; slower than one process, and meant for trying things out."""
+    timeout_seconds: float = Field(default=600.0, gt=0.0)
+    """ddp: longest time that a rank waits for the others before it gives up."""
     checkpoint_minutes: float = Field(default=5.0, gt=0.0)
     """Minutes between checkpoints inside an epoch; one is also written at the end of every epoch."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from veilray.errors import CohortError, UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.noise import apply_draws, keyed_draw
+from veilray.parallel.group import ALONE, Group, share
 from veilray.training.config import RunConfig
 
 Rows = npt.NDArray[np.int64]
@@ -36,6 +38,16 @@ class Batch:
     clean: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingParts:
+    """What one rank does of one optimiser step."""
+
+    images: int
+    """In the whole batch, over all parts and ranks."""
+    parts: list[Batch]
+    """As many on every rank."""
+
+
 class TrainingImages:
     """The images of a cohort, or of a release with pairs, in their three sets.
 
@@ -50,10 +62,14 @@ class TrainingImages:
         self.sets = _sets(data, config)
 
     @classmethod
-    def open(cls, path: str | Path, config: RunConfig) -> TrainingImages:
-        """Open and verify a cohort or release. Raises CohortError where it is damaged or cannot be trained on."""
+    def open(cls, path: str | Path, config: RunConfig, *, verify: bool = True) -> TrainingImages:
+        """Open and verify a cohort or release. Raises CohortError where it is damaged or cannot be trained on.
+
+        One rank on each machine is enough to `verify`, which reads every pixel.
+        """
         data = open_data(path)
-        data.verify()
+        if verify:
+            data.verify()
         return cls(data, config)
 
     def patients(self) -> dict[str, int]:
@@ -72,19 +88,26 @@ class TrainingImages:
 
     def training_batch(self, epoch: int, index: int, device: torch.device) -> Batch:
         """Batch `index` of an epoch, epochs counted from 0: shuffled by (seed, epoch)."""
-        rows = self.sets["train"]
-        order = _generator(self.config.seed, "order", epoch).permutation(len(rows))
-        size = self.config.train.batch_size
-        chosen = rows[order[index * size : (index + 1) * size]]
-        if isinstance(self.data, Release):
-            clean, noisy = (self._augmented(gather, chosen, epoch, device) for gather in self._gathers())
-            return Batch(rows=chosen, noisy=noisy, clean=clean)
-        clean = self._augmented(self.data.gather, chosen, epoch, device)
-        return self._obfuscated(chosen, clean, self.noise, seed=self.config.seed, epoch=epoch)
+        return self._training_images(self._batch_rows(epoch, index), epoch, device)
 
-    def held_out_batches(self, name: str, device: torch.device, *, batch_size: int) -> Iterator[Batch]:
-        """Every image of a set once, size by size, each with its one noise."""
-        for rows in self.data.groups(self.sets[name]):
+    def training_parts(self, epoch: int, index: int, device: torch.device, group: Group = ALONE) -> TrainingParts:
+        """Batch `index` of an epoch in `train.accumulate` parts, and of each part the slice that is this rank's.
+
+        The slices of all ranks are the batch of `training_batch`; in an epoch's last batch some may be empty.
+        """
+        rows = self._batch_rows(epoch, index)
+        count = min(self.config.train.accumulate, len(rows))
+        bounds = [len(rows) * part // count for part in range(count + 1)]
+        slices = [rows[start:end][_slice(end - start, group)] for start, end in itertools.pairwise(bounds)]
+        parts = [self._training_images(chosen, epoch, device) for chosen in slices]
+        return TrainingParts(images=len(rows), parts=parts)
+
+    def held_out_batches(
+        self, name: str, device: torch.device, *, batch_size: int, group: Group = ALONE
+    ) -> Iterator[Batch]:
+        """Every image of a set once, size by size, each with its one noise; of a group, this rank's share of them."""
+        own = self.sets[name][_slice(len(self.sets[name]), group)]
+        for rows in self.data.groups(own):
             for start in range(0, len(rows), batch_size):
                 yield self.held_out_batch(rows[start : start + batch_size], device)
 
@@ -102,6 +125,23 @@ class TrainingImages:
     def image_id(self, row: int) -> str:
         """Name of the image in a row."""
         return self.data.image_id(row)
+
+    def _batch_rows(self, epoch: int, index: int) -> Rows:
+        rows = self.sets["train"]
+        order = _generator(self.config.seed, "order", epoch).permutation(len(rows))
+        size = self.config.train.batch_size
+        return rows[order[index * size : (index + 1) * size]]
+
+    def _training_images(self, rows: Rows, epoch: int, device: torch.device) -> Batch:
+        if not len(rows):
+            side = self.config.train.crop
+            empty = torch.empty((0, 1, *((side, side) if side else self.data.sizes[0])), device=device)
+            return Batch(rows=rows, noisy=empty, clean=empty)
+        if isinstance(self.data, Release):
+            clean, noisy = (self._augmented(gather, rows, epoch, device) for gather in self._gathers())
+            return Batch(rows=rows, noisy=noisy, clean=clean)
+        clean = self._augmented(self.data.gather, rows, epoch, device)
+        return self._obfuscated(rows, clean, self.noise, seed=self.config.seed, epoch=epoch)
 
     def _gathers(self) -> tuple[Gather, Gather]:
         """Clean and noisy images of a release."""
@@ -127,6 +167,12 @@ class TrainingImages:
             image = _cut(image, train.crop, key >> 1) if train.crop else image
             images.append(image[:, ::-1] if train.flips and key & 1 else image)
         return _tensor(np.stack(images)).to(device, non_blocking=True)
+
+
+def _slice(count: int, group: Group) -> slice:
+    """This rank's share of `count` rows."""
+    own = share(count, group)
+    return slice(own.start, own.stop)
 
 
 def _noise_of(data: Cohort | Release, config: RunConfig) -> NoiseConfig:

@@ -16,15 +16,17 @@ class Interruption:
 
 
 @contextlib.contextmanager
-def deferred_interruption() -> Iterator[Interruption]:
+def deferred_interruption(*, patient: bool = False) -> Iterator[Interruption]:
     """Inside the block the first SIGINT or SIGTERM sets `requested`; a second one interrupts at once.
+
+    `patient` passes over the second: a launcher sends its own after the terminal's, and kills after a while.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
     interruption = Interruption()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if interruption.requested:
+        if interruption.requested and not patient:
             raise KeyboardInterrupt
         interruption.requested = True
 

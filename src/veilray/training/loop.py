@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
 
-from veilray.errors import CutShortError, RunError, TrainingError
-from veilray.metrics.psnr import psnr
+from veilray.errors import CutShortError, RunError
 from veilray.models.build import build_model
 from veilray.models.weights import save_weights
+from veilray.parallel.devices import peak_memory_bytes
+from veilray.parallel.group import Group, fails_together, lost_ranks_explained
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.interruption import deferred_interruption
-from veilray.training.launch import autocast, laid_out, memory_format, resolved
-from veilray.training.objectives import SupervisedObjective, image_losses
+from veilray.training.launch import memory_format, resolved
 from veilray.training.prefetch import prefetched
 from veilray.training.run import EpochRecord, RunFolder
 from veilray.training.schedule import learning_rate
-from veilray.training.state import Counters, TrainingState, checkpoints
-
-MAX_SKIPS = 20
+from veilray.training.setup import Setup
+from veilray.training.state import TrainingState, checkpoints
+from veilray.training.step import Signals, Stepper
+from veilray.training.timing import PartClock
+from veilray.training.validation import validate
 
 
 class Watcher(Protocol):
     """Who follows a training: a progress bar, TensorBoard, a test."""
+
+    def begin(self, *, images: int) -> None:
+        """Before the first step; `images` have been trained on already where the training goes on."""
 
     def step(self, *, step: int, images: int, loss: float) -> None:
         """After each optimiser step."""
@@ -52,54 +57,71 @@ class Outcome:
 
 
 def train(
-    config: RunConfig, images: TrainingImages, run: RunFolder, *, device: torch.device, watcher: Watcher
+    config: RunConfig,
+    images: TrainingImages,
+    run: RunFolder,
+    *,
+    device: torch.device,
+    watcher: Watcher,
+    setup: Setup = Setup(),  # noqa: B008 - frozen
 ) -> Outcome:
     """Train until the last epoch, an early stop or an interruption; goes on from the last complete checkpoint, if any.
 
-    Raises TrainingError where the loss, or 20 fp16 gradients in a row, are not finite.
+    Of a group only the lead touches the run folder. Raises TrainingError where the loss, or 20 fp16 gradients in a row,
+    are not finite; LostRankError where another rank has gone; ToldElsewhere where another rank tells the user why.
     """
-    config = resolved(config, device)
-    state = _start(config, run, device, watcher)
+    config, group, clock = resolved(config, device), setup.group, PartClock(device)
+    state = _start(config, run, setup, device, watcher)
+    stepper = Stepper(state, config, setup, clock)
     counters, steps = state.counters, images.steps_per_epoch()
-    objective = SupervisedObjective(state.model, loss=config.train.loss, deep_supervision=config.model.deep_supervision)
-    if config.launch.compile:
-        objective.compile()
-    remaining = range(counters.step, config.train.epochs * steps)
+    epoch, index = divmod(counters.step, steps)
+    watcher.begin(images=epoch * len(images.sets["train"]) + index * config.train.batch_size)
     batches = prefetched(
-        lambda step: images.training_batch(*divmod(step, steps), device), remaining, ahead=config.launch.prefetch
+        lambda step: images.training_parts(*divmod(step, steps), device, group),
+        range(counters.step, config.train.epochs * steps),
+        ahead=config.launch.prefetch,
     )
-    lap, since_checkpoint = _Stopwatch(), _Stopwatch()
+    lap, since_checkpoint, signals = _Stopwatch(), _Stopwatch(), Signals()
 
-    with deferred_interruption() as interruption, closing(batches):
+    with deferred_interruption(patient=group.joined) as interruption, closing(batches), lost_ranks_explained():
         while not counters.finished:
             epoch, index = divmod(counters.step, steps)
             rate = learning_rate(config.train, step=counters.step, total_steps=config.train.epochs * steps)
             batch = next(batches)
-            loss = _step(objective, state, batch.noisy, batch.clean, rate, config)
-            counters.take(loss=loss, images=len(batch.rows), seconds=lap.restart())
-            watcher.step(step=counters.step, images=len(batch.rows), loss=loss)
+            clock.lap("data")
+            signals.interrupted = interruption.requested
+            taken = stepper.take(batch, rate=rate, signals=signals)
+            counters.take(loss=taken.loss, images=batch.images, seconds=lap.restart())
+            watcher.step(step=counters.step, images=batch.images, loss=taken.loss)
 
             epoch_ends = index + 1 == steps
             if epoch_ends:
-                validation_loss, validation_psnr = _validate(state.average.model, images, config, device)
+                validation_loss, validation_psnr = validate(state.average.model, images, config, device, group)
                 counters.seconds += lap.restart()
+                clock.lap("validation")
+                counters.spend(clock.take())
                 record = counters.close_epoch(
                     epoch=epoch + 1,
                     rate=rate,
                     validation_loss=validation_loss,
                     validation_psnr=validation_psnr,
                     config=config.train,
+                    peak_memory_bytes=max(group.gather(peak_memory_bytes(device))),
                 )
-                if counters.best_epoch == record.epoch:
-                    save_weights(run.best_weights, state.average.model, noise=images.noise)
-                run.append(record)
+                _on_lead(group, signals, lambda: _record(record, state, images, run))  # noqa: B023 - called at once
                 watcher.epoch(record)
-            if epoch_ends or interruption.requested or since_checkpoint.minutes() > config.launch.checkpoint_minutes:
-                state.save(run.checkpoints)
+            stop = taken.interrupted if group.joined else interruption.requested
+            if epoch_ends or stop or since_checkpoint.minutes() > config.launch.checkpoint_minutes:
+                counters.spend(clock.take())
+                _on_lead(group, signals, lambda: state.save(run.checkpoints))
                 counters.seconds += lap.restart()
+                clock.lap("checkpoint")
                 since_checkpoint.restart()
-            if interruption.requested:
+            if stop:
                 break
+    with fails_together(group):
+        if signals.failure is not None:
+            raise signals.failure
 
     return Outcome(
         best_epoch=counters.best_epoch,
@@ -109,12 +131,23 @@ def train(
     )
 
 
-def _start(config: RunConfig, run: RunFolder, device: torch.device, watcher: Watcher) -> TrainingState:
-    """The state at the first step, or at the newest checkpoint that is complete."""
+def _start(config: RunConfig, run: RunFolder, setup: Setup, device: torch.device, watcher: Watcher) -> TrainingState:
+    """The state at the first step, or at the newest checkpoint that is complete; the same on every rank."""
     torch.manual_seed(config.seed)  # the one place that touches the global generator: initial weights come from it
     model = build_model(config.model).to(device)
     model.to(memory_format=memory_format(config.launch))  # type: ignore[call-overload]
-    state = TrainingState(model, config.train, device=device, scale_loss=config.launch.precision == "fp16")
+    state = TrainingState(
+        setup.prepare(model), config.train, device=device, scale_loss=config.launch.precision == "fp16"
+    )
+    with fails_together(setup.group):
+        if setup.group.is_lead:
+            _restore_newest(state, run, watcher)
+    if setup.group.broadcast(state.counters.step):
+        state.share(setup.group)
+    return state
+
+
+def _restore_newest(state: TrainingState, run: RunFolder, watcher: Watcher) -> None:
     for path in reversed(checkpoints(run.checkpoints)):
         try:
             state.restore(path)
@@ -126,65 +159,24 @@ def _start(config: RunConfig, run: RunFolder, device: torch.device, watcher: Wat
         if checkpoints(run.checkpoints):
             raise RunError(f"no checkpoint in {run.checkpoints} is complete; begin a new run in another folder")
     run.forget_after(state.counters.step)
-    return state
 
 
-def _step(
-    objective: nn.Module, state: TrainingState, noisy: Tensor, clean: Tensor, rate: float, config: RunConfig
-) -> float:
-    """One optimiser step on (N, 1, H, W) images; returns the mean loss of the batch."""
-    objective.train()
-    step = state.counters.step + 1
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    with autocast(config.launch, noisy.device):
-        loss = objective(laid_out(noisy, config.launch), clean).mean()
-    value = float(loss.item())
-    if not torch.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {value} at step {step}, learning rate {rate:g}: lower train.learning_rate, set "
-            "train.clip_norm, or try launch.precision = 'bf16' or 'fp32'"
-        )
-    state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
-    state.scaler.unscale_(state.optimizer)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm or float("inf"))
-    finite = bool(torch.isfinite(norm))
-    if not finite and not state.scaler.is_enabled():
-        raise TrainingError(
-            f"the gradient is not finite at step {step}, learning rate {rate:g}: lower train.learning_rate"
-        )
-    state.scaler.step(state.optimizer)  # leaves out a step whose scaled gradient is not finite
-    state.scaler.update()
-    if finite:
-        state.average.update(state.model, step=step)
-        state.counters.skipped_in_a_row = 0
-    else:
-        _count_skip(state.counters, step, rate)
-    return value
+def _record(record: EpochRecord, state: TrainingState, images: TrainingImages, run: RunFolder) -> None:
+    if state.counters.best_epoch == record.epoch:
+        save_weights(run.best_weights, state.average.model, noise=images.noise)
+    run.append(record)
 
 
-def _count_skip(counters: Counters, step: int, rate: float) -> None:
-    counters.skipped_in_a_row += 1
-    if counters.skipped_in_a_row >= MAX_SKIPS:
-        raise TrainingError(
-            f"{MAX_SKIPS} fp16 gradients in a row were not finite, up to step {step}, learning rate {rate:g}: "
-            "lower train.learning_rate, or use launch.precision = 'bf16'"
-        )
-
-
-@torch.no_grad()
-def _validate(model: nn.Module, images: TrainingImages, config: RunConfig, device: torch.device) -> tuple[float, float]:
-    """Mean loss and mean PSNR in dB over every validation image."""
-    model.eval()
-    loss = decibels = 0.0
-    for batch in images.held_out_batches("validation", device, batch_size=config.train.batch_size):
-        with autocast(config.launch, device):
-            output = model(laid_out(batch.noisy, config.launch)).float()
-        loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
-        decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
-    count = len(images.sets["validation"])
-    return loss / count, decibels / count
+def _on_lead(group: Group, signals: Signals, write: Callable[[], object]) -> None:
+    """Write on the lead. In a group a failure is kept for the next step, where all ranks learn of it and end."""
+    if not group.is_lead or signals.failure is not None:
+        return
+    try:
+        write()
+    except Exception as error:
+        if not group.joined:
+            raise
+        signals.failure = error
 
 
 class _Stopwatch:

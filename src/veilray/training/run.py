@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,11 @@ class EpochRecord:
     """Training images a second, validation and checkpoints left out."""
     seconds: float
     """Since the start of the training, interruptions left out."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Where the lead's seconds went since the record before; see `training.timing`."""
+    peak_memory_bytes: int = 0
+    """Most memory in use at once so far, on the rank that used most: allocated on the GPU, or of a process on the CPU;
+    0 in records of versions that did not measure it."""
 
 
 class RunFolder:
@@ -61,14 +66,20 @@ class RunFolder:
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> RunFolder:
         """Make a new run folder. UsageError where the folder already holds something."""
+        cls.check_new(path)
         run = cls(path)
-        if (run.path / "config.toml").exists():
-            raise UsageError(f"{run.path} already holds a run; add --resume to go on with it, or name another folder")
-        if run.path.exists() and any(run.path.iterdir()):
-            raise UsageError(f"{run.path} is not empty; name a new folder for the run")
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         write_text(run.path / "config.toml", dump_config(config))
         return run
+
+    @staticmethod
+    def check_new(path: str | Path) -> None:
+        """Raise UsageError where a folder already holds something."""
+        folder = Path(path)
+        if (folder / "config.toml").exists():
+            raise UsageError(f"{folder} already holds a run; add --resume to go on with it, or name another folder")
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder} is not empty; name a new folder for the run")
 
     @classmethod
     def resume(cls, path: str | Path, config: RunConfig) -> RunFolder:

@@ -14,10 +14,10 @@ def learning_rate(config: TrainConfig, *, step: int, total_steps: int) -> float:
     """
     warmup = min(config.warmup_steps, total_steps // 10)
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        return config.peak_learning_rate * (step + 1) / warmup
     match config.schedule:
         case "constant":
-            return config.learning_rate
+            return config.peak_learning_rate
         case "cosine":
             done = (step - warmup) / max(1, total_steps - warmup)
-            return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+            return config.peak_learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))

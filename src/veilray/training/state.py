@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from veilray.errors import RunError, TrainingError
 from veilray.models.tensors import read_tensors, write_tensors
+from veilray.parallel.group import Group
 from veilray.training.average import WeightAverage
 from veilray.training.config import TrainConfig
 from veilray.training.run import EpochRecord
@@ -49,6 +51,13 @@ class Counters:
     """Training time so far, validation included."""
     finished: bool = False
     """Whether the training has ended."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Seconds of each part since the last epoch's record."""
+
+    def spend(self, parts: Mapping[str, float]) -> None:
+        """Add seconds of parts."""
+        for part, seconds in parts.items():
+            self.parts[part] = self.parts.get(part, 0.0) + seconds
 
     def take(self, *, loss: float, images: int, seconds: float) -> None:
         """Count an optimiser step."""
@@ -59,7 +68,14 @@ class Counters:
         self.seconds += seconds
 
     def close_epoch(
-        self, *, epoch: int, rate: float, validation_loss: float, validation_psnr: float, config: TrainConfig
+        self,
+        *,
+        epoch: int,
+        rate: float,
+        validation_loss: float,
+        validation_psnr: float,
+        config: TrainConfig,
+        peak_memory_bytes: int = 0,
     ) -> EpochRecord:
         """Count a validation; the training ends after the last epoch, or when `patience` epochs brought nothing."""
         if not math.isfinite(validation_loss):
@@ -76,10 +92,12 @@ class Counters:
             learning_rate=rate,
             images_per_second=self.epoch_images / self.epoch_seconds,
             seconds=self.seconds,
+            parts=self.parts,
+            peak_memory_bytes=peak_memory_bytes,
         )
         if validation_loss < self.best_loss:
             self.best_loss, self.best_epoch = validation_loss, epoch
-        self.epoch_loss, self.epoch_images, self.epoch_seconds = 0.0, 0, 0.0
+        self.epoch_loss, self.epoch_images, self.epoch_seconds, self.parts = 0.0, 0, 0.0, {}
         self.finished = epoch == config.epochs or 0 < config.patience <= epoch - self.best_epoch
         return record
 
@@ -96,9 +114,7 @@ class TrainingState:
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint aside, rename it, and keep the last two. Returns its path."""
-        counters = {**asdict(self.counters), "best_loss": repr(self.counters.best_loss)}
-        scalars = {"counters": counters, "scaler": self.scaler.state_dict()}
-        header = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "state": json.dumps(scalars)}
+        header = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "state": json.dumps(self._scalars())}
         path = folder / f"state-{self.counters.step:09d}.safetensors"
         write_tensors(path, dict(self._tensors()), header)
         for old in checkpoints(folder)[:-KEPT]:
@@ -108,6 +124,25 @@ class TrainingState:
     def restore(self, path: Path) -> None:
         """Take everything from a checkpoint. RunError where it is another network's, CutShortError where not whole."""
         header, tensors = read_tensors(path, format=FORMAT, schema_version=SCHEMA_VERSION)
+        self._take(json.loads(header["state"]), tensors, source=str(path))
+
+    def share(self, group: Group) -> None:
+        """Give every rank the lead's state, so that only the lead need see the run folder."""
+        own = {name: value.detach().cpu().contiguous() for name, value in self._tensors()} if group.is_lead else {}
+        shapes = [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in own.items()]
+        sent = group.broadcast({"scalars": self._scalars(), "tensors": shapes})
+        tensors = {}
+        for name, shape, dtype in sent["tensors"]:
+            value = own[name] if group.is_lead else torch.empty(shape, dtype=getattr(torch, dtype))
+            tensors[name] = group.broadcast_(value)
+        if not group.is_lead:
+            self._take(sent["scalars"], tensors, source="the lead's checkpoint")
+
+    def _scalars(self) -> dict[str, Any]:
+        counters = {**asdict(self.counters), "best_loss": repr(self.counters.best_loss)}
+        return {"counters": counters, "scaler": self.scaler.state_dict()}
+
+    def _take(self, scalars: dict[str, Any], tensors: Mapping[str, Tensor], *, source: str) -> None:
         state: dict[int, dict[str, Tensor]] = {}
         model, average = {}, {}
         for name, value in tensors.items():
@@ -125,17 +160,18 @@ class TrainingState:
             if self.average.model is not self.model:
                 self.average.model.load_state_dict(average)
             self._restore_optimizer(state)
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, LookupError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise RunError(f"{path} holds the weights of another network ({reason})") from None
-        scalars = json.loads(header["state"])
+            raise RunError(f"{source} holds the weights of another network ({reason})") from None
         if scalars["scaler"]:
             self.scaler.load_state_dict(scalars["scaler"])
         counters = scalars["counters"]
         self.counters = Counters(**{**counters, "best_loss": float(counters["best_loss"])})
 
     def _restore_optimizer(self, state: dict[int, dict[str, Tensor]]) -> None:
-        for parameter, moments in zip(self.model.parameters(), (state[index] for index in sorted(state)), strict=False):
+        parameters = list(self.model.parameters())
+        for index, moments in state.items():
+            parameter = parameters[index]
             for key, value in moments.items():
                 if value.shape == parameter.shape:
                     # Fused optimisers walk through memory: the moments must lie as their parameter does.

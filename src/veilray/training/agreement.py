@@ -1,0 +1,103 @@
+"""What all ranks of a training must have in common, and what changes when it goes on with other ranks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+import veilray
+from veilray.errors import CohortError, ToldElsewhere, UsageError, VeilrayError
+from veilray.parallel.group import Group
+from veilray.training.config import RunConfig
+from veilray.training.run import RunFolder
+from veilray.training.setup import Setup, launch_id
+
+PACKAGES = {"veilray": veilray.__version__, "torch": torch.__version__, "numpy": np.__version__}
+
+
+def check_agreement(group: Group, *, config: RunConfig, digest: str) -> None:
+    """Compare the versions, configuration and data of all ranks; a UsageError or CohortError on all where they differ.
+
+    The lead tells it; the other ranks raise ToldElsewhere.
+    """
+    own = {
+        "host": socket.gethostname(),
+        "versions": {**PACKAGES, "python": platform.python_version()},
+        "config": dict(_flat(config.model_dump(mode="json"))),
+        "digest": digest,
+    }
+    ranks = group.gather(own)
+    fault = next(filter(None, (_difference(ranks[0], other, rank) for rank, other in enumerate(ranks))), None)
+    if fault is None:
+        return
+    group.end_for_good(fault.exit_status)
+    raise fault if group.is_lead else ToldElsewhere(fault.exit_status)
+
+
+def restarted(run: RunFolder) -> bool:
+    """Whether torchrun has restarted this process, which then goes on with its own run.
+
+    A restart after a change of machines is not counted by torchrun, but keeps the name of the launch.
+    """
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return True
+    name = launch_id()
+    there = (run.path / "environment.json").exists()
+    return name is not None and there and run.environment().get("launch_id") == name
+
+
+def changes(run: RunFolder, setup: Setup) -> list[str]:
+    """What the user must know where a run goes on with another set-up or world size than it was begun with."""
+    before = run.environment()
+    was = before.get("setup", "single"), before.get("world_size", 1)
+    now = setup.name, setup.group.world_size
+    if was == now:
+        return []
+    said = (
+        f"begun with {_named(*was)}, going on with {_named(*now)}: the same batches, noise and learning rates, "
+        "but gradients are added up in another order: the weights will agree within rounding, not bit for bit"
+    )
+    if "dp" in (was[0], now[0]) and run.config().model.norm == "batch":
+        said += "; batch normalisation under dp is different training"
+    return [said]
+
+
+def _named(setup: str, world_size: int) -> str:
+    return f"{setup} on {world_size} rank{'s' if world_size > 1 else ''}"
+
+
+def _difference(lead: Mapping[str, Any], other: Mapping[str, Any], rank: int) -> VeilrayError | None:
+    """What keeps a rank from training with the lead."""
+    for package, version in lead["versions"].items():
+        if other["versions"][package] != version:
+            return UsageError(
+                f"rank {rank} on {other['host']} runs {package} {other['versions'][package]}, rank 0 on "
+                f"{lead['host']} runs {version}: install the same versions on every machine"
+            )
+    for key in sorted(lead["config"].keys() | other["config"].keys()):
+        here, there = lead["config"].get(key), other["config"].get(key)
+        if here != there:
+            return UsageError(
+                f"rank {rank} on {other['host']} has {key} = {there!r}, rank 0 on {lead['host']} has {here!r}: "
+                "give every rank the same configuration"
+            )
+    if lead["digest"] != other["digest"]:
+        return CohortError(
+            f"rank {rank} on {other['host']} has data with digest {other['digest'][:12]}, rank 0 on {lead['host']} "
+            f"{lead['digest'][:12]}: give every rank the same cohort"
+        )
+    return None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Keys of nested settings as `section.key`, with their values."""
+    flat: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return flat

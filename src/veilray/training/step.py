@@ -1,0 +1,153 @@
+"""One optimiser step, the same at any world size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
+from veilray.training.config import RunConfig
+from veilray.training.data import TrainingParts
+from veilray.training.objectives import SupervisedObjective
+from veilray.training.setup import Setup
+from veilray.training.state import TrainingState
+from veilray.training.timing import PartClock
+
+MAX_SKIPS = 20
+
+
+@dataclass(kw_only=True)
+class Signals:
+    """What a rank has to tell the others at its next step."""
+
+    interrupted: bool = False
+    """Somebody has asked this process to stop."""
+    failure: Exception | None = None
+    """Why this rank cannot go on, where that came up outside the step: a disk that is full, for one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """How a step went; the same on every rank."""
+
+    loss: float
+    """Mean over the whole batch, at the weights before the step."""
+    interrupted: bool
+    """Whether some rank has been asked to stop."""
+
+
+class Stepper:
+    """Takes optimiser steps.
+
+    The gradient of a batch is the sum of its images' gradients over their number, whichever rank an image falls to.
+    Ranks agree on each step by one exchange, which begins before the last backward pass and so costs little: the sum of
+    losses, and whether a rank was interrupted or has failed.
+    """
+
+    def __init__(self, state: TrainingState, config: RunConfig, setup: Setup, clock: PartClock) -> None:
+        self._state = state
+        self._config = config
+        self._setup = setup
+        self._clock = clock
+        objective = SupervisedObjective(
+            state.model,
+            loss=config.train.loss,
+            deep_supervision=config.model.deep_supervision,
+            launch=config.launch,
+        )
+        self._objective = setup.wrap(objective, config, on_gradients_ready=clock.gradients_ready)
+
+    def take(self, batch: TrainingParts, *, rate: float, signals: Signals) -> Taken:
+        """One step on a batch, at a learning rate.
+
+        Raises TrainingError, on all ranks, where the loss or 20 fp16 gradients in a row are not finite, and `failure`
+        of the rank that has one; the ranks that need not tell it raise ToldElsewhere.
+        """
+        self._objective.train()
+        for group in self._state.optimizer.param_groups:
+            group["lr"] = rate
+        self._state.optimizer.zero_grad(set_to_none=True)
+        taken = self._agreed(self._gradients(batch, signals)(), batch.images, signals, rate)
+        self._clock.lap("all_reduce" if self._setup.group.joined else "backward")
+        self._update(rate)
+        self._clock.lap("update")
+        return taken
+
+    def _gradients(self, batch: TrainingParts, signals: Signals) -> Callable[[], Tensor]:
+        """Add up the gradient; the function returned waits for what the ranks agree on."""
+        ranks = self._setup.group.world_size  # ddp takes the mean over them; we want the sum
+        total = torch.zeros(())
+        agreement: Callable[[], Tensor] = lambda: torch.empty(0)  # noqa: E731
+        for index, part in enumerate(batch.parts):
+            last = index + 1 == len(batch.parts)
+            with self._setup.exchange(self._objective, now=last):
+                losses = self._objective(part.noisy, part.clean)
+                loss = losses.sum()
+                total = loss.detach() + (total if index else 0.0)
+                self._clock.lap("forward")
+                if last:
+                    agreement = self._begin_agreement(total, signals)
+                self._state.scaler.scale(loss * ranks / batch.images).backward()
+                self._clock.lap_backward()
+        return agreement
+
+    def _begin_agreement(self, total: Tensor, signals: Signals) -> Callable[[], Tensor]:
+        """Begin to add up (sum of losses, ranks interrupted, ranks that failed) over all ranks."""
+        if not self._setup.group.joined:
+            return lambda: total[None]
+        message = torch.zeros(3, dtype=torch.float64, device=total.device)
+        message[0] = total
+        message[1] = signals.interrupted
+        message[2] = signals.failure is not None
+        return self._setup.group.sum_later_(message)
+
+    def _agreed(self, message: Tensor, images: int, signals: Signals, rate: float) -> Taken:
+        joined = self._setup.group.joined
+        # Alone the division is the tensor's own: in fp32, as the mean of the losses is.
+        values = message.tolist() if joined else (message / images).tolist()
+        if signals.failure is not None:
+            raise signals.failure
+        if joined and values[2]:
+            raise ToldElsewhere(VeilrayError.exit_status)
+        loss = values[0] / images if joined else values[0]
+        if not math.isfinite(loss):
+            raise self._told_by_lead(
+                f"the loss is {loss} at step {self._number}, learning rate {rate:g}: lower train.learning_rate, set "
+                "train.clip_norm, or try launch.precision = 'bf16' or 'fp32'"
+            )
+        return Taken(loss=loss, interrupted=bool(values[1]) if joined else signals.interrupted)
+
+    def _update(self, rate: float) -> None:
+        state, scaler = self._state, self._state.scaler
+        scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), self._config.train.clip_norm or float("inf"))
+        finite = bool(torch.isfinite(norm))
+        if not finite and not scaler.is_enabled():
+            raise self._told_by_lead(
+                f"the gradient is not finite at step {self._number}, learning rate {rate:g}: lower train.learning_rate"
+            )
+        scaler.step(state.optimizer)  # leaves out a step whose scaled gradient is not finite
+        scaler.update()
+        if finite:
+            state.average.update(state.model, step=self._number)
+            state.counters.skipped_in_a_row = 0
+            return
+        state.counters.skipped_in_a_row += 1
+        if state.counters.skipped_in_a_row >= MAX_SKIPS:
+            raise self._told_by_lead(
+                f"{MAX_SKIPS} fp16 gradients in a row were not finite, up to step {self._number}, learning rate "
+                f"{rate:g}: lower train.learning_rate, or use launch.precision = 'bf16'"
+            )
+
+    @property
+    def _number(self) -> int:
+        """Of this step, counted from 1."""
+        return self._state.counters.step + 1
+
+    def _told_by_lead(self, message: str) -> VeilrayError:
+        """An error that every rank comes upon in the same step."""
+        return TrainingError(message) if self._setup.group.is_lead else ToldElsewhere(TrainingError.exit_status)

@@ -1,0 +1,37 @@
+"""Validation: every image of the set exactly once, at any world size."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from veilray.metrics.psnr import psnr
+from veilray.parallel.group import ALONE, Group
+from veilray.training.config import RunConfig
+from veilray.training.data import TrainingImages
+from veilray.training.launch import autocast, laid_out
+from veilray.training.objectives import image_losses
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module, images: TrainingImages, config: RunConfig, device: torch.device, group: Group = ALONE
+) -> tuple[float, float]:
+    """Mean loss and mean PSNR in dB over every validation image, the same on every rank to the last bit.
+
+    Each rank takes its share of the images; only the sums cross ranks, once at the end, so that shares need not be of
+    one size.
+    """
+    model.eval()
+    loss = decibels = 0.0
+    batch_size = max(1, config.train.batch_size // group.world_size)
+    for batch in images.held_out_batches("validation", device, batch_size=batch_size, group=group):
+        with autocast(config.launch, device):
+            output = model(laid_out(batch.noisy, config.launch)).float()
+        loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
+        decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
+    count = len(images.sets["validation"])
+    if group.joined:
+        # The lead's, because nothing promises that all ranks add up in one order, and all must choose the same epoch.
+        loss, decibels = group.broadcast(group.sum_(torch.tensor([loss, decibels], dtype=torch.float64)).tolist())
+    return loss / count, decibels / count
