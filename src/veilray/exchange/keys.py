@@ -92,12 +92,12 @@ class KeyFolder:
             made._write("signing", 1, encode_signing(signing))
             made._write("receiving", 1, _identity_file(receiving))
             for kind in ROLES[role][2:]:
-                made._write(kind, 1, encode_plain(Secret(secrets.token_bytes(KEY_BYTES)), kind=kind))
+                secret = Secret(secrets.token_bytes(KEY_BYTES))
+                made._write(kind, 1, encode_plain(secret, kind=kind))
+                if kind == "ledger":
+                    Ledger.create(folder / LEDGER_FILE, key=secret)
             (folder / PEERS).mkdir(mode=0o700)
             made._save(state)
-            if role == "site-one":
-                made._passphrase = phrase
-                Ledger.create(folder / LEDGER_FILE, key=made.ledger_key())
         return cls(path=path, _state=state, _passphrase=phrase)
 
     @classmethod

@@ -21,121 +21,47 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from veilray.errors import DataError, RefusedError, UsageError
-from veilray.exchange.exposure import Given, Mode, NoiseSource, composed_std, objection
+from veilray.exchange.exposure import Given, objection
 from veilray.exchange.keyfile import check_private
 from veilray.exchange.ledger_book import SCHEMA, Acquisitions
+from veilray.exchange.ledger_records import (
+    Event,
+    Exposure,
+    Image,
+    Objection,
+    Override,
+    Release,
+    ReleaseLine,
+    Reserved,
+    Status,
+    check_request,
+)
 from veilray.exchange.secret import Secret
+
+__all__ = [
+    "LEDGER_FILE",
+    "Event",
+    "Exposure",
+    "Image",
+    "Ledger",
+    "Objection",
+    "Override",
+    "Release",
+    "ReleaseLine",
+    "Reserved",
+]
 
 LEDGER_FILE = "ledger.db"
 _APPLICATION = 0x7665696C  # "veil"
 _VERSION = 1
 _PATIENCE = 60.0
 """Seconds to wait for another process that writes."""
-
-Status = Literal["reserved", "committed", "abandoned"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """What is to leave, as a whole."""
-
-    release_id: str
-    receivers: tuple[str, ...]
-    """Fingerprints of the receivers' cards; empty where not known."""
-    mode: Mode
-    source: NoiseSource
-    """Seeded and entropy noise is independent in each release; only secret noise nests."""
-    noise_id: str = ""
-    """`KeyFolder.noise_id()` of secret noise."""
-    clip: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Image:
-    """One image of a release."""
-
-    sop_uid: str
-    """SOP Instance UID (0008,0018); empty where there is none."""
-    digest: bytes
-    """32 bytes over the native decoded pixels, before preprocessing."""
-    likeness: bytes
-    """`likeness.likeness` of its pixels before the noise."""
-    geometry: str
-    """All that was done to the native pixels before the noise, as `secret_field` takes it; kept in clear."""
-    std: float
-    """Of its noise; 0 is allowed for model-only alone."""
-    label: str = ""
-    """How a refusal names it to the operator; not kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Override:
-    """Who answers for a release that the ledger would refuse, and why it is right all the same; kept."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Objection:
-    """An image that may not leave, and why."""
-
-    label: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reserved:
-    """What a reservation found."""
-
-    objections: tuple[Objection, ...]
-    """Those that were overridden."""
-    voided: tuple[str, ...]
-    """Earlier noisy releases of which a release of pairs gives clean pixels away."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleaseLine:
-    """A release as the ledger lists it."""
-
-    release: Release
-    made: str
-    """UTC, ISO 8601."""
-    status: Status
-    images: int
-    least_std: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something that happened to a release: reserved, committed, abandoned, overridden, settled."""
-
-    at: str
-    release_id: str
-    what: str
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exposure:
-    """What has left of one acquisition, reservations included."""
-
-    acquisition: int
-    """Its number in this ledger."""
-    given: tuple[Given, ...]
-
-    @property
-    def std(self) -> float:
-        """Composed over everything: infinity where no image left, 0 where clean pixels did."""
-        return composed_std(self.given)
 
 
 class Ledger:
@@ -196,7 +122,7 @@ class Ledger:
         RefusedError, and nothing kept, where an image may not leave and there is no `override`; UsageError where the
         release's id is known already.
         """
-        _check_request(release, images, override)
+        check_request(release, images, override)
         with self._transaction():
             found = self._enter(release, images)
             if found.objections and override is None:
@@ -361,17 +287,6 @@ def _owner(key: Secret) -> bytes:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _check_request(release: Release, images: Sequence[Image], override: Override | None) -> None:
-    if not images:
-        raise UsageError("a release of no images cannot be written down")
-    if release.source == "secret" and release.mode != "model-only" and not release.noise_id:
-        raise UsageError("secret noise needs the name of its secret")
-    if release.mode != "model-only" and not all(image.std > 0 for image in images):
-        raise UsageError("every image of a release has noise of a positive std")
-    if override is not None and not (override.name.strip() and override.reason.strip()):
-        raise UsageError("an override needs the name of who answers for it, and the reason")
 
 
 def _refusal(objections: Sequence[Objection], images: int) -> str:
