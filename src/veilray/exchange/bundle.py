@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from veilray.errors import BundleError, DataError
 from veilray.exchange.manifest import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, SIGNATURE_BYTES, Manifest, Part
@@ -80,6 +80,50 @@ class BundleSource(io.RawIOBase):
             target[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
+
+
+class Faithful:
+    """A stream whose own errors can be told from the cipher's, since the age library may wrap what it is thrown."""
+
+    def __init__(self, stream: IO[bytes] | io.RawIOBase) -> None:
+        self._stream = stream
+        self.failure: BaseException | None = None
+        """What the stream raised."""
+
+    def read(self, size: int = -1) -> bytes:
+        """As the stream's."""
+        with self._watched():
+            return self._stream.read(size) or b""
+
+    def write(self, data: bytes) -> int:
+        """As the stream's."""
+        with self._watched():
+            return self._stream.write(data) or 0
+
+    def flush(self) -> None:
+        """As the stream's."""
+        with self._watched():
+            self._stream.flush()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
+@contextmanager
+def streams_first(*streams: Faithful) -> Iterator[None]:
+    """Where the block fails because one of the streams did, raise that stream's own error."""
+    try:
+        yield
+    except BaseException:
+        for stream in streams:
+            if stream.failure is not None:
+                raise stream.failure from None
+        raise
 
 
 def _tar_blocks(

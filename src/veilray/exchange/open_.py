@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from veilray.errors import BundleError, RefusedError, UsageError, VeilrayError
-from veilray.exchange.bundle import BundleSink
+from veilray.exchange.bundle import BundleSink, Faithful, streams_first
 from veilray.exchange.keyfile import AGE_HEADER
 from veilray.exchange.manifest import Manifest, decode_manifest
 from veilray.exchange.sequences import Sequences, log
@@ -95,34 +95,36 @@ class _Intake:
         return OpenedBundle(path=self.out, manifest=manifest, sender=self.sender, in_place=False)
 
     def _unpack(self, folder: Path | None) -> Manifest:
-        import pyrage
-
-        identities = list(self.keys.age_identities())
         with (
             self.bundle.open("rb") as stream,
             closing(BundleSink(folder, accept=self._accept, advance=self.advance)) as sink,
         ):
             _check_header(stream)
-            try:
-                pyrage.decrypt_io(stream, sink, identities)
-            except pyrage.DecryptError:
-                raise BundleError(
-                    f"{self.bundle} is not sealed for these keys, or is no bundle; compare the fingerprint that its "
-                    "sender sealed it for with yours",
-                    reason="key",
-                ) from None
-            except OSError as error:
-                if error.errno is not None:
-                    raise  # a disk's, not the cipher's
+            source, target = Faithful(stream), Faithful(sink)
+            with streams_first(source, target):
+                self._decrypt(source, target)
+            sink.finish()
+        if self.manifest is None:
+            raise BundleError(f"{self.bundle} is not a bundle of Veilray's", reason="format")
+        return self.manifest
+
+    def _decrypt(self, source: Faithful, target: Faithful) -> None:
+        import pyrage
+
+        try:
+            pyrage.decrypt_io(source, target, list(self.keys.age_identities()))
+        except (pyrage.DecryptError, OSError) as error:
+            if "matching keys" not in str(error):
                 raise BundleError(
                     f"{self.bundle} was cut short, damaged or altered: its encryption does not hold; ask for another "
                     "copy",
                     reason="encryption",
                 ) from None
-            sink.finish()
-        if self.manifest is None:
-            raise BundleError(f"{self.bundle} is not a bundle of Veilray's", reason="format")
-        return self.manifest
+            raise BundleError(
+                f"{self.bundle} is not sealed for these keys, or its beginning was altered; compare the fingerprint "
+                "that its sender sealed it for with yours",
+                reason="key",
+            ) from None
 
     def _accept(self, signed: bytes, signature: bytes) -> Manifest:
         """The manifest, if it is signed by a pinned sender, for this site, and not older than what was opened."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veilray.errors import DataError, RefusedError, UsageError
-from veilray.exchange.bundle import BundleSource, measure
+from veilray.exchange.bundle import BundleSource, Faithful, measure, streams_first
 from veilray.exchange.manifest import MAX_PARTS, MAX_RECEIVERS, Manifest, Part, encode_manifest
 from veilray.exchange.sequences import Sequences, log
 from veilray.exchange.sources import Source, sealable
@@ -56,23 +56,21 @@ def seal(
         raise UsageError(f"{out} already exists; name a new file or remove that one")
     with ExitStack() as stack:
         found = _admit(stack, source, out, keys)
-        parts = _measure(found)
-        manifest = Manifest(
-            bundle_id=secrets.token_hex(16),
-            sender=keys.card.fingerprint,
-            receivers=fingerprints,
-            sequence=Sequences(keys.path).next_for(fingerprints),
-            sealed_at=datetime.now(UTC).replace(microsecond=0),
-            kind=found.kind,
-            parts=parts,
-        )
+        manifest = _manifest(found, keys, fingerprints)
         signed = encode_manifest(manifest)
-        signature = keys.signing_key().sign(signed)
-        tar = BundleSource(found.folder, parts, signed=signed, signature=signature, advance=advance or _nothing)
+        tar = BundleSource(
+            found.folder,
+            manifest.parts,
+            signed=signed,
+            signature=keys.signing_key().sign(signed),
+            advance=advance or _nothing,
+        )
         recipients = [pyrage.x25519.Recipient.from_str(card.age_recipient) for card in receivers]
         part = stack.enter_context(replacing(out))
-        with part.open("wb") as target:
-            pyrage.encrypt_io(tar, target, recipients)
+        with part.open("wb") as file:
+            content, target = Faithful(tar), Faithful(file)
+            with streams_first(content, target):
+                pyrage.encrypt_io(content, target, recipients)
     log(
         keys.path,
         "sealed",
@@ -80,7 +78,7 @@ def seal(
         kind=manifest.kind,
         receivers=list(fingerprints),
         sequence=manifest.sequence,
-        parts=len(parts),
+        parts=len(manifest.parts),
         bytes=manifest.n_bytes,
     )
     return SealedBundle(path=out, manifest=manifest, notes=found.notes)
@@ -99,6 +97,18 @@ def _fingerprints(receivers: Sequence[PublicCard]) -> tuple[str, ...]:
     if not 1 <= len(fingerprints) <= MAX_RECEIVERS:
         raise UsageError(f"a bundle has 1 to {MAX_RECEIVERS} receivers, not {len(fingerprints)}")
     return fingerprints
+
+
+def _manifest(found: Source, keys: KeyFolder, receivers: tuple[str, ...]) -> Manifest:
+    return Manifest(
+        bundle_id=secrets.token_hex(16),
+        sender=keys.card.fingerprint,
+        receivers=receivers,
+        sequence=Sequences(keys.path).next_for(receivers),
+        sealed_at=datetime.now(UTC).replace(microsecond=0),
+        kind=found.kind,
+        parts=_measure(found),
+    )
 
 
 def _measure(found: Source) -> tuple[Part, ...]:
