@@ -26,6 +26,9 @@ def train_command(
         typer.Option(help="Train on this many devices of this machine, one process each.", show_default=False),
     ] = None,
     lpips_backbone: Annotated[Path | None, BACKBONE] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Whether the validation set is scored at the end.")
+    ] = True,
 ) -> None:
     """Train a denoiser on a cohort or on a release with pairs; also under torchrun."""
     from veilray.cli.training import check_launch, run_training
@@ -42,6 +45,15 @@ def train_command(
         words += [word for override in overrides or [] for word in ("--set", override)]
         words += ["--resume"] if resume else []
         words += ["--lpips-backbone", str(lpips_backbone)] if lpips_backbone is not None else []
+        words += [] if evaluate else ["--no-evaluate"]
         run_ranks(["train", *words], ranks=devices, device=device)
         return
-    run_training(settings, data=data, out=out, resume=resume, lpips_backbone=lpips_backbone, devices=devices)
+    run_training(
+        settings,
+        data=data,
+        out=out,
+        resume=resume,
+        evaluate=evaluate,
+        lpips_backbone=lpips_backbone,
+        devices=devices,
+    )

@@ -105,11 +105,19 @@ def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume
 
 
 def run_training(
-    config: RunConfig, *, data: Path, out: Path, resume: bool, lpips_backbone: Path | None, devices: int | None = None
+    config: RunConfig,
+    *,
+    data: Path,
+    out: Path,
+    resume: bool,
+    lpips_backbone: Path | None,
+    evaluate: bool = True,
+    devices: int | None = None,
 ) -> None:
     """Train, score on the validation set and write the report; one rank of a group where torchrun started it.
 
-    `devices`: how many `dp` is to use. Raises VeilrayError where the training was interrupted.
+    `evaluate`: false leaves out scores and report. `devices`: how many `dp` is to use. Raises VeilrayError where the
+    training was interrupted.
     """
     device, launch = pick_device(config.launch.device), config.launch
     with joined(device, timeout=launch.timeout_seconds, shared=launch.share_device) as group:
@@ -137,6 +145,8 @@ def run_training(
     if not group.is_lead:
         return
     typer.echo(_ending(outcome))
+    if not evaluate:
+        return
     if before and run.epochs() == before and (run.path / "report.html").exists():
         return  # it was finished already: its scores, of the test set perhaps, stay
     metric = perceptual_metric(lpips_backbone, download=False)

@@ -96,9 +96,8 @@ def train(
 
             epoch_ends = index + 1 == steps
             if epoch_ends:
-                validation_loss, validation_psnr = validate(state.average.model, images, config, device, group)
+                validation_loss, validation_psnr = validate(state.average.model, images, config, device, clock, group)
                 counters.seconds += lap.restart()
-                clock.lap("validation")
                 counters.spend(clock.take())
                 record = counters.close_epoch(
                     epoch=epoch + 1,

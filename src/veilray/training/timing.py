@@ -1,8 +1,8 @@
 """Where a training's seconds go.
 
 On the CPU a part ends when its call returns. On CUDA the parts that the GPU does are timed by events in its stream,
-which costs nothing and waits for nothing; `data`, `validation` and `checkpoint` are the host's time, during which the
-GPU may still be at work on the step before, so that there the parts may add up to more than the whole.
+which costs nothing and waits for nothing; `data` and `checkpoint` are the host's time, during which the GPU may still
+be at work on the step before, so that there the parts may add up to more than the whole.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-PARTS = ("data", "forward", "backward", "all_reduce", "update", "validation", "checkpoint")
+PARTS = ("data", "forward", "backward", "all_reduce", "update", "validation", "metrics", "checkpoint")
 """`data`: preparing the batch, or waiting for it where it is prefetched. `forward` and `backward`: with the exchanges
 inside them (synchronised batch statistics; the gradients that cross while others are still being computed).
 `all_reduce`: exposed communication only, that is from the last gradient's being ready to the end of the backward pass,
 and the wait for the step's loss over all ranks. It holds the wait for slower ranks, but not what the exchange takes
-from the cores that compute. `update`: clipping, optimiser, moving average. `checkpoint`: what the steps wait for."""
-ON_DEVICE = ("forward", "backward", "all_reduce", "update")
+from the cores that compute. `update`: clipping, optimiser, moving average. `validation`: its data and forward passes;
+`metrics`: what it computes of their outputs, and adds up over ranks. `checkpoint`: what the steps wait for."""
+ON_DEVICE = ("forward", "backward", "all_reduce", "update", "validation", "metrics")
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,17 @@ from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.launch import autocast, laid_out
 from veilray.training.objectives import image_losses
+from veilray.training.timing import PartClock
 
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, images: TrainingImages, config: RunConfig, device: torch.device, group: Group = ALONE
+    model: nn.Module,
+    images: TrainingImages,
+    config: RunConfig,
+    device: torch.device,
+    clock: PartClock,
+    group: Group = ALONE,
 ) -> tuple[float, float]:
     """Mean loss and mean PSNR in dB over every validation image, the same on every rank to the last bit.
 
@@ -28,10 +34,13 @@ def validate(
     for batch in images.held_out_batches("validation", device, batch_size=batch_size, group=group):
         with autocast(config.launch, device):
             output = model(laid_out(batch.noisy, config.launch)).float()
+        clock.lap("validation")
         loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
         decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
+        clock.lap("metrics")
     count = len(images.sets["validation"])
     if group.joined:
         # The lead's, because nothing promises that all ranks add up in one order, and all must choose the same epoch.
         loss, decibels = group.broadcast(group.sum_(torch.tensor([loss, decibels], dtype=torch.float64)).tolist())
+    clock.lap("metrics")
     return loss / count, decibels / count
