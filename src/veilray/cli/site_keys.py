@@ -11,6 +11,7 @@ from veilray.errors import UsageError
 
 if TYPE_CHECKING:
     from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.secret import Secret
 
 KEYS = typer.Option("--keys", help="Key folder of this site, from `veilray keygen`.", show_default=False)
 PASSPHRASE_FILE = typer.Option(
@@ -23,24 +24,48 @@ def open_keys(path: Path, passphrase_file: Path | None) -> KeyFolder:
 
     Raises UsageError where a passphrase is needed and neither is there.
     """
-    from veilray.exchange.keyfile import read_private
     from veilray.exchange.keys import KeyFolder
-    from veilray.exchange.secret import read_passphrase
 
     keys = KeyFolder.open(path)
     if not keys.locked:
         return keys
-    if passphrase_file is not None:
-        text, source = read_private(passphrase_file).decode("utf-8", errors="strict"), str(passphrase_file)
-    else:
-        text, source = _ask(path), "the prompt"
-    return KeyFolder.open(path, passphrase=read_passphrase(text, source=source))
+    return KeyFolder.open(path, passphrase=old_passphrase(passphrase_file, what=str(path)))
 
 
-def _ask(path: Path) -> str:
+def old_passphrase(file: Path | None, *, what: str) -> Secret:
+    """The passphrase of `what`, from a private file or the terminal; UsageError where neither is there."""
+    from veilray.exchange.secret import read_passphrase
+
+    if file is not None:
+        return read_passphrase(_read(file), source=str(file))
+    return read_passphrase(_ask(f"passphrase of {what}: "), source="the prompt")
+
+
+def new_passphrase(file: Path | None, *, ask: bool, what: str) -> Secret | None:
+    """A new passphrase for `what`: from a private file; where `ask`, typed twice at the terminal; else None."""
+    from veilray.exchange.secret import read_passphrase
+
+    if file is not None or not ask:
+        return None if file is None else read_passphrase(_read(file), source=str(file))
+    typed = _ask(f"new passphrase for {what}: ")
+    if _ask("once more: ") != typed:
+        raise UsageError("the two passphrases differ; nothing was changed")
+    return read_passphrase(typed, source="the prompt")
+
+
+def _read(file: Path) -> str:
+    from veilray.exchange.keyfile import read_private
+
+    try:
+        return read_private(file).decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} holds no passphrase: it is not text") from None
+
+
+def _ask(prompt: str) -> str:
     import getpass
     import sys
 
     if not sys.stdin.isatty():
-        raise UsageError(f"{path} has a passphrase: name a file that holds it with --passphrase-file")
-    return getpass.getpass(f"passphrase of {path}: ")
+        raise UsageError("there is no terminal to ask for a passphrase: name a file that holds it, --passphrase-file")
+    return getpass.getpass(prompt)

@@ -193,6 +193,14 @@ class KeyFolder:
             raise UsageError(f"{card.name} is the card of {self.path} itself; pin the other site's")
         Peers(self.path).pin(card, replace=replace)
 
+    def unpin(self, name_or_fingerprint: str) -> PublicCard:
+        """Trust a card no more; it is returned. RefusedError where it is not pinned."""
+        return Peers(self.path).unpin(name_or_fingerprint)
+
+    def files_in_use(self) -> list[str]:
+        """Names of the key files in use."""
+        return [self._file(kind).name for kind in self._state.current]
+
     def rotate(self, kind: KeyKind) -> None:
         """Put a new key of one kind to use. Of receiving and pseudonym keys the old one is kept; others are deleted.
 

@@ -49,6 +49,12 @@ class Peers:
             if known.name != card.name:
                 self._file(known).unlink()
 
+    def unpin(self, name_or_fingerprint: str) -> PublicCard:
+        """Forget a card, which is returned; RefusedError where it is not pinned."""
+        card = self.find(name_or_fingerprint)
+        self._file(card).unlink()
+        return card
+
     def _file(self, card: PublicCard) -> Path:
         return self.folder / PEERS / f"{card.name}.json"
 

@@ -1,0 +1,81 @@
+"""veilray ledger: what left Site One, and reservations that a killed process left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from veilray.cli.site_keys import PASSPHRASE_FILE
+
+if TYPE_CHECKING:
+    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.ledger_records import ReleaseLine
+
+ledger_app = typer.Typer(help="Look into the release ledger.", no_args_is_help=True, rich_markup_mode=None)
+
+KEYS = typer.Argument(help="Key folder of Site One; the ledger lies in it.", show_default=False)
+
+
+@ledger_app.command("list")
+def list_(
+    keys: Annotated[Path, KEYS],
+    events: Annotated[bool, typer.Option("--events", help="What happened, with names and reasons, instead.")] = False,
+    passphrase_file: Annotated[Path | None, PASSPHRASE_FILE] = None,
+) -> None:
+    """List the releases: when, how many images, at which level, for whom, and whether they count."""
+    from veilray.cli.site_keys import open_keys
+
+    folder = open_keys(keys, passphrase_file)
+    with folder.ledger() as ledger:
+        if events:
+            for event in ledger.events():
+                said = f": {event.name}, {event.reason}" if event.name else ""
+                typer.echo(f"{event.at} {event.release_id} {event.what}{said}")
+            return
+        releases = ledger.releases()
+        for line in releases:
+            typer.echo(_describe(line, folder))
+        _sum_up(releases, [exposure.std for exposure in ledger.exposures()])
+
+
+@ledger_app.command("settle")
+def settle(
+    keys: Annotated[Path, KEYS],
+    release: Annotated[str, typer.Argument(help="Id of a reserved release.", show_default=False)],
+    left: Annotated[
+        bool,
+        typer.Option("--released/--not-released", help="Whether anything of it left the site.", show_default=False),
+    ],
+    name: Annotated[str, typer.Option(help="Who looked.", show_default=False)],
+    reason: Annotated[str, typer.Option(help="What was found.", show_default=False)],
+    passphrase_file: Annotated[Path | None, PASSPHRASE_FILE] = None,
+) -> None:
+    """Settle a reservation that a killed process left; until then it counts as released."""
+    from veilray.cli.site_keys import open_keys
+
+    with open_keys(keys, passphrase_file).ledger() as ledger:
+        ledger.settle(release, left=left, name=name, reason=reason)
+    typer.echo(f"{release}: {'counts as released' if left else 'counts no more'}")
+
+
+def _describe(line: ReleaseLine, folder: KeyFolder) -> str:
+    release = line.release
+    names = {card.fingerprint: card.name for card in folder.peers()}
+    receivers = ", ".join(names.get(one, f"{one[:16]}...") for one in release.receivers) or "receivers not named"
+    noise = "" if release.mode == "model-only" else f", {release.source} noise from std {line.least_std:g}"
+    clip = "" if release.clip or release.mode == "model-only" else ", unclamped"
+    what = f"{release.mode}, {line.images:,} images{noise}{clip}"
+    return f"{line.made} {release.release_id} {line.status}: {what}, {receivers}"
+
+
+def _sum_up(releases: list[ReleaseLine], stds: list[float]) -> None:
+    clean = sum(std == 0 for std in stds)
+    noisy = [std for std in stds if 0 < std < float("inf")]
+    typer.echo(f"{len(releases):,} releases, {len(stds):,} acquisitions; of {clean:,} clean pixels left")
+    if noisy:
+        typer.echo(f"composed std of the others: {min(noisy):.3g} to {max(noisy):.3g}")
+    reserved = sum(line.status == "reserved" for line in releases)
+    if reserved:
+        typer.echo(f"{reserved:,} reserved: under way, or left by a killed process; see `veilray ledger settle`")
