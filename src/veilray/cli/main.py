@@ -17,6 +17,9 @@ from veilray.cli.demo import demo_command
 from veilray.cli.denoise import denoise_command
 from veilray.cli.evaluate import evaluate_command
 from veilray.cli.import_ import import_command
+from veilray.cli.keygen import keygen_command
+from veilray.cli.keys import keys_app
+from veilray.cli.ledger import ledger_app
 from veilray.cli.obfuscate import obfuscate_command
 from veilray.cli.open_ import open_command
 from veilray.cli.seal import seal_command
@@ -37,6 +40,9 @@ app = typer.Typer(
 )
 app.command("demo")(demo_command)
 app.command("import")(import_command)
+app.command("keygen")(keygen_command)
+app.add_typer(keys_app, name="keys")
+app.add_typer(ledger_app, name="ledger")
 app.command("obfuscate")(obfuscate_command)
 app.command("seal")(seal_command)
 app.command("open")(open_command)
