@@ -96,7 +96,7 @@ def train(
 
             epoch_ends = index + 1 == steps
             if epoch_ends:
-                validation_loss, validation_psnr = validate(state.average.model, images, config, device, clock, group)
+                validation_loss, validation_psnr = validate(state.average.model, images, config, device, group, clock)
                 counters.seconds += lap.restart()
                 counters.spend(clock.take())
                 record = counters.close_epoch(

@@ -20,8 +20,8 @@ def validate(
     images: TrainingImages,
     config: RunConfig,
     device: torch.device,
-    clock: PartClock,
     group: Group = ALONE,
+    clock: PartClock | None = None,
 ) -> tuple[float, float]:
     """Mean loss and mean PSNR in dB over every validation image, the same on every rank to the last bit.
 
@@ -29,6 +29,7 @@ def validate(
     one size.
     """
     model.eval()
+    clock = clock or PartClock(device)
     loss = decibels = 0.0
     batch_size = max(1, config.train.batch_size // group.world_size)
     for batch in images.held_out_batches("validation", device, batch_size=batch_size, group=group):
