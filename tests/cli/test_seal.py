@@ -1,0 +1,78 @@
+"""veilray seal and open: a release goes from site to site and is trained on; what may not leave does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.command_line import done, veilray
+from tests.exchange.sites import denoised_folder, make_sites
+
+from veilray.cohort.release import Release
+from veilray.exchange.keys import KeyFolder
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    make_sites(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+def test_a_release_is_sealed_and_opened(flow_cohort: Path, tmp_path: Path, keys: Path) -> None:
+    flow_release = tmp_path / "release"
+    done("obfuscate", flow_cohort, "--out", flow_release, "--seed", 7)
+    bundle, out = tmp_path / "a.veil", tmp_path / "out"
+    said = done("seal", flow_release, "--out", bundle, "--keys", keys / "one", "--to", "two")
+    assert "release, 3 files" in said.out
+    assert "made from a seed" in said.out
+    said = done("open", bundle, "--out", out, "--keys", keys / "two")
+    assert "release from one" in said.out
+    Release.open(out).verify()
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {
+        file.name: file.read_bytes() for file in flow_release.iterdir()
+    }
+
+
+def test_what_must_stay_is_refused_with_status_4(flow_cohort: Path, tmp_path: Path, keys: Path) -> None:
+    said = veilray("seal", flow_cohort, "--out", tmp_path / "a.veil", "--keys", keys / "one", "--to", "two")
+    assert (said.status, len(said.lines)) == (4, 1)
+    assert "clean images" in said.err
+    said = veilray("seal", flow_cohort, "--out", tmp_path / "a.veil", "--keys", keys / "one", "--to", "nobody")
+    assert said.status == 4
+    assert not (tmp_path / "a.veil").exists()
+
+
+def test_a_tampered_bundle_is_refused_with_status_4(tmp_path: Path, keys: Path) -> None:
+    bundle = tmp_path / "a.veil"
+    done("seal", denoised_folder(tmp_path / "images"), "--out", bundle, "--keys", keys / "one", "--to", "two")
+    data = bytearray(bundle.read_bytes())
+    data[len(data) // 2] ^= 1
+    bundle.write_bytes(data)
+    said = veilray("open", bundle, "--out", tmp_path / "out", "--keys", keys / "two")
+    assert (said.status, len(said.lines)) == (4, 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_passphrase_comes_from_a_private_file_only(tmp_path: Path, keys: Path) -> None:
+    locked = KeyFolder.create(tmp_path / "locked", name="locked", passphrase="open sesame")
+    locked.pin(KeyFolder.open(keys / "two").card)
+    words = (
+        "seal",
+        denoised_folder(tmp_path / "images"),
+        "--out",
+        tmp_path / "a.veil",
+        "--keys",
+        tmp_path / "locked",
+        "--to",
+        "two",
+    )
+    phrase = tmp_path / "phrase"
+    phrase.write_text("open sesame\n")
+    phrase.chmod(0o644)
+    assert veilray(*words, "--passphrase-file", phrase).status == 4
+    phrase.chmod(0o600)
+    done(*words, "--passphrase-file", phrase)
+    phrase.write_text("wrong\n")
+    said = veilray(*words[:3], tmp_path / "b.veil", *words[4:], "--passphrase-file", phrase)
+    assert said.status == 4
+    assert "sesame" not in said.err
