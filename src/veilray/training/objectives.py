@@ -13,12 +13,12 @@ from veilray.training.launch import autocast, laid_out
 
 
 def image_losses(name: Literal["l1", "mse"], output: Tensor, target: Tensor) -> Tensor:
-    """The loss of each image, (N,), float32: mean over its pixels of |error| (`l1`) or error^2 (`mse`).
+    """The loss of each image, (N,), float32 or float64: mean over its pixels of |error| (`l1`) or error^2 (`mse`).
 
     `output` and `target` are (N, 1, H, W). A batch's loss is the mean of these, so that sums and counts can cross
     batches and ranks.
     """
-    error = output.float() - target
+    error = output.to(torch.promote_types(output.dtype, torch.float32)) - target
     match name:
         case "l1":
             return error.abs().mean(dim=(1, 2, 3))

@@ -1,0 +1,78 @@
+"""Several ranks are the same training as one: gradients, losses, validations and the choice of the best epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tests.distributed.exact import BATCH_SIZE, GRADIENTS, STEPS, TRAININGS
+from tests.distributed.harness import ENVIRONMENT, run_ranks
+from torch import Tensor
+
+from veilray.cohort.cohort import Cohort
+
+pytestmark = pytest.mark.slow
+SCRIPT = "from tests.distributed.exact import main; main()"
+# Below this a gradient is the rounding of zero: the bias before a batch normalisation, for one.
+FLOOR = {"float64": 1e-12, "float32": 1e-6}
+
+
+@pytest.fixture(scope="module")
+def computed(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """What 1, 2 and 3 ranks computed."""
+    out = {}
+    for ranks in (1, 2, 3):
+        out[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
+        if ranks == 1:
+            command = [sys.executable, "-W", "error", "-c", SCRIPT, str(small_cohort), str(out[ranks])]
+            subprocess.run(command, check=True, timeout=120, env={**os.environ, **ENVIRONMENT})
+            continue
+        for result in run_ranks(SCRIPT, ranks, arguments=[small_cohort, out[ranks]]):
+            assert result.status == 0, result.err
+    return out
+
+
+def test_the_last_batch_leaves_a_rank_without_images(small_cohort: Path) -> None:
+    # Or the tests below would not show that such a rank neither hangs nor counts.
+    assert 0 < len(Cohort.open(small_cohort).rows("train")) % BATCH_SIZE < 3
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("case", GRADIENTS)
+def test_gradients_in_float64_are_those_of_one_rank(computed: dict[int, Path], case: str, ranks: int) -> None:
+    one, several = (load_file(computed[count] / f"{case}-float64.safetensors") for count in (1, ranks))
+    assert one.keys() == several.keys()
+    errors = {name: _distance(several[name], one[name], floor=FLOOR["float64"]) for name in one}
+    assert max(errors.values()) <= 1e-10, max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("case", ["group", "batch"])
+def test_gradients_in_float32_are_those_of_one_rank(computed: dict[int, Path], case: str, ranks: int) -> None:
+    one, several = (load_file(computed[count] / f"{case}-float32.safetensors") for count in (1, ranks))
+    difference = sum(float((several[name] - one[name]).square().sum()) for name in one)
+    whole = sum(float(value.square().sum()) for value in one.values())
+    assert (difference / whole) ** 0.5 <= 1e-5
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("case", TRAININGS)
+def test_losses_and_validations_are_those_of_one_rank(computed: dict[int, Path], case: str, ranks: int) -> None:
+    one, several = (json.loads((computed[count] / f"{case}.json").read_text()) for count in (1, ranks))
+    assert len(one["losses"]) == STEPS
+    assert several["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert several["best"][0] == one["best"][0]
+    assert several["best"][1] == pytest.approx(one["best"][1], rel=1e-2)
+    # Every image counted once: the weights are the initial ones, the same bit for bit.
+    assert several["validation"] == pytest.approx(one["validation"], rel=1e-6)
+
+
+def _distance(value: Tensor, other: Tensor, *, floor: float) -> float:
+    """L2 distance relative to `other`, of what exceeds an absolute floor."""
+    difference = float((value - other).norm())
+    return 0.0 if difference <= floor else difference / float(other.norm())
