@@ -1,0 +1,203 @@
+"""De-identification by allow-list: the few coded fields that a release may carry, and for whom they are left out.
+
+What is not built here does not leave, so nothing has to be found and removed. After DICOM PS3.15 annex E in intent,
+without claiming its conformance. Rare combinations of fields are coarsened until at least `k` patients share each, or
+the field is dropped (after k-anonymity, Sweeney 2002; it bounds what the fields single out and nothing else).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Literal, get_args
+
+from veilray.images.acquisition import parse_view
+
+Field = Literal["view", "spacing", "sex", "age", "days"]
+FIELDS: tuple[Field, ...] = get_args(Field)
+"""Everything a release may say of an image beside its pixels, its set and its size."""
+
+DEFAULT_FIELDS: tuple[Field, ...] = ("view", "spacing")
+K = 5
+"""Patients that must share a combination of fields."""
+
+TOP_AGE = 90
+
+# What a rare combination loses, step by step; each step keeps what the ones before it took.
+_SPACING, _COARSE_AGE, _AGE, _SEX, _VIEW = range(1, 6)
+_SUPPRESSED = _VIEW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What Site One knows of an image that could bear on a release."""
+
+    patient: str
+    matrix: str
+    """Height, width and depth of the released pixels; they are visible whatever is suppressed."""
+    view: str = ""
+    spacing: tuple[float, float] | None = None
+    """Of the released pixels, in mm."""
+    sex: str = ""
+    age: float | None = None
+    date: str = ""
+    """YYYY-MM-DD."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coded:
+    """What leaves of it; empty where it is unknown, not asked for, or suppressed."""
+
+    view: str = ""
+    spacing: str = ""
+    """`ROW x COLUMN` in mm, to 0.01."""
+    sex: str = ""
+    age: str = ""
+    """Decade as 60-69, or 20 years as 60-79, or 90+ (80+ in 20 years)."""
+    days: str = ""
+    """Whole days since the patient's first image in this release."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deidentified:
+    """The coded fields of every image, in the order given, and what was done to get there."""
+
+    coded: list[Coded | None]
+    """None: the image must stay, since its size alone would single it out."""
+    notes: list[str]
+    """What was coarsened or suppressed, one sentence each, without saying for whom."""
+
+
+_Cells = defaultdict[tuple[str, Coded], set[str]]
+
+
+def deidentify(
+    images: Sequence[Facts], *, fields: Sequence[Field] = DEFAULT_FIELDS, k: int = K, keep_rare_sizes: bool = False
+) -> Deidentified:
+    """Code the fields asked for, and coarsen until at least `k` patients share each combination of them and the size.
+
+    All images of a patient are treated alike, since its pseudonym links them. Where releases hold several sizes, images
+    of a size that fewer than `k` patients have are withheld unless `keep_rare_sizes`. The result depends on the images
+    alone, not on their order. `days` are no part of the combinations.
+    """
+    withheld = set() if keep_rare_sizes else _rare_sizes(images, k)
+    kept = [image for image in images if image.matrix not in withheld]
+    levels = _levels(kept, fields, k)
+    days = _days(kept) if "days" in fields else {}
+    coded = [
+        None
+        if image.matrix in withheld
+        else replace(_code(image, fields, levels[image.patient]), days=days.get((image.patient, image.date), ""))
+        for image in images
+    ]
+    return Deidentified(coded=coded, notes=_notes(images, coded, fields, k))
+
+
+def age_band(age: float, *, years: int = 10) -> str:
+    """The band of an age in whole years: decades, or `years` wide; 90 and above are one, with whatever shares it."""
+    low = min(int(age), TOP_AGE) // years * years
+    return f"{low}+" if low + years > TOP_AGE else f"{low}-{low + years - 1}"
+
+
+def _rare_sizes(images: Sequence[Facts], k: int) -> set[str]:
+    patients: defaultdict[str, set[str]] = defaultdict(set)
+    for image in images:
+        patients[image.matrix].add(image.patient)
+    # A single size tells nobody from anybody.
+    return {size for size, members in patients.items() if len(members) < k} if len(patients) > 1 else set()
+
+
+def _levels(images: Sequence[Facts], fields: Sequence[Field], k: int) -> dict[str, int]:
+    """How far each patient's fields must be coarsened: 0 to 5. It only ever grows, so this ends."""
+    level = dict.fromkeys((image.patient for image in images), 0)
+    while True:
+        cells: _Cells = defaultdict(set)
+        for image in images:
+            cells[image.matrix, _code(image, fields, level[image.patient])].add(image.patient)
+        rare = {cell: members for cell, members in cells.items() if len(members) < k}
+        height = {cell: max(level[patient] for patient in members) for cell, members in rare.items()}
+        company = {at: _by_cell(images, fields, at) for at in sorted(set(height.values()) - {0})}
+        climbing: dict[str, int] = {}
+        joining: dict[str, int] = {}
+        for cell, members in rare.items():
+            at = height[cell]
+            near = {patient for patient in company[at][cell] if level[patient] < at} - members if at else set()
+            if len(members) + len(near) >= k or at == _SUPPRESSED:
+                joining.update(
+                    (patient, max(at, joining.get(patient, 0))) for patient in sorted(near)[: k - len(members)]
+                )
+            else:
+                climbing.update((patient, level[patient] + 1) for patient in members if level[patient] < _SUPPRESSED)
+        # Those with too little in common climb alone. Only then do some that could show more keep the others company,
+        # who would stand out by showing less.
+        level.update(climbing or joining)
+        if not climbing and not joining:
+            return level
+
+
+def _by_cell(images: Sequence[Facts], fields: Sequence[Field], level: int) -> _Cells:
+    """Patients by combination, if all were coarsened to one level."""
+    cells: _Cells = defaultdict(set)
+    for image in images:
+        cells[image.matrix, _code(image, fields, level)].add(image.patient)
+    return cells
+
+
+def _code(image: Facts, fields: Sequence[Field], level: int) -> Coded:
+    """The fields asked for but the days, at a level of coarseness."""
+    years = None if image.age is None else int(image.age)
+    return _coded(image.view, image.spacing, image.sex, years, tuple(fields), level)
+
+
+@functools.lru_cache(maxsize=4096)
+def _coded(
+    view: str, spacing: tuple[float, float] | None, sex: str, age: int | None, fields: tuple[Field, ...], level: int
+) -> Coded:
+    whole = Coded(
+        view=parse_view(view) if level < _VIEW else "",
+        spacing=f"{spacing[0]:.2f} x {spacing[1]:.2f}" if spacing and level < _SPACING else "",
+        sex=sex if level < _SEX else "",
+        age="" if age is None or level >= _AGE else age_band(age, years=20 if level == _COARSE_AGE else 10),
+    )
+    return replace(whole, **dict.fromkeys(set(FIELDS) - set(fields), ""))
+
+
+def _days(images: Sequence[Facts]) -> dict[tuple[str, str], str]:
+    """Days since the patient's first image, by patient and date."""
+    first: dict[str, str] = {}
+    for image in images:
+        if image.date:
+            first[image.patient] = min(first.get(image.patient, image.date), image.date)
+    return {
+        (image.patient, image.date): str(
+            (date.fromisoformat(image.date) - date.fromisoformat(first[image.patient])).days
+        )
+        for image in images
+        if image.date
+    }
+
+
+def _notes(images: Sequence[Facts], coded: Sequence[Coded | None], fields: Sequence[Field], k: int) -> list[str]:
+    notes = []
+    withheld = sum(code is None for code in coded)
+    if withheld:
+        notes.append(
+            f"{withheld:,} images stay here: fewer than {k} patients have images of their size. Import with --size, or "
+            "release them all the same with --keep-rare-sizes."
+        )
+    dropped: Counter[str] = Counter()
+    coarsened = 0
+    for image, code in zip(images, coded, strict=True):
+        if code is not None:
+            whole = _code(image, fields, 0)
+            lost = [name for name in FIELDS if name != "days" and getattr(whole, name) and not getattr(code, name)]
+            dropped.update(lost)
+            coarsened += bool(code.age) and code.age != whole.age
+    few = f"fewer than {k} patients share the combination"
+    notes += [f"{name} is left out of {count:,} images: {few}." for name, count in sorted(dropped.items())]
+    if coarsened:
+        notes.append(f"age is given in bands of 20 years in {coarsened:,} images: {few}.")
+    return notes
