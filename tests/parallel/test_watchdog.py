@@ -1,0 +1,83 @@
+"""The watchdog: a rank that hangs is ended with one line, one that gets on is left alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.distributed.harness import finish, start_ranks
+
+from veilray.parallel.group import ALONE
+from veilray.parallel.watchdog import EXIT_STATUS, Watchdog
+
+# The peer never comes to the exchange.
+HANGS = """
+import time, torch
+from veilray.parallel.group import joined
+from veilray.parallel.watchdog import Watchdog
+with Watchdog(timeout=2.0) as watchdog, joined(torch.device("cpu"), timeout=300) as group:
+    watchdog.watch(group)
+    print("watched", flush=True)
+    if group.rank == 1:
+        while True:
+            watchdog.beat()
+            time.sleep(0.1)
+    group.barrier()
+"""
+
+GETS_ON = """
+import time, torch
+from veilray.parallel.group import joined
+from veilray.parallel.watchdog import Watchdog
+with Watchdog(timeout=1.0) as watchdog, joined(torch.device("cpu"), timeout=60) as group:
+    watchdog.watch(group)
+    for _ in range(8):
+        time.sleep(0.25)
+        watchdog.beat()
+time.sleep(1.5)
+print("done")
+"""
+
+
+def _commands(script: str, ranks: int) -> list[list[str]]:
+    return [[sys.executable, "-c", script]] * ranks
+
+
+def test_a_rank_that_waits_in_vain_is_ended_with_one_line() -> None:
+    waiting, beating = start_ranks(_commands(HANGS, 2))
+    try:
+        waiting.wait(timeout=60)
+        assert beating.poll() is None, "the rank that beats is left alone"
+    finally:
+        beating.kill()
+    left = finish([waiting, beating])[0]
+    assert left.status == EXIT_STATUS
+    assert left.out == "watched\n"
+    (line,) = left.lines
+    assert line.startswith("veilray: rank 0 has not got on for 2 s")
+
+
+def test_a_rank_that_gets_on_is_left_alone_and_is_not_watched_afterwards() -> None:
+    (left,) = finish(start_ranks(_commands(GETS_ON, 1)))
+    assert (left.status, left.out, left.err) == (0, "done\n", "")
+
+
+@pytest.mark.slow
+def test_two_ranks_that_hang_say_so_once() -> None:
+    script = HANGS.replace("if group.rank == 1", "if False").replace("group.barrier()", "time.sleep(60)")
+    left = finish(start_ranks(_commands(script, 2)))
+    assert [one.status for one in left] == [EXIT_STATUS, EXIT_STATUS]
+    assert sum(len(one.lines) for one in left) == 1
+
+
+def test_a_process_that_is_alone_is_not_watched() -> None:
+    with Watchdog(timeout=0.05) as watchdog:
+        watchdog.watch(ALONE)
+        time.sleep(0.3)
+
+
+def test_importing_it_loads_no_torch() -> None:
+    code = "import sys, veilray.parallel.watchdog; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
