@@ -2,16 +2,16 @@
 
 The noise of an image at level std is the value at time std^2 of one Brownian path for each pixel. So the noise of a
 level is that of any lower one plus an increment of its own, and all levels of an image together say no more about it
-than the least noisy one, before its clamp, does. The same release made again is the same to the bit and
-says nothing new.
+than the least noisy one, before its clamp, does. The same release made again is the same to the
+bit and says nothing new.
 
 Uniform bits come from AES-256 in counter mode (NIST SP 800-38A) under HMAC-SHA-256 (RFC 2104) of the secret and the
 image; to whoever lacks the secret they cannot be told from independent ones. It is a computational promise, and equal
 images of equal geometry get equal noise. Bits become normal values by inversion. 16 bits choose one of 65,536 bins of
 equal probability, 16 more a place in the bin, linearly; the outer 256 bins on each side are inverted in float64 with 52
-further bits. The distribution function is off the normal's by less than 1e-8 inside and by nothing but rounding in the
-tails, which end at 10.6 standard deviations. Only tables, products and sums of float32 are used for all but the tails,
-so every machine draws the same; a logarithm's last bit may differ in the tails, and rounding to 16 bits hides it.
+further bits. The distribution function is off the normal's by less than 1e-7, float32's rounding included, and the
+tails end at 10.6 standard deviations. Only tables, products and sums of float32 are used for all but the tails, so
+every machine draws the same; a logarithm's last bit may differ in the tails, and rounding to 16 bits hides it.
 """
 
 from __future__ import annotations

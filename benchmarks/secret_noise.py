@@ -1,0 +1,81 @@
+"""How fast secret noise is drawn on one core, at each level, beside the entropy and Philox noise of the same size.
+
+python benchmarks/secret_noise.py [--size 1024] [--images 40] [--rounds 5] [--save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from common import save, table
+from veilray.images.radiograph import to_levels
+from veilray.obfuscation.noise import entropy_normal, fill_standard_normal
+from veilray.obfuscation.secret import LEVELS, secret_field
+
+
+def _kinds(size: int) -> dict[str, Callable[[int], object]]:
+    shape = (size, size)
+    clean = np.full(shape, 0.5, dtype=np.float32)
+
+    def drawn(std: float) -> Callable[[int], np.ndarray]:
+        def draw(number: int) -> np.ndarray:
+            digest = hashlib.sha256(str(number).encode()).digest()
+            return secret_field(secret=b"s" * 32, digest=digest, geometry="native", std=std, shape=shape)
+
+        return draw
+
+    def released(number: int) -> object:
+        return to_levels(clean + np.float32(0.1) + drawn(0.2)(number), np.uint8)
+
+    def philox(number: int) -> None:
+        fill_standard_normal(torch.empty(shape), key=number)
+
+    kinds: dict[str, Callable[[int], object]] = {f"secret, std {std:g}": drawn(std) for std in LEVELS}
+    return kinds | {
+        "secret, std 0.2, added, clamped and rounded": released,
+        "entropy": lambda number: entropy_normal(shape),
+        "Philox (training)": philox,
+    }
+
+
+def _images_per_second(draw: Callable[[int], object], images: int) -> float:
+    began = time.perf_counter()
+    for number in range(images):
+        draw(number)
+    return images / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--save", action="store_true", help="write results/secret_noise.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    kinds = _kinds(options.size)
+    rates: dict[str, list[float]] = {name: [] for name in kinds}
+    for draw in kinds.values():
+        draw(0)
+    for _ in range(options.rounds):  # in turns, so that a slow minute of the machine hits all of them
+        for name, draw in kinds.items():
+            rates[name].append(_images_per_second(draw, options.images))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    print(table(["noise", "images/s on one core"], [[name, f"{rate:.1f}"] for name, rate in medians.items()]))
+    if options.save:
+        record = {"size": options.size, "images": options.images, "rounds": options.rounds}
+        save(
+            "secret_noise",
+            {**record, "median_images_per_second": medians, "best": {k: max(v) for k, v in rates.items()}},
+        )
+
+
+if __name__ == "__main__":
+    main()
