@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import veilray
+from veilray.cli.benchmark import benchmark_command
 from veilray.cli.compare import compare_command
 from veilray.cli.demo import demo_command
 from veilray.cli.denoise import denoise_command
@@ -22,7 +23,9 @@ from veilray.cli.keys import keys_app
 from veilray.cli.ledger import ledger_app
 from veilray.cli.obfuscate import obfuscate_command
 from veilray.cli.open_ import open_command
+from veilray.cli.receive import receive_command
 from veilray.cli.seal import seal_command
+from veilray.cli.send import send_command
 from veilray.cli.train import train_command
 from veilray.errors import ToldElsewhere, VeilrayError
 from veilray.parallel.devices import use_huge_pages
@@ -46,9 +49,12 @@ app.add_typer(ledger_app, name="ledger")
 app.command("obfuscate")(obfuscate_command)
 app.command("seal")(seal_command)
 app.command("open")(open_command)
+app.command("send")(send_command)
+app.command("receive")(receive_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)
+app.command("benchmark")(benchmark_command)
 app.command("denoise")(denoise_command)
 
 

@@ -1,0 +1,108 @@
+"""HTTP/1.1 over mutual TLS for uvicorn, with the client's certificate handed on, and no patience with slow headers.
+
+uvicorn tells an application nothing of the certificate that a client has shown. Here every request carries its SHA-256
+as `scope["state"]["client_certificate"]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from veilray.errors import UsageError
+from veilray.exchange.keyfile import check_private
+
+STATE_KEY = "client_certificate"
+
+
+def protocol_class(*, patience: float) -> type[asyncio.Protocol]:
+    """A protocol whose connections end when no whole request header has come for `patience` seconds."""
+
+    class MutualTlsProtocol(H11Protocol):
+        _watch: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            tls = transport.get_extra_info("ssl_object")
+            shown = tls.getpeercert(binary_form=True) if tls is not None else None
+            # uvicorn copies this into every request's scope.
+            self.app_state = {**self.app_state, STATE_KEY: hashlib.sha256(shown).hexdigest() if shown else ""}
+            self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._in_request():
+                self._stop_waiting()
+            elif self._watch is None:
+                self._wait()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._stop_waiting()
+            self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def _in_request(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+        def _wait(self) -> None:
+            if not self.transport.is_closing():
+                self._watch = self.loop.call_later(patience, self._give_up)
+
+        def _stop_waiting(self) -> None:
+            if self._watch is not None:
+                self._watch.cancel()
+                self._watch = None
+
+        def _give_up(self) -> None:
+            self._watch = None
+            if not self._in_request() and not self.transport.is_closing():
+                self.transport.abort()
+
+    return MutualTlsProtocol
+
+
+def server_context(
+    *, certificate: Path, key: Path, authority: Path, on_refusal: Callable[[str], None]
+) -> ssl.SSLContext:
+    """TLS 1.3 that asks every client for a certificate of `authority`; `on_refusal` hears why a handshake failed.
+
+    Raises RefusedError where others can read the key, UsageError where the files do not fit.
+    """
+    try:
+        check_private(key, key.stat())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(certificate, key, password="")
+        context.load_verify_locations(authority)
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "reason", None) or error.strerror or "unreadable"
+        raise UsageError(f"{certificate}, {key} and {authority} do not make a TLS server: {reason}") from None
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.sslobject_class = _watched(on_refusal)
+    return context
+
+
+def _watched(on_refusal: Callable[[str], None]) -> type[ssl.SSLObject]:
+    class WatchedTls(ssl.SSLObject):
+        """asyncio passes over failed handshakes in silence."""
+
+        def do_handshake(self) -> Any:
+            try:
+                return super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as error:
+                on_refusal(error.reason or "handshake")
+                raise
+
+    return WatchedTls

@@ -1,0 +1,218 @@
+"""The receiving server: takes signed uploads from senders it knows, chunk by chunk, and needs no private key for it.
+
+    POST /v1/uploads                  a signed ticket -> how much of it is here already
+    PUT  /v1/uploads/SHA256?offset=N  the next chunk  -> how much is safe on the disk now
+
+Every answer is JSON with `state` (partial, complete) and `offset`, or `error`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+
+from veilray.errors import BundleError, UsageError
+from veilray.exchange.transfer.config import GB, ReceiveConfig, Sender, read_senders
+from veilray.exchange.transfer.protocol import STATE_KEY, protocol_class, server_context
+from veilray.exchange.transfer.spool import BLOCK, NoRoomError, Spool, Upload
+from veilray.exchange.transfer.ticket import MAX_TICKET_BYTES, check_ticket
+
+CHUNK = 64 * BLOCK
+"""Most bytes of one chunk."""
+_WRITE = 4 * BLOCK
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_OFFSET = re.compile(r"0|[1-9][0-9]{0,14}")
+
+
+def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI:
+    """The application; `patience` is the time in seconds that a client has for each MiB."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    by_certificate = {digest: sender for sender in senders for digest in sender.certificates}
+
+    def known(request: Request) -> Sender | None:
+        # A proxy's header could be forged; what the TLS connection itself has shown cannot.
+        return by_certificate.get(getattr(request.state, STATE_KEY, ""))
+
+    def refuse(status: int, reason: str, error: str, sender: Sender | None, **facts: int) -> JSONResponse:
+        spool.log("refused", status=status, reason=reason, sender=sender.card.name if sender else "unknown")
+        return JSONResponse({"error": error, **facts}, status_code=status, headers={"connection": "close"})
+
+    @app.post("/v1/uploads")
+    async def offer(request: Request) -> JSONResponse:
+        sender = known(request)
+        if sender is None:
+            return refuse(403, "certificate", "this certificate is not one of a sender known here", None)
+        try:
+            ticket = check_ticket(await _small_body(request, patience), card=sender.card)
+            if spool.received(sender, ticket.sha256):
+                return _answer("complete", ticket.size)
+            upload = await run_in_threadpool(spool.offer, sender, ticket)
+        except BundleError as error:
+            return refuse(403, error.reason, str(error), sender)
+        except NoRoomError as error:
+            return refuse(507, "room", str(error), sender)
+        except (TimeoutError, ClientDisconnect):
+            return refuse(408, "slow", "the ticket came too slowly", sender)
+        return _answer("partial", upload.offset)
+
+    @app.put("/v1/uploads/{sha256}")
+    async def chunk(request: Request, sha256: str) -> JSONResponse:
+        sender = known(request)
+        if sender is None:
+            return refuse(403, "certificate", "this certificate is not one of a sender known here", None)
+        if not _SHA256.fullmatch(sha256):
+            return refuse(404, "name", "there is no such upload", sender)
+        if spool.received(sender, sha256):
+            return _answer("complete", 0)
+        upload = spool.upload(sender, sha256)
+        if upload is None:
+            return refuse(404, "name", "there is no such upload; offer its ticket first", sender)
+        if upload.busy:
+            return refuse(423, "busy", "another connection is sending this bundle", sender, offset=upload.offset)
+        wrong = _wrong_chunk(request, upload)
+        if wrong is not None:
+            status, error = wrong
+            return refuse(status, "chunk", error, sender, offset=upload.offset)
+        upload.busy = True
+        try:
+            return await _take(request, sender, upload)
+        finally:
+            upload.busy = False
+
+    async def _take(request: Request, sender: Sender, upload: Upload) -> JSONResponse:
+        try:
+            async for block in _blocks(request, patience):
+                await run_in_threadpool(upload.write, block)
+        except TimeoutError:
+            return refuse(408, "slow", "the chunk came too slowly", sender, offset=upload.offset)
+        except ClientDisconnect:
+            return refuse(408, "disconnected", "the connection ended within the chunk", sender)
+        finally:
+            await run_in_threadpool(upload.commit)  # what came before a broken connection is not sent twice
+        if not upload.whole:
+            return _answer("partial", upload.offset)
+        spool.close(sender, upload.ticket.sha256)
+        try:
+            await run_in_threadpool(upload.finish)
+        except BundleError as error:
+            return refuse(422, error.reason, str(error), sender)
+        spool.log("received", sender=sender.card.name, sha256=upload.ticket.sha256, bytes=upload.ticket.size)
+        return _answer("complete", upload.ticket.size)
+
+    return app
+
+
+def _answer(state: str, offset: int) -> JSONResponse:
+    return JSONResponse({"state": state, "offset": offset, "chunk": CHUNK})
+
+
+def _wrong_chunk(request: Request, upload: Upload) -> tuple[int, str] | None:
+    """Status and reason where a chunk cannot be the next one of an upload."""
+    length, offset = request.headers.get("content-length", ""), request.query_params.get("offset", "")
+    if not _OFFSET.fullmatch(length):
+        return 411, "a chunk needs a Content-Length"
+    if int(length) > CHUNK:
+        return 413, f"a chunk has at most {CHUNK} bytes"
+    if not _OFFSET.fullmatch(offset) or int(offset) != upload.offset:
+        return 409, f"the next chunk begins at {upload.offset}"
+    if int(offset) + int(length) > upload.ticket.size or length == "0":
+        return 413, "the chunk goes beyond the size that was signed, or is empty"
+    return None
+
+
+async def _small_body(request: Request, patience: float) -> bytes:
+    body = bytearray()
+    async with asyncio.timeout(patience):
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_TICKET_BYTES:
+                break  # which is no ticket, whatever follows
+    return bytes(body)
+
+
+async def _blocks(request: Request, patience: float) -> AsyncIterator[bytes]:
+    """The body in blocks of some MiB. TimeoutError where a client is slower than `patience` seconds a MiB."""
+    stream = request.stream()
+    block, ended = bytearray(), False
+    try:
+        while not ended:
+            due = len(block) + BLOCK
+            async with asyncio.timeout(patience):
+                while len(block) < due and not ended:
+                    part = await anext(stream, None)
+                    block += part or b""
+                    ended = part is None
+            if len(block) >= _WRITE or ended:
+                yield bytes(block)
+                block = bytearray()
+    except (TimeoutError, ClientDisconnect):
+        if block:
+            yield bytes(block)
+        raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receiver:
+    """A receiving server that listens and is about to run."""
+
+    server: uvicorn.Server
+    listener: socket.socket
+    address: str
+    """`https://HOST:PORT`."""
+
+    def run(self) -> None:
+        """Receive until SIGINT or SIGTERM, or until `server.should_exit` is set; what has come by then is safe."""
+        with contextlib.suppress(KeyboardInterrupt), self.listener:
+            self.server.run(sockets=[self.listener])
+
+
+def make_receiver(config: ReceiveConfig) -> Receiver:
+    """Listen as a configuration says. UsageError where the address is not free or the files do not make a server."""
+    senders = read_senders(config)
+    spool = Spool(config.spool, senders, keep_free=int(config.keep_free_gb * GB))
+    context = server_context(
+        certificate=config.certificate,
+        key=config.key,
+        authority=config.authority,
+        on_refusal=lambda reason: spool.log("refused", reason="tls", detail=reason),
+    )
+    settings = uvicorn.Config(
+        make_app(spool, senders, patience=config.patience_seconds),
+        http=protocol_class(patience=config.patience_seconds),
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=config.max_connections,
+        timeout_keep_alive=max(1, int(min(config.patience_seconds, 30))),
+        timeout_graceful_shutdown=10,
+        ssl_context_factory=lambda _config, _default: context,
+    )
+    listener = _listen(config.host, config.port)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"https://{host}:{listener.getsockname()[1]}"
+    return Receiver(server=uvicorn.Server(settings), listener=listener, address=address)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"cannot listen on {host}, port {port}: {(error.strerror or 'error').lower()}") from None
+    return listener

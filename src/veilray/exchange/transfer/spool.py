@@ -1,0 +1,211 @@
+"""Where received bundles lie, and those on their way.
+
+    SPOOL/log.jsonl                  every upload and refusal: sender, hash, size, reason; no file names
+    SPOOL/SENDER/SHA256.veil         a whole bundle, to be opened and then moved or deleted
+    SPOOL/SENDER/.parts/SHA256.part  one on its way
+    SPOOL/SENDER/.parts/SHA256.json  its size and how much of it is safely on the disk
+    SPOOL/SENDER/.done/SHA256        it was received, also after the bundle has been taken away
+
+Offers may come from several threads at once; an upload is one thread's at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from veilray.errors import BundleError, VeilrayError
+from veilray.exchange.transfer.config import GB, Sender
+from veilray.exchange.transfer.ticket import Ticket
+from veilray.files import sync, write_json
+
+BLOCK = 2**20
+MAX_UPLOADS = 16
+"""Uploads of one sender at once."""
+STALE_SECONDS = 7 * 24 * 3600.0
+"""An upload that nobody went on with for so long gives way."""
+
+
+class NoRoomError(VeilrayError):
+    """A quota or the disk has no room for an upload."""
+
+
+class _PartState(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(ge=1)
+    offset: int = Field(ge=0)
+
+
+class Upload:
+    """A bundle on its way: written block by block, hashed as it comes, safe on the disk up to `offset`."""
+
+    def __init__(self, folder: Path, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.busy = False
+        """Whether a connection is writing to it."""
+        self._folder = folder
+        self._part = folder / ".parts" / f"{ticket.sha256}.part"
+        self._state = self._part.with_suffix(".json")
+        self.offset = self._durable()
+        """Bytes that are safe."""
+        self._written = self.offset
+        self._hash = hashlib.sha256()
+        self._hashed = 0
+
+    def write(self, block: bytes) -> None:
+        """Append a block; it counts once `commit` is through."""
+        if self._hashed != self._written:
+            self._rehash()
+        with self._part.open("r+b" if self._part.exists() else "wb") as stream:
+            stream.seek(self._written)
+            stream.write(block)
+        self._hash.update(block)
+        self._written += len(block)
+        self._hashed = self._written
+
+    def commit(self) -> None:
+        """Flush what was written to the disk, and note how much that is."""
+        if self._written != self.offset:
+            sync(self._part)
+            write_json(self._state, {"size": self.ticket.size, "offset": self._written})
+            self.offset = self._written
+
+    @property
+    def whole(self) -> bool:
+        """Whether every byte has come."""
+        return self.offset == self.ticket.size
+
+    def finish(self) -> Path:
+        """Give the whole bundle its name; where it has not the hash of its ticket, drop it and raise BundleError."""
+        if self._hashed != self._written:
+            self._rehash()
+        if self._hash.hexdigest() != self.ticket.sha256:
+            self.discard()
+            raise BundleError("the upload does not have the hash that was signed; it was dropped", reason="hash")
+        target = self._folder / f"{self.ticket.sha256}.veil"
+        os.truncate(self._part, self.ticket.size)
+        self._part.chmod(0o600)
+        self._part.replace(target)
+        sync(self._folder)
+        (self._folder / ".done" / self.ticket.sha256).touch()
+        self._state.unlink(missing_ok=True)
+        return target
+
+    def discard(self) -> None:
+        """Forget what has come."""
+        self._part.unlink(missing_ok=True)
+        self._state.unlink(missing_ok=True)
+        self.offset = self._written = self._hashed = 0
+        self._hash = hashlib.sha256()
+
+    def _durable(self) -> int:
+        try:
+            state = _PartState.model_validate_json(self._state.read_bytes())
+            whole = state.size == self.ticket.size and self._part.stat().st_size >= state.offset
+        except (OSError, ValidationError):
+            return 0
+        return state.offset if whole else 0
+
+    def _rehash(self) -> None:
+        """After a restart: the hash of what is there."""
+        self._hash, left = hashlib.sha256(), self._written
+        with self._part.open("rb") as stream:
+            while left and (block := stream.read(min(BLOCK, left))):
+                self._hash.update(block)
+                left -= len(block)
+        self._hashed = self._written
+
+
+class Spool:
+    """All senders' folders, within their quotas and the disk's space."""
+
+    def __init__(self, path: Path, senders: list[Sender], *, keep_free: int) -> None:
+        self.path = path
+        self.keep_free = keep_free
+        self._uploads: dict[tuple[str, str], Upload] = {}
+        self._offering = threading.Lock()
+        for sender in senders:
+            for folder in (self.folder(sender), self.folder(sender) / ".parts", self.folder(sender) / ".done"):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def folder(self, sender: Sender) -> Path:
+        """Where a sender's bundles lie."""
+        return self.path / sender.card.name
+
+    def received(self, sender: Sender, sha256: str) -> bool:
+        """Whether a bundle has come already; it may have been taken away since."""
+        return (self.folder(sender) / ".done" / sha256).exists()
+
+    def upload(self, sender: Sender, sha256: str) -> Upload | None:
+        """An upload that was offered before, since the start of the server."""
+        return self._uploads.get((sender.card.name, sha256))
+
+    def offer(self, sender: Sender, ticket: Ticket) -> Upload:
+        """Begin an upload or go on with it. NoRoomError where it is too large, or a quota or the disk has no room."""
+        with self._offering:
+            known = self.upload(sender, ticket.sha256)
+            return known if known is not None else self._begin(sender, ticket)
+
+    def close(self, sender: Sender, sha256: str) -> None:
+        """Forget an upload that was finished or dropped."""
+        self._uploads.pop((sender.card.name, sha256), None)
+
+    def log(self, event: str, **facts: str | int) -> None:
+        """Add a line to the log. Facts must name no file and nothing that came from outside unchecked."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts}) + "\n"
+        handle = os.open(self.path / "log.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(handle, line.encode())
+        finally:
+            os.close(handle)
+
+    def _begin(self, sender: Sender, ticket: Ticket) -> Upload:
+        if ticket.size > sender.largest:
+            raise NoRoomError(f"the bundle has {ticket.size / GB:.2f} GB; {sender.largest / GB:.2f} are allowed")
+        self._drop_stale(sender)
+        if sum(name == sender.card.name for name, _ in self._uploads) >= MAX_UPLOADS:
+            raise NoRoomError(f"{MAX_UPLOADS} uploads are open already; finish one first")
+        self._check_room(sender, ticket)
+        upload = Upload(self.folder(sender), ticket)
+        if not upload.offset:
+            upload.discard()
+            write_json(self.folder(sender) / ".parts" / f"{ticket.sha256}.json", {"size": ticket.size, "offset": 0})
+        self._uploads[sender.card.name, ticket.sha256] = upload
+        return upload
+
+    def _check_room(self, sender: Sender, ticket: Ticket) -> None:
+        promised = self._promised(self.folder(sender), but=ticket.sha256)
+        held = sum(file.stat().st_size for file in self.folder(sender).glob("*.veil"))
+        if held + promised + ticket.size > sender.quota:
+            raise NoRoomError(
+                f"the quota of {sender.card.name} is {sender.quota / GB:.2f} GB, {(held + promised) / GB:.2f} are taken"
+            )
+        open_bytes = sum(self._promised(folder, but=ticket.sha256, left=True) for folder in self.path.iterdir())
+        if shutil.disk_usage(self.path).free - open_bytes - ticket.size < self.keep_free:
+            raise NoRoomError("the receiving disk has no room for it")
+
+    def _promised(self, folder: Path, *, but: str, left: bool = False) -> int:
+        """Bytes of the uploads that have begun in a folder; what is `left` of them."""
+        total = 0
+        for file in (folder / ".parts").glob("*.json"):
+            if file.stem != but:
+                state = _PartState.model_validate_json(file.read_bytes())
+                total += state.size - (state.offset if left else 0)
+        return total
+
+    def _drop_stale(self, sender: Sender) -> None:
+        for file in (self.folder(sender) / ".parts").glob("*.json"):
+            upload = self._uploads.get((sender.card.name, file.stem))
+            if time.time() - file.stat().st_mtime > STALE_SECONDS and not (upload and upload.busy):
+                self.close(sender, file.stem)
+                file.with_suffix(".part").unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
