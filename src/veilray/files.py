@@ -72,6 +72,16 @@ def _replacing_folder(path: Path, mode: int) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove the files that were being written aside in a folder when their process was killed.
+
+    Only for a folder that nobody else writes to.
+    """
+    for part in folder.glob(".*.part"):
+        if part.is_file():
+            part.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with replacing(path) as part:

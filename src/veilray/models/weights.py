@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,12 @@ class Weights:
     """The noise they were trained on; None where the file does not say."""
 
 
-def save_weights(path: Path, model: nn.Module, *, noise: NoiseConfig | None = None) -> None:
+def save_weights(
+    path: Path, model: nn.Module, *, noise: NoiseConfig | None = None, tensors: Mapping[str, Tensor] | None = None
+) -> None:
     """Write a network's weights, its configuration and, where given, the noise it was trained on; whole or not at all.
+
+    `tensors`: the network's state at an earlier moment, to be written instead of the present one.
 
     Raises TypeError for a network that is not one of Veilray's.
     """
@@ -45,7 +50,7 @@ def save_weights(path: Path, model: nn.Module, *, noise: NoiseConfig | None = No
     header = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "model": model.config.model_dump_json()}
     if noise is not None:
         header["noise"] = noise.model_dump_json()
-    write_tensors(path, model.state_dict(), header)
+    write_tensors(path, model.state_dict() if tensors is None else tensors, header)
 
 
 def load_weights(path: Path, *, expected: ModelConfig | None = None) -> Weights:

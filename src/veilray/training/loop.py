@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 
 from veilray.errors import CutShortError, RunError
+from veilray.files import remove_parts
 from veilray.models.build import build_model
-from veilray.models.weights import save_weights
 from veilray.parallel.devices import peak_memory_bytes
 from veilray.parallel.group import Group, fails_together, lost_ranks_explained
 from veilray.training.config import RunConfig
@@ -27,6 +27,7 @@ from veilray.training.state import TrainingState, checkpoints
 from veilray.training.step import Signals, Stepper
 from veilray.training.timing import PartClock
 from veilray.training.validation import validate
+from veilray.training.writer import CheckpointWriter
 
 
 class Watcher(Protocol):
@@ -83,13 +84,19 @@ def train(
     )
     lap, since_checkpoint, signals = _Stopwatch(), _Stopwatch(), Signals()
 
-    with deferred_interruption(patient=group.joined) as interruption, closing(batches), lost_ranks_explained():
+    with (
+        CheckpointWriter(run, noise=images.noise) as writer,
+        deferred_interruption(patient=group.joined) as interruption,
+        closing(batches),
+        lost_ranks_explained(),
+    ):
         while not counters.finished:
             epoch, index = divmod(counters.step, steps)
             rate = learning_rate(config.train, step=counters.step, total_steps=config.train.epochs * steps)
             batch = next(batches)
             clock.lap("data")
             signals.interrupted = interruption.requested
+            signals.failure = signals.failure or writer.failure
             taken = stepper.take(batch, rate=rate, signals=signals)
             counters.take(loss=taken.loss, images=batch.images, seconds=lap.restart())
             watcher.step(step=counters.step, images=batch.images, loss=taken.loss)
@@ -107,17 +114,19 @@ def train(
                     config=config.train,
                     peak_memory_bytes=max(group.gather(peak_memory_bytes(device))),
                 )
-                _on_lead(group, signals, lambda: _record(record, state, images, run))  # noqa: B023 - called at once
+                _on_lead(group, signals, lambda: run.append(record))  # noqa: B023 - called at once
                 watcher.epoch(record)
             stop = taken.interrupted if group.joined else interruption.requested
             if epoch_ends or stop or since_checkpoint.minutes() > config.launch.checkpoint_minutes:
                 counters.spend(clock.take())
-                _on_lead(group, signals, lambda: state.save(run.checkpoints))
+                best = epoch_ends and counters.best_epoch == epoch + 1
+                _on_lead(group, signals, lambda: writer.save(state, best=best))  # noqa: B023 - called at once
                 counters.seconds += lap.restart()
                 clock.lap("checkpoint")
                 since_checkpoint.restart()
             if stop:
                 break
+        _on_lead(group, signals, writer.finish)
     with fails_together(group):
         if signals.failure is not None:
             raise signals.failure
@@ -147,6 +156,7 @@ def _start(config: RunConfig, run: RunFolder, setup: Setup, device: torch.device
 
 
 def _restore_newest(state: TrainingState, run: RunFolder, watcher: Watcher) -> None:
+    remove_parts(run.checkpoints)
     for path in reversed(checkpoints(run.checkpoints)):
         try:
             state.restore(path)
@@ -158,12 +168,6 @@ def _restore_newest(state: TrainingState, run: RunFolder, watcher: Watcher) -> N
         if checkpoints(run.checkpoints):
             raise RunError(f"no checkpoint in {run.checkpoints} is complete; begin a new run in another folder")
     run.forget_after(state.counters.step)
-
-
-def _record(record: EpochRecord, state: TrainingState, images: TrainingImages, run: RunFolder) -> None:
-    if state.counters.best_epoch == record.epoch:
-        save_weights(run.best_weights, state.average.model, noise=images.noise)
-    run.append(record)
 
 
 def _on_lead(group: Group, signals: Signals, write: Callable[[], object]) -> None:

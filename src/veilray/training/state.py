@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,33 @@ class Counters:
         return record
 
 
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A training at one moment, in memory that the training no longer touches."""
+
+    step: int
+    """Optimiser steps done."""
+    scalars: dict[str, Any]
+    tensors: dict[str, Tensor]
+    """By name, on the CPU."""
+    evaluated: Literal["model", "average"]
+    """Which network is the one to evaluate."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state of the network to evaluate."""
+        prefix = f"{self.evaluated}/"
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+    def save(self, folder: Path) -> Path:
+        """Write a checkpoint aside, rename it, and keep the last two. Returns its path."""
+        header = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "state": json.dumps(self.scalars)}
+        path = folder / f"state-{self.step:09d}.safetensors"
+        write_tensors(path, self.tensors, header)
+        for old in checkpoints(folder)[:-KEPT]:
+            old.unlink()
+        return path
+
+
 class TrainingState:
     """The network, its average, the optimiser, the loss scaler and the counters."""
 
@@ -112,14 +139,17 @@ class TrainingState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
         self.counters = Counters()
 
-    def save(self, folder: Path) -> Path:
-        """Write a checkpoint aside, rename it, and keep the last two. Returns its path."""
-        header = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "state": json.dumps(self._scalars())}
-        path = folder / f"state-{self.counters.step:09d}.safetensors"
-        write_tensors(path, dict(self._tensors()), header)
-        for old in checkpoints(folder)[:-KEPT]:
-            old.unlink()
-        return path
+    def snapshot(self, memory: dict[str, Tensor]) -> Snapshot:
+        """The state as it is now, copied into `memory`, tensors by name on the CPU, which is filled and used again."""
+        copies = {}
+        for name, value in self._tensors():
+            if name not in memory:
+                memory[name] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            copies[name] = memory[name].copy_(value, non_blocking=value.is_cuda)
+        if any(value.is_cuda for value in self.model.state_dict().values()):
+            torch.cuda.synchronize()
+        evaluated: Literal["model", "average"] = "model" if self.average.model is self.model else "average"
+        return Snapshot(step=self.counters.step, scalars=self._scalars(), tensors=copies, evaluated=evaluated)
 
     def restore(self, path: Path) -> None:
         """Take everything from a checkpoint. RunError where it is another network's, CutShortError where not whole."""
