@@ -20,6 +20,7 @@ from veilray.models.build import build_model
 from veilray.parallel.devices import describe_device, pick_device
 from veilray.parallel.group import fails_together, joined
 from veilray.parallel.spawn import check_devices
+from veilray.parallel.watchdog import GRACE, Watchdog
 from veilray.training.agreement import changes, check_agreement, restarted
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
@@ -120,7 +121,11 @@ def run_training(
     training was interrupted.
     """
     device, launch = pick_device(config.launch.device), config.launch
-    with joined(device, timeout=launch.timeout_seconds, shared=launch.share_device) as group:
+    with (
+        Watchdog(timeout=launch.timeout_seconds + GRACE) as watchdog,
+        joined(device, timeout=launch.timeout_seconds, shared=launch.share_device) as group,
+    ):
+        watchdog.watch(group)
         with fails_together(group):
             device = group.device(device, shared=launch.share_device)
             setup = choose_setup(config, group, device, devices=devices)
@@ -135,7 +140,7 @@ def run_training(
                 before = run.epochs()
                 _announce(images, run, setup, device=device)
         with TerminalWatcher(run, config, images) if group.is_lead else nullcontext(Silence()) as watcher:
-            outcome = train(config, images, run, device=device, watcher=watcher, setup=setup)
+            outcome = train(config, images, run, device=device, watcher=watcher, setup=setup, beat=watchdog.beat)
         if outcome.interrupted:
             if not group.is_lead:
                 raise ToldElsewhere(VeilrayError.exit_status)

@@ -65,13 +65,15 @@ def train(
     device: torch.device,
     watcher: Watcher,
     setup: Setup = Setup(),  # noqa: B008 - frozen
+    beat: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train until the last epoch, an early stop or an interruption; goes on from the last complete checkpoint, if any.
 
-    Of a group only the lead touches the run folder. Raises TrainingError where the loss, or 20 fp16 gradients in a row,
-    are not finite; LostRankError where another rank has gone; ToldElsewhere where another rank tells the user why.
+    Of a group only the lead touches the run folder. `beat` is called whenever the training gets on. Raises
+    TrainingError where the loss, or 20 fp16 gradients in a row, are not finite; LostRankError where another rank has
+    gone; ToldElsewhere where another rank tells the user why.
     """
-    config, group, clock = resolved(config, device), setup.group, PartClock(device)
+    config, group, clock = resolved(config, device), setup.group, PartClock(device, on_lap=beat)
     state = _start(config, run, setup, device, watcher)
     stepper = Stepper(state, config, setup, clock)
     counters, steps = state.counters, images.steps_per_epoch()

@@ -8,6 +8,7 @@ be at work on the step before, so that there the parts may add up to more than t
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +30,10 @@ class _Moment:
 
 
 class PartClock:
-    """Adds up the seconds of each part of a training, from one `lap` to the next."""
+    """Adds up the seconds of each part of a training, from one `lap` to the next, and tells `on_lap` of each."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, on_lap: Callable[[], None] = lambda: None) -> None:
+        self._on_lap = on_lap
         self._cuda = device.type == "cuda"
         self._spent = dict.fromkeys(PARTS, 0.0)
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -43,6 +45,7 @@ class PartClock:
         now = self._now()
         self._add(part, self._last, now)
         self._last = now
+        self._on_lap()
 
     def gradients_ready(self) -> None:
         """The last gradient of a backward pass is there: from here on there is only waiting for other ranks."""
