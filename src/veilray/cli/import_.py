@@ -45,16 +45,16 @@ def import_command(
     ] = "stem",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores if left out.")] = None,
 ) -> None:
-    """Read radiographs into a cohort, split by patient.
+    """Read radiographs into a cohort, split by patient; under torchrun the ranks share the files out.
 
     Files that cannot be used are listed in the cohort's import_report.csv, each with its reason.
     """
-    from veilray.cli.progress import progress
+    from veilray.cli.ranks import shown_by_lead, working_group
     from veilray.cohort.build import import_radiographs
     from veilray.cohort.split import parse_shares
     from veilray.images.sources import count_files
 
-    with progress(count_files(sources), "importing", "files") as bar:
+    with working_group() as group, shown_by_lead(group, count_files(sources), "importing", "files") as bar:
         report = import_radiographs(
             sources,
             out,
@@ -67,8 +67,10 @@ def import_command(
             id_from=id_from,
             workers=workers,
             advance=bar.advance,
+            group=group,
         )
-    _print(report)
+    if group.is_lead:
+        _print(report)
 
 
 def _parse_size(text: str) -> int | None:

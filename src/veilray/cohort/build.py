@@ -14,6 +14,7 @@ from typing import IO, Any
 import veilray
 from veilray.cohort.admission import Admission, Admitted
 from veilray.cohort.lists import read_patients, read_split
+from veilray.cohort.parcel import pack, unpack
 from veilray.cohort.pixels import PixelWriter
 from veilray.cohort.prepare import Prepared, Rejected, prepare
 from veilray.cohort.records import (
@@ -30,7 +31,9 @@ from veilray.cohort.split import SPLITS, Shares, Split
 from veilray.errors import CohortError, DataError, UsageError
 from veilray.files import replacing, replacing_folder, sha256_file, write_json
 from veilray.images.sources import find_images
-from veilray.parallel.workers import available_cores, ordered_map
+from veilray.parallel.group import ALONE, Group, fails_together
+from veilray.parallel.sharding import map_in_order
+from veilray.parallel.workers import available_cores
 
 REPORT_FILE = "import_report.csv"
 MAX_SIZE = 16_384
@@ -81,6 +84,7 @@ def import_radiographs(
     id_from: IdFrom = "stem",
     workers: int | None = None,
     advance: Callable[[int], None] | None = None,
+    group: Group = ALONE,
 ) -> ImportReport:
     """Read radiographs and write a cohort into the new folder `out`.
 
@@ -88,42 +92,79 @@ def import_radiographs(
     split of patients, or `split_file` does (image_id, split). `patients`: a CSV file (image_id, patient_id, and more).
     `modalities`: DICOM modalities to take, or None for the reader's own choice. `id_from`: what names an image that
     is no DICOM, its file's stem or its path. `workers`: processes, or None for all cores. `advance` is called with 1
-    after each file.
+    after each file. Of a `group` each rank reads its share of the files, which all must see under the same names, and
+    the lead writes the very cohort that one process would.
 
     The order of the files, and with it the cohort, does not depend on the number of workers. Where several images have
     one id, the first comes in. Nothing is left behind when the import fails or is interrupted, except that where no
     file was usable the reasons are written beside `out`. Raises DataError for bad input, UsageError for bad arguments.
     """
-    if size is not None and not 8 <= size <= MAX_SIZE:
-        raise UsageError(f"size {size}: choose between 8 and {MAX_SIZE} pixels, or native")
-    plan = _Plan(
-        size=size,
-        shares=shares or Shares(),
-        split_seed=split_seed,
-        split_file=split_file,
-        patients=patients,
-        id_from=id_from,
+    with fails_together(group):
+        if size is not None and not 8 <= size <= MAX_SIZE:
+            raise UsageError(f"size {size}: choose between 8 and {MAX_SIZE} pixels, or native")
+        plan = _Plan(
+            size=size,
+            shares=shares or Shares(),
+            split_seed=split_seed,
+            split_file=split_file,
+            patients=patients,
+            id_from=id_from,
+        )
+        listed = read_patients(patients) if patients else None
+        admission = Admission(
+            shares=plan.shares,
+            seed=plan.split_seed,
+            listed=read_split(split_file) if split_file else None,
+            patients=listed.rows if listed else {},
+        )
+        given = [Path(source) for source in sources]
+        items = find_images(given)
+    read = partial(
+        map_in_order,
+        partial(prepare, size=size, modalities=modalities),
+        items,
+        group=group,
+        workers=workers or max(1, available_cores() // group.local_world_size),
+        label=lambda item: item.name,
+        pack=pack,
+        unpack=unpack,
     )
-    listed = read_patients(patients) if patients else None
-    admission = Admission(
-        shares=plan.shares,
-        seed=plan.split_seed,
-        listed=read_split(split_file) if split_file else None,
-        patients=listed.rows if listed else {},
-    )
-    given = [Path(source) for source in sources]
-    items = find_images(given)
-    task = partial(prepare, size=size, modalities=modalities)
-    with replacing_folder(out) as folder:
-        builder = _Builder(folder, admission, [f"{path.parent}{os.sep}" for path in given], id_from=id_from)
-        with builder:
-            for result in ordered_map(task, items, workers=workers or available_cores()):
-                builder.add(result)
-                if advance is not None:
-                    advance(1)
-        record = _finish(builder, plan, out)
+    record = _written(read, out, plan, admission, given, group=group, advance=advance or (lambda count: None))
     unreadable = listed.unreadable if listed else {}
-    return ImportReport(path=out, record=record, notes=_notes(admission, plan, record, unreadable))
+    notes = _notes(admission, plan, record, unreadable) if group.is_lead else []
+    return ImportReport(path=out, record=record, notes=group.broadcast(notes))
+
+
+def _written(
+    read: Callable[[Callable[[Prepared | Rejected], None]], None],
+    out: Path,
+    plan: _Plan,
+    admission: Admission,
+    given: Sequence[Path],
+    *,
+    group: Group,
+    advance: Callable[[int], None],
+) -> CohortRecord:
+    """What `read` gives the lead becomes the cohort `out`, on all ranks or on none."""
+    record: CohortRecord | None = None
+    with ExitStack() as stack:
+        with fails_together(group):
+            if group.is_lead:
+                folder = stack.enter_context(replacing_folder(out))
+                parents = [f"{path.parent}{os.sep}" for path in given]
+                builder = stack.enter_context(_Builder(folder, admission, parents, id_from=plan.id_from))
+
+        def consume(result: Prepared | Rejected) -> None:
+            builder.add(result)
+            advance(1)
+
+        read(consume)
+        with fails_together(group):
+            if group.is_lead:
+                builder.close()
+                record = _finish(builder, plan, out)
+                stack.close()  # gives the folder its name
+    return CohortRecord.model_validate(group.broadcast(record and record.model_dump(mode="json")))
 
 
 class _Builder:
@@ -145,6 +186,10 @@ class _Builder:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Complete the tables; images can be added no more."""
         self._open.close()
 
     def add(self, result: Prepared | Rejected) -> None:
