@@ -84,11 +84,18 @@ def veilray_ranks(
 
 
 def start_torchrun(
-    *words: object, ranks: int = 2, options: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    *words: object,
+    ranks: int = 2,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("-m", "veilray"),
 ) -> subprocess.Popen[str]:
-    """Start a command of Veilray under torchrun, on one machine; finish it with `finish`."""
+    """Start a command of Veilray under torchrun, on one machine; finish it with `finish`.
+
+    `program`: what each rank runs instead of Veilray itself.
+    """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options]
-    command = [*launcher, "-m", "veilray", *(str(word) for word in words)]
+    command = [*launcher, *program, *(str(word) for word in words)]
     return _start(command, {**os.environ, **ENVIRONMENT, **(environment or {})})
 
 
