@@ -135,7 +135,7 @@ def arm_labels(arms: Sequence[Settings]) -> list[str]:
             alike = [index for index, other in enumerate(labels) if other == label]
             if len({arms[index].get(key) for index in alike}) > 1:
                 for index in alike:
-                    labels[index] = ", ".join(filter(None, [label, _phrase(key, arms[index].get(key, "none"))]))
+                    labels[index] = ", ".join(filter(None, [label, phrase(key, arms[index].get(key, "none"))]))
     return labels
 
 
@@ -144,7 +144,8 @@ def differing(first: Settings, second: Settings) -> tuple[str, ...]:
     return tuple(key for key in [*first, *(set(second) - set(first))] if first.get(key) != second.get(key))
 
 
-def _phrase(key: str, value: str) -> str:
+def phrase(key: str, value: str) -> str:
+    """A setting in a word or two, by its key in the configuration: `batch 32`; empty where it goes without saying."""
     form = _PHRASES.get(key, f"{key} {{}}")
     if isinstance(form, dict):
         form = form.get(value, form.get("", "" if value in ("yes", "no") else "{}"))
