@@ -38,7 +38,8 @@ with Ledger.open(file, key=Secret(b"l" * 32)) as ledger:
     while not go.exists():
         time.sleep(0.001)
     for number in range(int(sys.argv[4])):
-        images = [image(f"{{shared}}/{{number}}/{{part}}") for part in range({IMAGES})]
+        subject = name.partition("-")[0]  # processes same-0 and same-1 release the same images
+        images = [image(f"{{subject}}/{{number}}/{{part}}") for part in range({IMAGES})]
         try:
             ledger.reserve(release(f"{{name}}/{{number}}"), images)
         except RefusedError:
@@ -90,6 +91,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_told_and_leaves_nothing_hal
         time.sleep(moments.uniform(0.0, 0.15))
         process.send_signal(signal.SIGKILL)
         output = process.communicate(timeout=60)[0]
+        assert process.returncode == -signal.SIGKILL
         with Ledger.open(file, key=KEY) as ledger:
             own = [line for line in ledger.releases() if line.release.release_id.startswith(f"run{attempt}/")]
             status = {int(line.release.release_id.partition("/")[2]): line.status for line in own}
@@ -101,4 +103,5 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_told_and_leaves_nothing_hal
         assert {count for (count,) in connection.execute("SELECT COUNT(*) FROM given GROUP BY release")} <= {IMAGES}
         connection.close()
     with Ledger.open(file, key=KEY) as ledger:
+        assert ledger.releases()
         assert len(ledger.exposures()) == IMAGES * len(ledger.releases())  # a reservation left behind counts
