@@ -18,13 +18,13 @@ from veilray.files import sha256_file, write_json
 SIDE = 256
 
 
-def synthetic_cohort(folder: Path, images: int, *, sparse: bool) -> Path:
-    """A cohort of 256 x 256 images in 8 bits, two a patient; a sparse one takes no room on the disk.
+def synthetic_cohort(folder: Path, images: int, *, sparse: bool, side: int = SIDE) -> Path:
+    """A cohort of `side` x `side` images in 8 bits, two a patient; a sparse one takes no room on the disk.
 
     The digest recorded for the pixels is no true one: it opens, but it does not verify.
     """
     folder.mkdir(parents=True)
-    pixels = _pixels(folder, images, sparse=sparse)
+    pixels = _pixels(folder, images, sparse=sparse, side=side)
     splits = [assign(f"{number // 2:08}", seed=0, shares=Shares()) for number in range(images)]
     with (folder / INDEX_FILE).open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, INDEX_COLUMNS, restval="", lineterminator="\n")
@@ -37,7 +37,7 @@ def synthetic_cohort(folder: Path, images: int, *, sparse: bool) -> Path:
     record = CohortRecord(
         veilray=veilray.__version__,
         preprocessing=Preprocessing(
-            size=SIDE, resampling="bicubic with antialiasing", shares=str(Shares()), split_seed=0, split_file=None
+            size=side, resampling="bicubic with antialiasing", shares=str(Shares()), split_seed=0, split_file=None
         ),
         images={split: splits.count(split) for split in SPLITS},
         patients={split: splits[::2].count(split) for split in SPLITS},
@@ -54,15 +54,15 @@ def synthetic_cohort(folder: Path, images: int, *, sparse: bool) -> Path:
     return Cohort.open(folder).path
 
 
-def _pixels(folder: Path, images: int, *, sparse: bool) -> str:
+def _pixels(folder: Path, images: int, *, sparse: bool, side: int) -> str:
     generator = np.random.default_rng(0)
     writer = PixelWriter(folder, "pixels")
     for _ in range(1 if sparse else images):
-        name, _ = writer.append(generator.integers(0, 256, (SIDE, SIDE), dtype=np.uint8))
+        name, _ = writer.append(generator.integers(0, 256, (side, side), dtype=np.uint8))
     if sparse:
         writer.counts[name] = images
         with (folder / name).open("r+b") as stream:
             end = stream.seek(0, 2)
-            stream.truncate(end + (images - 1) * SIDE * SIDE)
+            stream.truncate(end + (images - 1) * side * side)
     writer.finish()
     return name
