@@ -92,6 +92,7 @@ def train(
         closing(batches),
         lost_ranks_explained(),
     ):
+        clock.start()
         while not counters.finished:
             epoch, index = divmod(counters.step, steps)
             rate = learning_rate(config.train, step=counters.step, total_steps=config.train.epochs * steps)

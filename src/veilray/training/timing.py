@@ -47,6 +47,10 @@ class PartClock:
         self._last = now
         self._on_lap()
 
+    def start(self) -> None:
+        """Begin anew: what came before the first step is no part of the training."""
+        self._last = self._now()
+
     def gradients_ready(self) -> None:
         """The last gradient of a backward pass is there: from here on there is only waiting for other ranks."""
         self._gradients_ready = self._now()
