@@ -1,0 +1,186 @@
+"""Several ranks act as one: what befalls one befalls all, and the user is told once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.command_line import PROCESS, SMALL, Finished, veilray_process
+from tests.distributed.harness import ENVIRONMENT, finish, run_ranks, start_ranks, torchrun
+from tests.training.small import write_images
+
+from veilray.cohort.build import import_radiographs
+from veilray.training.run import RunFolder
+from veilray.training.state import checkpoints
+
+pytestmark = pytest.mark.slow
+STUMBLE = "from tests.distributed.stumble import main; main()"
+OTHER_VERSION = """
+import sys, veilray
+veilray.__version__ = "0.0.1" if sys.argv.pop(1) == "old" else veilray.__version__
+from veilray.cli.main import run
+run()
+"""
+
+
+@pytest.fixture(scope="module")
+def stumbled(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks saw of trainings in which rank 1 stumbles."""
+    results = run_ranks(STUMBLE, arguments=[small_cohort, tmp_path_factory.mktemp("stumbled")], timeout=200)
+    assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
+    return [json.loads(result.out.splitlines()[-1]) for result in results]
+
+
+def test_a_step_that_overflows_on_one_rank_is_skipped_on_all(stumbled: list[dict[str, Any]]) -> None:
+    one, other = (seen["overflow once"] for seen in stumbled)
+    assert one["ended"] == other["ended"] == "done"
+    assert one == other
+    assert one["scale"] < 65536  # its start; nothing else made it smaller
+
+
+def test_twenty_skips_in_a_row_stop_all_ranks_with_one_message(stumbled: list[dict[str, Any]]) -> None:
+    one, other = (seen["overflow always"] for seen in stumbled)
+    assert one["ended"].startswith("TrainingError: 20 fp16 gradients in a row were not finite, up to step 20")
+    assert other["ended"].startswith("ToldElsewhere")
+    assert one["weights"] == other["weights"]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_update(stumbled: list[dict[str, Any]]) -> None:
+    one, other = (seen["not finite"] for seen in stumbled)
+    assert re.match(r"TrainingError: the loss is nan at step 5, learning rate 0\.\d+", one["ended"])
+    assert other["ended"].startswith("ToldElsewhere")
+    assert one["steps"] == other["steps"] == 4
+    assert one["weights"] == other["weights"]
+
+
+def test_an_interruption_of_one_rank_stops_all_after_the_same_step(stumbled: list[dict[str, Any]]) -> None:
+    one, other = (seen["interrupted"] for seen in stumbled)
+    assert one["ended"] == other["ended"] == "interrupted"
+    assert 4 <= one["steps"] <= 5
+    assert one == other
+
+
+def test_a_lead_that_cannot_write_stops_all(stumbled: list[dict[str, Any]]) -> None:
+    one, other = (seen["no disk"] for seen in stumbled)
+    assert "No space left" in one["ended"]
+    assert other["ended"].startswith("ToldElsewhere")
+
+
+def test_torchrun_trains_as_one_process_does_and_any_number_of_ranks_goes_on(
+    small_cohort: Path, tmp_path: Path
+) -> None:
+    words = ["--data", small_cohort, *SMALL, "--set", "model.norm=group"]
+    finished = torchrun("train", "default", "--out", tmp_path / "two", *words)
+    assert finished.status == 0, finished.err
+    assert finished.out.count("ddp: 2 ranks over gloo, 4 images a rank and step") == 1
+    assert finished.err.count("epoch 2/2") == 1
+    alone = veilray_process("train", "default", "--out", tmp_path / "one", *words)
+    assert alone.status == 0, alone.err
+    two, one = RunFolder(tmp_path / "two"), RunFolder(tmp_path / "one")
+    for ours, theirs in zip(two.epochs(), one.epochs(), strict=True):
+        assert ours.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-3)
+        assert ours.parts["all_reduce"] > 0
+        assert theirs.parts["all_reduce"] == 0
+        assert ours.peak_memory_bytes > 1e7
+    recorded = {name: two.environment()[name] for name in ("setup", "world_size", "backend")}
+    assert recorded == {"setup": "ddp", "world_size": 2, "backend": "gloo"}
+    assert one.environment()["setup"] == "single"
+
+    checkpoints(two.checkpoints)[-1].unlink()
+    resumed = veilray_process("train", "--resume", "--data", small_cohort, "--out", two.path)
+    assert resumed.status == 0, resumed.err
+    assert "begun with ddp on 2 ranks, going on with single on 1 rank" in resumed.err
+    assert len(two.epochs()) == 2
+
+
+def test_devices_starts_the_ranks_itself(small_cohort: Path, tmp_path: Path) -> None:
+    words = ["train", "default", "--data", small_cohort, *SMALL, "--devices", 2, "--set", "train.epochs=1"]
+    finished = veilray_process(*words, "--out", tmp_path / "run")
+    assert finished.status == 0, finished.err
+    assert RunFolder(tmp_path / "run").environment()["world_size"] == 2
+    again = veilray_process(*words, "--out", tmp_path / "run")
+    assert (again.status, len(again.lines)) == (2, 1)
+    assert "already holds a run" in again.err
+    uneven = veilray_process(*words, "--out", tmp_path / "other", "--set", "train.batch_size=7")
+    assert (uneven.status, len(uneven.lines)) == (2, 1)
+    assert "train.batch_size = 7 cannot be shared out evenly over 2 devices; take 6 or 8" in uneven.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.batch_size=7", "cannot be shared out evenly over 2 devices"),
+        ("launch.setup=single", "launch.setup = 'single' is one process, but torchrun started 2"),
+    ],
+)
+def test_a_wrong_setting_is_told_once(small_cohort: Path, tmp_path: Path, setting: str, said: str) -> None:
+    words = [*_words(small_cohort, tmp_path), "--set", setting]
+    _assert_told_once(_ranks([[*PROCESS, *words]] * 2), 2, said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_differ_are_refused(small_cohort: Path, tmp_path: Path) -> None:
+    words = _words(small_cohort, tmp_path)
+    other = [*PROCESS, *words, "--set", "train.epochs=3"]
+    _assert_told_once(_ranks([[*PROCESS, *words], other]), 2, "rank 1 on .* has train.epochs = 3, rank 0 on .* has 2")
+
+    write_images(tmp_path / "png", patients=30)
+    import_radiographs([tmp_path / "png"], tmp_path / "cohort", size=32, workers=1)
+    other = [*PROCESS, *_words(tmp_path / "cohort", tmp_path)]
+    _assert_told_once(_ranks([[*PROCESS, *words], other]), 3, "rank 1 on .* has data with digest")
+
+    version = [[sys.executable, "-c", OTHER_VERSION, which, *words] for which in ("new", "old")]
+    _assert_told_once(_ranks(version), 2, r"rank 1 on .* runs veilray 0\.0\.1, rank 0 on")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_at_the_launcher_leaves_a_checkpoint_and_one_message(small_cohort: Path, tmp_path: Path) -> None:
+    words = [*_words(small_cohort, tmp_path), "--set", "train.epochs=500", "--devices", "2"]
+    process = subprocess.Popen(
+        [*PROCESS, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **ENVIRONMENT},
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not RunFolder(tmp_path / "run").epochs():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 1
+    assert err.count("veilray: ") == 1
+    assert "veilray: stopped after a checkpoint; go on with: veilray train --resume" in err
+    assert "Traceback" not in err
+    assert checkpoints(RunFolder(tmp_path / "run").checkpoints)
+
+
+def _words(cohort: Path, folder: Path) -> list[str]:
+    return [str(word) for word in ("train", "default", "--data", cohort, "--out", folder / "run", *SMALL)]
+
+
+def _ranks(commands: list[list[str]]) -> list[Finished]:
+    return finish(start_ranks(commands))
+
+
+def _assert_told_once(results: list[Finished], status: int, said: str) -> None:
+    assert [result.status for result in results] == [status, status], [result.err for result in results]
+    lines = [line for result in results for line in result.lines]
+    assert len(lines) == 1, lines
+    assert re.search(said, lines[0]), lines[0]
