@@ -15,7 +15,6 @@ from veilray.cohort.release import Release
 from veilray.errors import DataError, RefusedError
 from veilray.exchange.bundle import open_source
 from veilray.exchange.manifest import Kind
-from veilray.exchange.model_export import MODEL_FILES, export_model
 from veilray.inference.record import DENOISED_RECORD, read_denoised
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -52,6 +51,9 @@ def sealable(source: Path, *, near: Path) -> Iterator[Source]:
     elif (source / DENOISED_RECORD).is_file():
         yield _denoised(source)
     elif (source / "config.toml").is_file():
+        # Only here: it brings torch, and 200 MB of memory, which a release does without.
+        from veilray.exchange.model_export import MODEL_FILES, export_model
+
         near.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".model.", suffix=".part", dir=near) as folder:
             export_model(source, Path(folder))
