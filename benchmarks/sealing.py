@@ -3,8 +3,8 @@
     python benchmarks/sealing.py [--sizes 0.25,1] [--save]
 
 A file of each size, in 10^9 bytes, is sealed and opened by a process for each half: the source is sparse, the bundle
-and what comes out are not. Peak memory is the largest resident set of the process, libraries included. `--sizes 0.25,20`
-measures 20 GB and takes 40 GB of disk.
+and what comes out are not. Peak memory is the largest resident set of the process, libraries included. With `--sizes
+0.25,20` it measures 20 GB and takes 40 GB of disk.
 """
 
 from __future__ import annotations
