@@ -151,7 +151,7 @@ def test_a_release_without_pairs_cannot_be_trained_on(flow_cohort: Path, tmp_pat
 
 
 def test_noise_other_than_the_release_s_is_refused(flow_cohort: Path, tmp_path: Path) -> None:
-    done("obfuscate", flow_cohort, "--out", tmp_path / "release", "--std", "0.3", "--pairs")
+    done("obfuscate", flow_cohort, "--out", tmp_path / "release", "--std", "0.3", "--pairs", "--consent-clean-images")
     words = ["train", "default", "--data", tmp_path / "release", "--out", tmp_path / "run", *SMALL]
     result = veilray(*words)
     assert (result.status, len(result.lines)) == (2, 1)

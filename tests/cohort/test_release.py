@@ -15,6 +15,7 @@ import pytest
 
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.cohort import Cohort
+from veilray.cohort.noise_source import NoiseSource, seeded_noise
 from veilray.cohort.obfuscate import WrittenRelease, write_release
 from veilray.cohort.open import open_data
 from veilray.cohort.release import Release
@@ -34,6 +35,10 @@ def _originals(made: WrittenRelease) -> dict[str, tuple[str, str]]:
 
 def _row_of(cohort: Cohort) -> dict[str, int]:
     return {name: row for row, name in enumerate(cohort.image_ids)}
+
+
+def _source(cohort: Cohort, noise: NoiseConfig, seed: int | None) -> NoiseSource | None:
+    return None if seed is None else seeded_noise(noise, cohort=cohort, seed=seed)
 
 
 def _all_bytes(folder: Path) -> bytes:
@@ -68,7 +73,7 @@ def test_unclipped_noise_has_the_stated_law(tmp_path: Path, seed: int | None, wr
     import_radiographs([tmp_path / "in"], tmp_path / "cohort", workers=1)
     cohort = Cohort.open(tmp_path / "cohort")
     noise = NoiseConfig(mean=-0.2, std=0.3, clip=False)
-    made = write_release(cohort, tmp_path / "release", noise=noise, pairs=True, seed=seed)
+    made = write_release(cohort, tmp_path / "release", noise=noise, pairs=True, source=_source(cohort, noise, seed))
     release = Release.open(made.path)
     residual = (release.gather_noisy(np.array([0])) - release.gather_clean(np.array([0]))).astype(np.float64)
     n = residual.size
@@ -91,7 +96,7 @@ def test_clipped_noise_is_clipped_and_keeps_the_depth(mixed: Cohort, tmp_path: P
 
 def test_nothing_leads_back(cohort: Cohort, radiographs: Path, tmp_path: Path) -> None:
     """No original id, no file name and no digest of clean pixels occurs anywhere in the folder."""
-    made = write_release(cohort, tmp_path / "release", noise=NOISE, seed=987654321)
+    made = write_release(cohort, tmp_path / "release", noise=NOISE, source=_source(cohort, NOISE, 987654321))
     with (cohort.path / "index.csv").open(newline="") as stream:
         index = list(csv.DictReader(stream))
     secrets = {row[column] for row in index for column in ("image_id", "patient_id", "sha256", "source")}
@@ -111,13 +116,16 @@ def test_index_and_record_hold_the_allowed_fields_only(mixed: Cohort, tmp_path: 
     record = json.loads((made.path / "release.json").read_text())
     assert set(record) == {
         *("schema_version", "release_id", "noise", "quantisation", "subtractable", "pairs"),
+        *("noise_source", "photometric", "fields", "statement"),
         *("images", "patients", "patients_unknown", "files", "digest"),
     }
     assert set(record["noise"]) == {"mean", "std", "clip"}
 
 
 def test_pseudonyms_are_random_and_rows_follow_them(cohort: Cohort, tmp_path: Path) -> None:
-    first, second = (write_release(cohort, tmp_path / name, noise=NOISE, seed=1) for name in ("one", "two"))
+    first, second = (
+        write_release(cohort, tmp_path / name, noise=NOISE, source=_source(cohort, NOISE, 1)) for name in ("one", "two")
+    )
     one, two = Release.open(first.path), Release.open(second.path)
     for names in (one.image_ids, one.patient_ids):
         assert all(re.fullmatch(r"[0-9a-f]{32}", name) for name in names)
@@ -137,7 +145,7 @@ def test_pseudonyms_are_random_and_rows_follow_them(cohort: Cohort, tmp_path: Pa
 
 def test_noise_differs_from_release_to_release_unless_seeded(cohort: Cohort, tmp_path: Path) -> None:
     def noisy(name: str, seed: int | None) -> list[bytes]:
-        made = write_release(cohort, tmp_path / name, noise=NOISE, seed=seed)
+        made = write_release(cohort, tmp_path / name, noise=NOISE, source=_source(cohort, NOISE, seed))
         release, originals = Release.open(made.path), _originals(made)
         rows = sorted(range(len(release)), key=lambda row: originals[release.image_id(row)])
         return [release.gather_noisy(np.array([row])).tobytes() for row in rows]

@@ -52,7 +52,7 @@ def test_import_obfuscate_train_evaluate_compare_denoise(tmp_path: Path) -> None
     cohort, release = tmp_path / "cohort", tmp_path / "release"
     options = ["--size", 64, "--shares", "50/25/25", "--workers", 1]
     done("import", tmp_path / "phantoms", "--out", cohort, *options)
-    done("obfuscate", cohort, "--out", release, "--std", "0.2", "--pairs")
+    done("obfuscate", cohort, "--out", release, "--std", "0.2", "--pairs", "--consent-clean-images")
     images = len(list((tmp_path / "phantoms").rglob("*.png")))
     assert len(Release.open(release)) == len(Cohort.open(cohort)) == images > 16
 

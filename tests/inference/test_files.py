@@ -11,6 +11,7 @@ from PIL import Image
 
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.cohort import Cohort
+from veilray.cohort.noise_source import seeded_noise
 from veilray.cohort.obfuscate import write_release
 from veilray.cohort.release import Release
 from veilray.errors import CohortError, UsageError, VeilrayError
@@ -108,7 +109,9 @@ def release(tmp_path: Path) -> Path:
         _save(tmp_path / "in" / f"{index:08}_000.png", index, bits=16)
     import_radiographs([tmp_path / "in"], tmp_path / "cohort", size=None, workers=1)
     noise = NoiseConfig(mean=0.3, std=0.1)
-    return write_release(Cohort.open(tmp_path / "cohort"), tmp_path / "release", noise=noise, seed=1).path
+    cohort = Cohort.open(tmp_path / "cohort")
+    source = seeded_noise(noise, cohort=cohort, seed=1)
+    return write_release(cohort, tmp_path / "release", noise=noise, source=source).path
 
 
 def test_a_release_keeps_depth_and_brings_its_mean(denoiser: Denoiser, release: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tests.inference.test_files import _save
 
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.cohort import Cohort
+from veilray.cohort.noise_source import seeded_noise
 from veilray.cohort.obfuscate import write_release
 from veilray.cohort.release import Release
 from veilray.errors import DataError
@@ -55,7 +56,9 @@ def test_a_release_is_named_and_an_interrupted_one_is_completed(weights: Path, t
         _save(tmp_path / "in" / f"{index:08}_000.png", index)
     import_radiographs([tmp_path / "in"], tmp_path / "cohort", size=None, workers=1)
     noise = NoiseConfig(mean=0.3, std=0.1)
-    path = write_release(Cohort.open(tmp_path / "cohort"), tmp_path / "release", noise=noise, seed=1).path
+    cohort = Cohort.open(tmp_path / "cohort")
+    source = seeded_noise(noise, cohort=cohort, seed=1)
+    path = write_release(cohort, tmp_path / "release", noise=noise, source=source).path
     release = Release.open(path)
     out = tmp_path / "out"
     denoising = denoise_inputs([path], out, denoiser=_load(weights), mean=None)

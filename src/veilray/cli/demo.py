@@ -33,7 +33,7 @@ def demo_command(
         _make_phantoms(data)
     cohort, release, report = out / "cohort", out / "release", out / "report.html"
     _veilray("import", data, "--out", cohort, "--size", "256", "--shares", "70/10/20")
-    _veilray("obfuscate", cohort, "--out", release, "--std", STD, "--pairs")
+    _veilray("obfuscate", cohort, "--out", release, "--std", STD, "--pairs", "--consent-clean-images")
     images = int((open_data(release).split_codes == 0).sum())
     runs = []
     for model in ("unet", "unetpp"):

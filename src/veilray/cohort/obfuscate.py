@@ -1,20 +1,21 @@
-"""Make a release from a cohort: draw the noise, replace every id by a pseudonym, and keep the list of them at home."""
+"""Write a release from a cohort: noise on the pixels, pseudonyms for the names, and the list of them kept at home."""
 
 from __future__ import annotations
 
 import csv
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from veilray.cohort.cohort import Cohort
-from veilray.cohort.pixels import PixelWriter, Scale, full_scale, parse_name
+from veilray.cohort.leaving import Box, Contents, Leaving, everything
+from veilray.cohort.noise_source import NoiseSource, entropy_noise
+from veilray.cohort.pixels import PixelWriter, Scale, full_scale
 from veilray.cohort.records import (
     INDEX_FILE,
     RELEASE_FILE,
@@ -24,19 +25,17 @@ from veilray.cohort.records import (
     record_files,
     with_digest,
 )
-from veilray.cohort.split import SPLITS
-from veilray.cohort.table import Rows
+from veilray.cohort.split import SPLITS, Split
 from veilray.errors import CohortError
 from veilray.files import replacing, replacing_folder, write_json
-from veilray.images.radiograph import FloatImage, Levels, to_levels
+from veilray.images.radiograph import FloatImage, Levels
 from veilray.obfuscation.config import NoiseConfig
-from veilray.obfuscation.noise import entropy_normal, fill_standard_normal, keyed_draw
 
 PSEUDONYMS = "releases"
 """Folder inside a cohort for the lists of pseudonyms, `RELEASE_ID.csv`; they never leave Site One."""
 
-# All that the index of a release may say. The height and width are those of the released pixels: an original's own
-# size could lead back to it.
+# What the index of a release says of every image. The height and width are those of the released pixels: an original's
+# own size could lead back to it.
 _COLUMNS = ("image_id", "patient_id", "split", "height", "width", "pixels", "row")
 _STD_COLUMN = ("std",)
 _PAIR_COLUMNS = ("clean_pixels", "clean_row")
@@ -55,16 +54,7 @@ class WrittenRelease:
     """The list that leads back to the cohort's images; it never leaves Site One."""
     record: ReleaseRecord
     earlier: int
-    """Earlier releases of the cohort: their noise averages out with this one's."""
-
-
-@dataclass(frozen=True)
-class _Names:
-    """Pseudonyms by row of the cohort, and the rows in the order of their pseudonyms."""
-
-    images: list[str]
-    patients: list[str]
-    order: Rows
+    """Earlier releases of the cohort, by their lists of pseudonyms."""
 
 
 def write_release(
@@ -72,97 +62,133 @@ def write_release(
     out: Path,
     *,
     noise: NoiseConfig,
+    source: NoiseSource | None = None,
+    contents: Contents | None = None,
     pairs: bool = False,
-    seed: int | None = None,
+    release_id: str | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> WrittenRelease:
-    """Obfuscate a cohort into the new folder `out`, in a random order and under random names.
+    """Obfuscate images of a cohort into the new folder `out`.
 
-    The noise comes from the operating system's entropy, or from `seed`, which marks the release as subtractable.
-    `pairs` puts the clean images beside the noisy ones. Clipped images keep the depth of the cohort; unclipped ones
-    become uint16 over a range that reaches 8 standard deviations beyond [0, 1] + mean. `advance` is called with 1
-    after each image. The list of pseudonyms goes into the cohort's folder, readable by its owner only.
+    `source`: where the noise comes from, the operating system's entropy if None. `contents`: what leaves and under
+    which names, everything under random names if None. `pairs` puts the clean images beside the noisy ones. Clipped
+    images keep the depth of the cohort; unclipped ones become uint16 over a range that reaches 8 standard deviations
+    beyond [0, 1] + mean. `advance` is called with 1 after each image. The list of pseudonyms goes into the cohort's
+    folder, readable by its owner only.
 
     Nothing is left behind when it fails. Raises CohortError where the cohort is altered, DataError where `out` exists.
     """
     cohort.verify()
-    release_id = secrets.token_hex(16)
-    names = _draw_names(cohort)
+    source, contents = source or entropy_noise(noise), contents or everything(cohort)
+    release_id = release_id or secrets.token_hex(16)
     pseudonyms = cohort.path / PSEUDONYMS / f"{release_id}.csv"
     earlier = len(list(pseudonyms.parent.glob("*.csv")))
-    with _pseudonym_list(pseudonyms, cohort, names), replacing_folder(out) as folder:
-        noisy, clean = PixelWriter(folder, "noisy"), PixelWriter(folder, "clean")
+    with _pseudonym_list(pseudonyms, cohort, contents), replacing_folder(out) as folder:
+        noisy, clean = PixelWriter(folder, "noisy"), PixelWriter(folder, "clean") if pairs else None
         with (folder / INDEX_FILE).open("w", newline="", encoding="utf-8") as stream:
             index = csv.writer(stream, lineterminator="\n")
-            index.writerow([*_COLUMNS, *(_STD_COLUMN if _drawn(noise) else ()), *(_PAIR_COLUMNS if pairs else ())])
-            for row in names.order.tolist():
-                index.writerow(_write_image(cohort, row, names, noise, seed, noisy, clean if pairs else None))
+            index.writerow(index_columns(contents, noise, pairs=pairs))
+            for image in contents.images:
+                index.writerow(_write_image(cohort, image, noise, source, noisy, clean))
                 if advance is not None:
                     advance(1)
-        noisy.finish()
-        clean.finish()
-        record = ReleaseRecord(
-            release_id=release_id,
-            noise=ReleasedNoise(mean=noise.mean, std=noise.std, clip=noise.clip),
-            quantisation=_quantisation(noise, noisy),
-            subtractable=seed is not None,
-            pairs=pairs,
-            images={split: len(cohort.rows(split)) for split in SPLITS},
-            patients={split: len({names.patients[row] for row in cohort.rows(split)}) for split in SPLITS},
-            patients_unknown=cohort.record.patients_unknown,
-            files=record_files(folder, [INDEX_FILE, *noisy.counts, *clean.counts]),
-            digest="",
+        for writer in (noisy, clean):
+            if writer is not None:
+                writer.finish()
+        record = describe(
+            cohort, noise=noise, source=source.kind, contents=contents, pairs=pairs, release_id=release_id
         )
-        record = with_digest(record)
+        names = [INDEX_FILE, *noisy.counts, *(clean.counts if clean else ())]
+        record = with_digest(record.model_copy(update={"files": record_files(folder, names)}))
         write_json(folder / RELEASE_FILE, record.model_dump(mode="json"))
     return WrittenRelease(path=out, pseudonyms=pseudonyms, record=record, earlier=earlier)
 
 
-def _draw_names(cohort: Cohort) -> _Names:
-    pseudonym: dict[str, str] = {}
-    patients = [pseudonym.setdefault(patient, secrets.token_hex(16)) for patient in cohort.patient_ids]
-    images = [secrets.token_hex(16) for _ in range(len(cohort))]
-    # Sorted by a random name, so neither the order of the rows nor that of the pixels says anything.
-    return _Names(images, patients, np.argsort(np.array(images)).astype(np.int64))
+def describe(
+    cohort: Cohort, *, noise: NoiseConfig, source: str, contents: Contents, pairs: bool, release_id: str
+) -> ReleaseRecord:
+    """`release.json` as far as it is known before anything is written: all but the digests of the files."""
+    sets: dict[Split, list[Leaving]] = {split: [] for split in SPLITS}
+    for image in contents.images:
+        sets[SPLITS[cohort.split_codes[image.row]]].append(image)
+    rows = [image.row for image in contents.images]
+    return ReleaseRecord.model_validate(
+        {
+            "release_id": release_id,
+            "noise": ReleasedNoise(mean=noise.mean, std=noise.std, clip=noise.clip),
+            "noise_source": source,
+            "quantisation": _quantisation(noise, {released_dtype(cohort, row, noise) for row in rows}),
+            "subtractable": source == "seeded",
+            "pairs": pairs,
+            "fields": contents.columns,
+            "statement": _statement(source, pairs=pairs),
+            "images": {split: len(images) for split, images in sets.items()},
+            "patients": {split: len({image.patient for image in images}) for split, images in sets.items()},
+            "patients_unknown": sum(cohort.patient_id(row) == cohort.image_id(row) for row in rows),
+            "files": {},
+            "digest": "",
+        }
+    )
+
+
+def index_columns(contents: Contents, noise: NoiseConfig, *, pairs: bool) -> list[str]:
+    """Columns of the release's index."""
+    std = _STD_COLUMN if drawn(noise) else ()
+    return [*_COLUMNS, *contents.columns, *std, *(_PAIR_COLUMNS if pairs else ())]
+
+
+def released_shape(cohort: Cohort, row: int) -> tuple[int, int]:
+    """Height and width of an image's pixels, in the cohort and in the release."""
+    return cohort.pixels.files[int(cohort.table.places[0].codes[row])].size
+
+
+def released_dtype(cohort: Cohort, row: int, noise: NoiseConfig) -> np.dtype[Any]:
+    """uint8 or uint16: the depth of an image's noisy pixels."""
+    return cohort.dtype(row) if noise.clip else np.dtype(np.uint16)
+
+
+def blanked(pixels: FloatImage, boxes: Sequence[Box]) -> FloatImage:
+    """The pixels of one image, (H, W), with rectangles made black, in place."""
+    for box in boxes:
+        pixels[box.top : box.top + box.height, box.left : box.left + box.width] = 0.0
+    return pixels
 
 
 def _write_image(
     cohort: Cohort,
-    row: int,
-    names: _Names,
+    image: Leaving,
     noise: NoiseConfig,
-    seed: int | None,
+    source: NoiseSource,
     noisy: PixelWriter,
     clean: PixelWriter | None,
 ) -> list[object]:
     """Write one image, and its pair where `clean` is given; returns its line of the index."""
-    pixels = cohort.gather(np.array([row]))[0]
-    dtype = cohort.dtype(row)
-    field, std = _draw(pixels.shape, noise, seed, cohort.image_id(row))
-    levels = _quantise(pixels + np.float32(noise.mean) + np.float32(std) * field, noise, dtype)
-    line: list[object] = [names.images[row], names.patients[row], SPLITS[cohort.split_codes[row]], *pixels.shape]
-    line.extend(noisy.append(levels))
-    if _drawn(noise):
+    pixels = blanked(cohort.gather(np.array([image.row]))[0], image.blank)
+    field, std = source.draw(image.row, (pixels.shape[0], pixels.shape[1]))
+    dtype = cohort.dtype(image.row)
+    line: list[object] = [image.image, image.patient, SPLITS[cohort.split_codes[image.row]], *pixels.shape]
+    field += pixels
+    field += np.float32(noise.mean)
+    line.extend(noisy.append(_to_levels(field, _scale(noise, dtype), released_dtype(cohort, image.row, noise))))
+    line.extend(image.values)
+    if drawn(noise):
         line.append(std)
     if clean is not None:
-        line.extend(clean.append(to_levels(pixels, dtype)))
+        line.extend(clean.append(_to_levels(pixels, full_scale(dtype), dtype)))
     return line
 
 
-def _draw(shape: tuple[int, ...], noise: NoiseConfig, seed: int | None, image_id: str) -> tuple[FloatImage, float]:
-    """A standard normal field, and the standard deviation of one image."""
-    if seed is None:
-        low, high = noise.std_range
-        return entropy_normal(shape), low + (high - low) * (secrets.randbits(53) / 2**53)
-    # A name that no draw of a training has, and that no other noise has: two levels of one noise field could be
-    # subtracted from each other, which gives the image away without the seed.
-    draw = keyed_draw(noise, seed=seed, epoch=0, image_id=f"release/{noise.mean}/{noise.std}/{noise.clip}/{image_id}")
-    field = np.empty(shape, dtype=np.float32)
-    fill_standard_normal(torch.from_numpy(field), key=draw.key)
-    return field, draw.std
+def _to_levels(values: FloatImage, scale: Scale, dtype: np.dtype[Any]) -> Levels:
+    # In place and in float32, which is off by less than 0.005 levels of 16 bits.
+    values -= np.float32(scale.offset)
+    values *= np.float32(1 / scale.step)
+    np.rint(values, out=values)
+    np.clip(values, 0, np.iinfo(dtype).max, out=values)
+    levels: Levels = values.astype(dtype)
+    return levels
 
 
-def _drawn(noise: NoiseConfig) -> bool:
+def drawn(noise: NoiseConfig) -> bool:
     """Whether each image has a standard deviation of its own."""
     low, high = noise.std_range
     return low != high
@@ -177,17 +203,7 @@ def _scale(noise: NoiseConfig, dtype: np.dtype[Any]) -> Scale:
     return Scale(offset=low, step=(high - low) / np.iinfo(np.uint16).max)
 
 
-def _quantise(noisy: FloatImage, noise: NoiseConfig, dtype: np.dtype[Any]) -> Levels:
-    if noise.clip:
-        return to_levels(noisy, dtype)
-    scale = _scale(noise, dtype)
-    top = np.iinfo(np.uint16).max
-    levels: Levels = np.rint(np.clip((noisy - scale.offset) / scale.step, 0, top)).astype(np.uint16)
-    return levels
-
-
-def _quantisation(noise: NoiseConfig, noisy: PixelWriter) -> dict[Literal["uint8", "uint16"], Quantisation]:
-    depths = {parse_name(name)[2] for name in noisy.counts}
+def _quantisation(noise: NoiseConfig, depths: set[np.dtype[Any]]) -> dict[Literal["uint8", "uint16"], Quantisation]:
     scales = {dtype.name: _scale(noise, dtype) for dtype in sorted(depths, key=str)}
     return {
         "uint8" if name == "uint8" else "uint16": Quantisation(offset=scale.offset, step=scale.step)
@@ -195,16 +211,25 @@ def _quantisation(noise: NoiseConfig, noisy: PixelWriter) -> dict[Literal["uint8
     }
 
 
+def _statement(source: str, *, pairs: bool) -> str:
+    if pairs:
+        return "Holds the clean images beside the noisy ones: no image privacy whatever."
+    if source == "seeded":
+        return "Made from a seed, for research: whoever has seed and image ids subtracts the noise."
+    return "Noisy images only. Pseudonymised personal data: whoever holds an original links it with certainty."
+
+
 @contextmanager
-def _pseudonym_list(path: Path, cohort: Cohort, names: _Names) -> Iterator[None]:
+def _pseudonym_list(path: Path, cohort: Cohort, contents: Contents) -> Iterator[None]:
     """Write the list of pseudonyms before the release it belongs to; take it away again if there is to be none."""
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with replacing(path, mode=0o600) as part, part.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(["image_id", "patient_id", "original_image_id", "original_patient_id"])
-            for row in names.order.tolist():
-                writer.writerow([names.images[row], names.patients[row], cohort.image_id(row), cohort.patient_id(row)])
+            for image in contents.images:
+                originals = cohort.image_id(image.row), cohort.patient_id(image.row)
+                writer.writerow([image.image, image.patient, *originals])
     except PermissionError:
         raise CohortError(
             f"cannot write the list of pseudonyms to {path.parent}: make the cohort's folder writable"

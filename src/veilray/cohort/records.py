@@ -20,6 +20,9 @@ INDEX_FILE = "index.csv"
 
 IdFrom = Literal["stem", "path"]
 
+NoiseKind = Literal["secret", "entropy", "seeded"]
+"""Where the noise of a release is from: a site's secret, the operating system's entropy, or a seed."""
+
 
 # Names are joined to the folder's path: nothing but these may come from a folder that someone else made.
 FileName = Annotated[str, Field(pattern=r"^(index\.csv|(pixels|noisy|clean)-\d+x\d+-uint(8|16)\.npy)$")]
@@ -101,16 +104,24 @@ class ReleasedNoise(_Record):
 class ReleaseRecord(_Record):
     """`release.json`: all that Site Two needs, and nothing that leads back."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
+    """1: written before it said where the noise was from and what the index says of the images."""
     release_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     """Random; names the list of pseudonyms that stays at Site One."""
     noise: ReleasedNoise
+    noise_source: NoiseKind = "entropy"
+    photometric: Literal["MONOCHROME2"] = "MONOCHROME2"
+    """Photometric interpretation (0028,0004) of the released pixels, whatever that of the originals: 0 is black."""
     quantisation: dict[Literal["uint8", "uint16"], Quantisation]
     """For each depth of the noisy pixels."""
     subtractable: bool
     """Whether the noise was made from a seed: whoever knows or guesses it recovers all pixels that were not clamped."""
     pairs: bool
     """Whether the clean images are in the release too."""
+    fields: tuple[str, ...] = ()
+    """Columns of the index that say something of an image beyond its names, set, size and place."""
+    statement: str = ""
+    """What the release gives away, in plain words."""
     images: dict[Split, int]
     patients: dict[Split, int]
     patients_unknown: int

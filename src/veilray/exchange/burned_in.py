@@ -1,0 +1,159 @@
+"""Burned-in text: looked for before the noise, since large letters are read through it and denoisers restore them.
+
+What looks like text is kept back for a person to look at. The search is for rows of small shapes of strong contrast and
+even height. It misses handwriting, faint, slanted and very large or small letters, fewer than three in a row, and
+whatever a header hides elsewhere; `benchmarks/burned_in.py` measures how often it finds planted text and how often it
+flags what is none. It is a net, no guarantee.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from veilray.cohort.leaving import Box
+from veilray.images.radiograph import FloatImage
+
+MIN_SIDE = 64
+"""Smaller images are not searched: three letters that a person could read hardly fit."""
+
+# Images with a shorter side of at least twice this are searched at a half, a third, ... of their size; letters there
+# must be that much larger.
+_SEARCHED_SIDE = 512
+
+_CONTRAST = 0.25
+"""Against what surrounds a stroke, in units of the [0, 1] range."""
+_MIN_LETTERS = 3
+# Letter heights, in pixels and as a share of the image's shorter side.
+_LEAST_HEIGHT, _MOST_HEIGHT = 4, 0.08
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A connected shape: a letter, or several that touch."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    letters: int
+    """How many letters it may be: 1, or more if it is wide and has strokes for several."""
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+
+def find_text(pixels: FloatImage) -> list[Box]:
+    """Regions of one image, (H, W) float32 in [0, 1], that look like lines of text, bright or dark; none if clean."""
+    if min(pixels.shape) < MIN_SIDE:
+        return []
+    step = max(1, min(pixels.shape) // _SEARCHED_SIDE)
+    small = _reduced(pixels, step)
+    lines = [line for look in (small, 1 - small) for line in _lines(_letters(look))]
+    return [Box(*(step * number for number in _around(line))) for line in lines]
+
+
+def _reduced(pixels: FloatImage, step: int) -> FloatImage:
+    """Means over blocks of step x step pixels; what is left over at the ends is dropped."""
+    if step == 1:
+        return pixels
+    height, width = (side // step for side in pixels.shape)
+    small = np.zeros((height, width), dtype=np.float32)
+    for row in range(step):
+        for column in range(step):
+            small += pixels[row : height * step : step, column : width * step : step]
+    small /= np.float32(step * step)
+    return small
+
+
+def _letters(pixels: FloatImage) -> list[_Shape]:
+    """Small shapes that are brighter than what surrounds them, with strokes thinner than themselves."""
+    from scipy import ndimage
+
+    most = max(_LEAST_HEIGHT + 1, round(_MOST_HEIGHT * min(pixels.shape)))
+    # Where no step between neighbours is steep there is no stroke: most radiographs end here.
+    steep = np.zeros(pixels.shape, dtype=bool)
+    steep[:, 1:] |= np.abs(np.diff(pixels, axis=1)) > _CONTRAST / 2
+    steep[1:] |= np.abs(np.diff(pixels, axis=0)) > _CONTRAST / 2
+    if steep.sum() < 8 * _MIN_LETTERS:
+        return []
+    stroke = max(5, most // 2) | 1
+    mask = pixels - _opened(pixels, stroke) > _CONTRAST
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    shapes = []
+    for number, slices in enumerate(ndimage.find_objects(labels), start=1):
+        height, width = (one.stop - one.start for one in slices)
+        if not (_LEAST_HEIGHT <= height <= most and width <= 12 * height):
+            continue
+        if _like_a_letter(labels[slices] == number, steep[slices]):
+            letters = max(1, min(round(width / (0.8 * height)), _strokes(pixels[slices]) // 2))
+            shapes.append(_Shape(slices[0].start, slices[1].start, slices[0].stop, slices[1].stop, letters))
+    return shapes
+
+
+def _opened(pixels: FloatImage, size: int) -> FloatImage:
+    """The grey-scale opening by a square: what is left when everything bright and thinner than `size` is taken off."""
+    half = size // 2
+    for extreme in (np.minimum, np.maximum):
+        for _ in range(2):  # along one axis, then, turned, along the other
+            pixels = _extreme_of_windows(np.pad(pixels, ((half, half), (0, 0)), mode="edge"), size, extreme).T
+    return pixels
+
+
+def _extreme_of_windows(pixels: FloatImage, size: int, extreme: np.ufunc) -> FloatImage:
+    """The least or greatest of every `size` pixels in a row along the first axis, from windows that double in size."""
+    reach = 1
+    while reach < size:
+        step = min(reach, size - reach)
+        pixels = extreme(pixels[:-step], pixels[step:])
+        reach += step
+    return pixels
+
+
+def _like_a_letter(inside: npt.NDArray[np.bool_], steep: npt.NDArray[np.bool_]) -> bool:
+    share = float(inside.mean())
+    edge = float((steep & inside).sum()) / float(inside.sum())
+    return 0.15 <= share <= 0.95 and edge >= 0.3
+
+
+def _strokes(pixels: FloatImage) -> int:
+    """How often a row of the shape goes from dark to bright or back: the typical row, since letters differ."""
+    change = np.diff(pixels, axis=1)
+    counts = []
+    for row in change:
+        signs = np.sign(row[np.abs(row) > _CONTRAST / 4])
+        counts.append(1 + int((signs[1:] != signs[:-1]).sum()) if len(signs) else 0)
+    return int(np.median(counts))
+
+
+def _lines(shapes: list[_Shape]) -> list[list[_Shape]]:
+    """Groups of shapes that stand in a row, of about one height and close together, long enough to be a word."""
+    lines: list[list[_Shape]] = []
+    for shape in sorted(shapes, key=lambda shape: shape.left):
+        for line in lines:
+            if _continues(line[-1], shape):
+                line.append(shape)
+                break
+        else:
+            lines.append([shape])
+    return [line for line in lines if sum(shape.letters for shape in line) >= _MIN_LETTERS]
+
+
+def _continues(last: _Shape, shape: _Shape) -> bool:
+    height = max(last.height, shape.height)
+    level = abs(last.bottom - shape.bottom) <= 0.25 * height or abs(last.top - shape.top) <= 0.25 * height
+    alike = min(last.height, shape.height) >= 0.6 * height
+    return level and alike and -0.2 * height <= shape.left - last.right <= height
+
+
+def _around(line: list[_Shape]) -> Box:
+    top, left = min(shape.top for shape in line), min(shape.left for shape in line)
+    bottom, right = max(shape.bottom for shape in line), max(shape.right for shape in line)
+    return Box(top, left, bottom - top, right - left)
