@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from veilray.cli.options import BACKBONE
+
+if TYPE_CHECKING:
+    from veilray.training.run import RunFolder
 
 
 def evaluate_command(
@@ -20,24 +23,35 @@ def evaluate_command(
     ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
-    """Score a run, image by image, and write its report.
+    """Score a run, image by image, and write its report; under torchrun the ranks share the images out.
 
     LPIPS takes its AlexNet from --lpips-backbone, else downloads torchvision's; where neither works it is left out,
     and the report says so.
     """
-    from veilray.cli.reporting import evaluate_and_report, perceptual_metric
+    from veilray.cli.ranks import rank_device, working_group
+    from veilray.cli.reporting import evaluate_and_report, shared_metric
     from veilray.evaluation.evaluate import check_digest
-    from veilray.evaluation.results import MODEL, NOISY, read_summary
     from veilray.parallel.devices import pick_device
+    from veilray.parallel.group import fails_together
     from veilray.training.data import TrainingImages
     from veilray.training.run import RunFolder
 
-    folder, where = RunFolder(run), pick_device(device)
-    images = TrainingImages.open(data, folder.config())
-    check_digest(folder, images)
-    metric = perceptual_metric(lpips_backbone, download=download)
-    report = evaluate_and_report(folder, images, split=split, perceptual=metric, device=where)
-    summary = read_summary(run)
+    with working_group() as group:
+        with fails_together(group):
+            folder, where = RunFolder(run), rank_device(group, pick_device(device))
+            # One rank a machine reads every pixel.
+            images = TrainingImages.open(data, folder.config(), verify=group.local_rank == 0)
+            check_digest(folder, images)
+        metric = shared_metric(lpips_backbone, download=download, group=group)
+        report = evaluate_and_report(folder, images, split=split, perceptual=metric, device=where, group=group)
+    if group.is_lead:
+        _print(folder, split, report)
+
+
+def _print(folder: RunFolder, split: str, report: Path | None) -> None:
+    from veilray.evaluation.results import MODEL, NOISY, read_summary
+
+    summary = read_summary(folder.path)
     typer.echo(f"{summary.n_images} {split} images of {summary.n_patients} patients, 95 % intervals by patient")
     for method, name in ((NOISY, "noisy input"), (MODEL, folder.config().model.name)):
         values = {key: value for key, value in summary.methods[method].items() if value is not None}

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from veilray.cli.progress import Reporter, progress
 from veilray.parallel.group import ALONE, Group, joined
 from veilray.parallel.spawn import under_launcher
+
+if TYPE_CHECKING:
+    import torch
 
 # Longer than the longest that one rank works while the others wait: digests of a large cohort, a first archive.
 TIMEOUT_S = 3600.0
@@ -23,6 +27,16 @@ def working_group() -> Iterator[Group]:
 
     with joined(torch.device("cpu"), timeout=TIMEOUT_S) as group:
         yield group
+
+
+def rank_device(group: Group, device: torch.device) -> torch.device:
+    """The device of this kind that this rank computes on, made the one that torch takes; ranks may share a GPU."""
+    import torch
+
+    own = group.device(device, shared=True)
+    if own.type == "cuda" and own.index is not None:
+        torch.cuda.set_device(own)
+    return own
 
 
 def shown_by_lead(group: Group, total: int | None, description: str, unit: str) -> AbstractContextManager[Reporter]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from veilray.cohort.cohort import Cohort
-from veilray.errors import CohortError, DataError
+from veilray.errors import CohortError, DataError, RunError
 from veilray.evaluation.results import METRICS, MODEL, NOISY, ImageScore, Summary, write_results
+from veilray.files import sha256_file
 from veilray.inference.denoiser import Denoiser
 from veilray.metrics.interval import Interval
 from veilray.metrics.lpips import LPIPS
@@ -21,8 +22,10 @@ from veilray.metrics.psnr import psnr
 from veilray.metrics.ssim import ssim
 from veilray.metrics.statistics import clustered_bootstrap
 from veilray.parallel.devices import describe_device
+from veilray.parallel.group import ALONE, Group, fails_together
+from veilray.parallel.sharding import merged
 from veilray.training.config import RunConfig
-from veilray.training.data import Batch, TrainingImages
+from veilray.training.data import Batch, Rows, TrainingImages
 from veilray.training.run import RunFolder
 
 CONFIDENCE = 0.95
@@ -47,30 +50,62 @@ def evaluate_run(
     perceptual: Perceptual,
     device: torch.device,
     on_images: Callable[[int], None] = lambda count: None,
+    group: Group = ALONE,
 ) -> Summary:
     """Score a run on every image of a set and write `evaluation/` in its folder.
 
-    Noise is that of the configuration, drawn on the CPU from the test noise seed, the same for every run. Raises
-    CohortError where the data are not those the run was trained on, or the set is empty.
+    Noise is that of the configuration, drawn on the CPU from the test noise seed, the same for every run. Of a `group`
+    each rank scores every world_size-th batch, which gives the scores that one process gives, and the lead writes.
+    Raises CohortError where the data are not those the run was trained on, or the set is empty, and RunError where
+    ranks hold other weights than the lead.
     """
-    check_digest(run, images)
-    if not len(images.sets[split]):
-        raise CohortError(f"{images.data.path} has no images in its {split} set")
-    config = run.config()
-    denoiser = Denoiser.load(run.path, device=device.type)
-    scores: list[ImageScore] = []
+    with fails_together(group):
+        check_digest(run, images)
+        if not len(images.sets[split]):
+            raise CohortError(f"{images.data.path} has no images in its {split} set")
+        denoiser = Denoiser.load(run.path, device=device.type)
+    _check_weights(run, group)
+    own: list[tuple[int, list[dict[str, Any]]]] = []
     seconds = 0.0
-    for batch in images.held_out_batches(split, device, batch_size=BATCH_SIZE):
-        started = time.perf_counter()
-        output = denoiser.denoise(batch.noisy)
-        _wait_for(device)
-        seconds += time.perf_counter() - started
-        for method, estimate in ((NOISY, batch.noisy), (MODEL, output)):
-            scores += _score(method, estimate, batch, images, perceptual.network, config)
-        on_images(len(batch.rows))
-    summary = _summarise(scores, images, config, split=split, device=device, seconds=seconds, note=perceptual.note)
-    write_results(run.path, summary, scores)
-    return summary
+    with fails_together(group):
+        for number, rows in enumerate(_batches(images, split)):
+            if number % group.world_size != group.rank:
+                continue
+            # The same batches as one process makes: an image's output may hang, in its last bits, on its neighbours.
+            batch = images.held_out_batch(rows, device)
+            started = time.perf_counter()
+            output = denoiser.denoise(batch.noisy)
+            _wait_for(device)
+            seconds += time.perf_counter() - started
+            scores = []
+            for method, estimate in ((NOISY, batch.noisy), (MODEL, output)):
+                scores += _score(method, estimate, batch, images, perceptual.network, run.config())
+            own.append((number, [asdict(score) for score in scores]))
+            on_images(len(rows))
+    everyone = [ImageScore(**score) for scored in merged(own, group) for score in scored]
+    seconds, summary = sum(group.gather(seconds)), None
+    with fails_together(group):
+        if group.is_lead:
+            summary = _summarise(everyone, images, run.config(), split, device, seconds=seconds, note=perceptual.note)
+            write_results(run.path, summary, everyone)
+    return Summary.model_validate(group.broadcast(summary and summary.model_dump(mode="json")))
+
+
+def _batches(images: TrainingImages, split: str) -> Iterator[Rows]:
+    """Rows of a set, size by size, in batches."""
+    for rows in images.data.groups(images.sets[split]):
+        for start in range(0, len(rows), BATCH_SIZE):
+            yield rows[start : start + BATCH_SIZE]
+
+
+def _check_weights(run: RunFolder, group: Group) -> None:
+    if not group.joined:
+        return
+    digests = group.gather(sha256_file(run.best_weights))
+    with fails_together(group):
+        for rank, digest in enumerate(digests):
+            if digest != digests[0]:
+                raise RunError(f"rank {rank} finds other weights in {run.path} than rank 0: give all the same run")
 
 
 def check_digest(run: RunFolder, images: TrainingImages) -> None:
@@ -113,9 +148,9 @@ def _summarise(
     scores: list[ImageScore],
     images: TrainingImages,
     config: RunConfig,
-    *,
     split: str,
     device: torch.device,
+    *,
     seconds: float,
     note: str,
 ) -> Summary:
