@@ -211,6 +211,8 @@ class KeyFolder:
 
         if kind not in ROLES[self.role] or kind == "ledger":
             raise UsageError(f"there is no {kind} key to rotate in {self.path}")
+        if self.locked:
+            self._unlock()  # a new key could be locked without; but who lacks the passphrase shall not change keys
         signing = Ed25519PrivateKey.generate() if kind == "signing" else self.signing_key()
         recipient, number = self.card.age_recipient, self._state.current[kind] + 1
         if kind == "signing":
