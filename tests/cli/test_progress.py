@@ -35,3 +35,17 @@ def test_nothing_is_said_of_no_work(capsys: pytest.CaptureFixture[str]) -> None:
     with progress(None, "importing", "files"):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_what_was_done_before_counts_but_not_as_speed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    with progress(100, "training", "images") as bar:
+        bar.begin_at(90)
+        bar.advance(2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("training: 92 of 100 images, ")
+    assert "90" not in last
+    assert float(last.split("images, ")[1].split("/s")[0]) <= 2

@@ -77,7 +77,7 @@ def test_a_lead_that_cannot_write_stops_all(stumbled: list[dict[str, Any]]) -> N
 def test_torchrun_trains_as_one_process_does_and_any_number_of_ranks_goes_on(
     small_cohort: Path, tmp_path: Path
 ) -> None:
-    words = ["--data", small_cohort, *SMALL, "--set", "model.norm=group"]
+    words = ["--data", small_cohort, *SMALL, "--set", "model.norm=group", "--no-evaluate"]
     finished = torchrun("train", "default", "--out", tmp_path / "two", *words)
     assert finished.status == 0, finished.err
     assert finished.out.count("ddp: 2 ranks over gloo, 4 images a rank and step") == 1
@@ -95,14 +95,25 @@ def test_torchrun_trains_as_one_process_does_and_any_number_of_ranks_goes_on(
     assert one.environment()["setup"] == "single"
 
     checkpoints(two.checkpoints)[-1].unlink()
-    resumed = veilray_process("train", "--resume", "--data", small_cohort, "--out", two.path)
+    resumed = veilray_process("train", "--resume", "--data", small_cohort, "--out", two.path, "--no-evaluate")
     assert resumed.status == 0, resumed.err
     assert "begun with ddp on 2 ranks, going on with single on 1 rank" in resumed.err
     assert len(two.epochs()) == 2
 
 
 def test_devices_starts_the_ranks_itself(small_cohort: Path, tmp_path: Path) -> None:
-    words = ["train", "default", "--data", small_cohort, *SMALL, "--devices", 2, "--set", "train.epochs=1"]
+    words = [
+        "train",
+        "default",
+        "--data",
+        small_cohort,
+        *SMALL,
+        "--devices",
+        2,
+        "--set",
+        "train.epochs=1",
+        "--no-evaluate",
+    ]
     finished = veilray_process(*words, "--out", tmp_path / "run")
     assert finished.status == 0, finished.err
     assert RunFolder(tmp_path / "run").environment()["world_size"] == 2

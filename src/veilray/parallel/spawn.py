@@ -43,13 +43,12 @@ def run_ranks(arguments: Sequence[str], *, ranks: int, device: torch.device) -> 
     try:
         main([*launcher, "-m", "veilray", *arguments])
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
         if failure.exitcode > 0:
             raise ToldElsewhere(failure.exitcode) from None
         raise VeilrayError(
-            f"rank {failure.global_rank if hasattr(failure, 'global_rank') else failure.local_rank} was ended by "
-            f"{failure.signal_name()}, and so {RESTARTS} times after a restart; --resume goes on from the last "
-            "checkpoint"
+            f"rank {rank} was ended by {failure.signal_name()}, after {RESTARTS} restarts; --resume goes on from the "
+            "last checkpoint"
         ) from None
     except SignalException:
         raise ToldElsewhere(VeilrayError.exit_status) from None

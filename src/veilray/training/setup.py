@@ -96,6 +96,10 @@ def choose_setup(config: RunConfig, group: Group, device: torch.device, *, devic
     """
     launch, train = config.launch, config.train
     name: SetupName = ("ddp" if group.joined else "single") if launch.setup == "auto" else launch.setup
+    if devices is not None and group.joined:
+        raise UsageError(f"--devices {devices}: torchrun has started {group.world_size} ranks already; leave it out")
+    if devices is not None and devices != 1 and name == "single":
+        raise UsageError(f"--devices {devices}: launch.setup = 'single' is one device; set launch.setup = 'auto'")
     if name != "ddp" and group.world_size > 1:
         raise UsageError(f"launch.setup = '{name}' is one process, but torchrun started {group.world_size}; set 'ddp'")
     if name == "ddp":
