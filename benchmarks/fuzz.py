@@ -79,25 +79,30 @@ def make_genuine(folder: Path) -> Genuine:
 
 
 def mutate(data: bytes, chance: random.Random) -> bytes:
-    """`data` with one to four changes."""
+    """`data` with one to four changes; never `data` itself."""
     value = bytearray(data)
-    for _ in range(chance.choice((1, 1, 1, 2, 4))):
-        start, stop = sorted(chance.randrange(len(value) + 1) for _ in range(2))
-        stop = min(stop, start + chance.choice((1, 4, 64, 1024, len(value))))
-        match chance.randrange(7):
-            case 0 | 1 if value:
-                value[chance.randrange(len(value))] ^= 1 << chance.randrange(8)
-            case 2:
-                del value[start:stop]
-            case 3:
-                value[start:start] = value[start:stop]
-            case 4:
-                value[start:stop] = chance.randbytes(stop - start)
-            case 5:
-                value[start:start] = chance.randbytes(chance.choice((1, 16, 512, 5000)))
-            case _:
-                del value[start:]
+    while value == data:
+        for _ in range(chance.choice((1, 1, 1, 2, 4))):
+            _change(value, chance)
     return bytes(value)
+
+
+def _change(value: bytearray, chance: random.Random) -> None:
+    start, stop = sorted(chance.randrange(len(value) + 1) for _ in range(2))
+    stop = min(stop, start + chance.choice((1, 4, 64, 1024, len(value) + 1)))
+    match chance.randrange(7):
+        case 0 | 1 if value:
+            value[chance.randrange(len(value))] ^= 1 << chance.randrange(8)
+        case 2:
+            del value[start:stop]
+        case 3:
+            value[start:start] = value[start:stop]
+        case 4:
+            value[start:stop] = chance.randbytes(stop - start)
+        case 5:
+            value[start:start] = chance.randbytes(chance.choice((1, 16, 512, 5000)))
+        case _:
+            del value[start:]
 
 
 _STRANGE = ("../x", "/etc/x", "", "\0", "x" * 5000, "ÿ", -1, 0, 2**63, 1e308, None, True, [], {}, [[]] * 50)
