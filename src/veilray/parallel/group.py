@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from veilray import errors
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
+from veilray.parallel.rendezvous import new_life
 
 if TYPE_CHECKING:
     import torch
@@ -272,6 +273,7 @@ def _begin(device: torch.device, *, timeout: float, shared: bool) -> Group:
     try:
         store, rank, world_size = next(rendezvous("env://", before.rank, before.world_size, timeout=wait))
         _leave_if_over(store)
+        store = new_life(store, rank=rank, world_size=world_size, timeout=timeout)
         dist.init_process_group(
             # Small messages stay on the CPU, and need not wait for the GPU.
             "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",

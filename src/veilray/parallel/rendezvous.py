@@ -1,0 +1,71 @@
+"""A clean part of the launcher's store for each life of a group.
+
+torchrun keeps its store when it starts the ranks again after a failure. What ranks now dead have written is still there, their network addresses among it, and whoever
+reads those before they are written anew waits for a peer that is no more. So the ranks of each life first agree on a
+prefix that nobody has used. They cannot count lives: each machine's launcher counts only its own failures.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+HERE = "veilray/here"
+LIFE = "veilray/life"
+POLL_SECONDS = 0.02
+
+
+def new_life(store: Any, *, rank: int, world_size: int, timeout: float) -> Any:
+    """A part of `store`, torch.distributed's, that these ranks share, and that no rank before them has written to.
+
+    Every rank says that it is here under a name of its own. The lead calls the names it finds to a life, and calls
+    anew when one of them changes, because then it was a dead rank's; it begins a life once all have answered. Raises
+    RuntimeError where they have not after `timeout` seconds.
+    """
+    import torch.distributed as dist
+
+    own = uuid.uuid4().hex
+    store.set(f"{HERE}/{rank}", own)
+    life = _led(store, world_size, timeout) if rank == 0 else _followed(store, rank, own, timeout)
+    return dist.PrefixStore(f"{LIFE}/{life}", store)
+
+
+def _led(store: Any, world_size: int, timeout: float) -> str:
+    called: list[str] = []
+    life = ""
+    for _ in _waiting(timeout, "the other ranks did not all come"):
+        here = [store.get(f"{HERE}/{rank}").decode() for rank in range(world_size)]
+        if here != called:
+            called, life = here, uuid.uuid4().hex
+            store.set(LIFE, json.dumps({"life": life, "called": called}))
+        if store.add(f"{LIFE}/{life}/answers", 0) == world_size - 1:
+            store.set(f"{LIFE}/{life}/begun", "")
+            break
+    return life
+
+
+def _followed(store: Any, rank: int, own: str, timeout: float) -> str:
+    answered = ""
+    for _ in _waiting(timeout, "rank 0 did not call"):
+        if not store.check([LIFE]):
+            continue
+        call = json.loads(store.get(LIFE))
+        if own not in call["called"][rank : rank + 1]:
+            continue
+        if call["life"] != answered:
+            answered = call["life"]
+            store.add(f"{LIFE}/{answered}/answers", 1)
+        if store.check([f"{LIFE}/{answered}/begun"]):
+            break
+    return answered
+
+
+def _waiting(timeout: float, why: str) -> Iterator[None]:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        yield
+        time.sleep(POLL_SECONDS)
+    raise RuntimeError(f"{why} within {timeout:.0f} s")
