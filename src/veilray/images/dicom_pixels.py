@@ -36,7 +36,11 @@ _DECODERS = {
     "1.2.840.10008.1.2.4.203": "pylibjpeg",  # High-Throughput JPEG 2000
 }
 _RLE = "1.2.840.10008.1.2.5"
+_UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+
+TRANSFER_SYNTAXES = (*_UNCOMPRESSED, *(syntax for syntax in _DECODERS if syntax != _JPEG_EXTENDED), _RLE)
+"""Transfer syntaxes (PS3.6 A) in which every radiograph can be decoded; of JPEG Extended only 8 bits can."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,12 +134,17 @@ class Denoiser:
         """
         if pixels.ndim != 2 or not pixels.size:
             raise UsageError(f"an image has two sides (H, W) of at least one pixel; this one has shape {pixels.shape}")
+        output: FloatImage = self.several(pixels[None], mean=mean)[0]
+        return output
+
+    def several(self, pixels: FloatImage, *, mean: float | None = None) -> FloatImage:
+        """Denoise radiographs of one size together: (N, H, W), float32, [0, 1] -> the same; otherwise as one alone."""
         if not np.isfinite(pixels).all():
             raise UsageError("the image has pixels that are not finite numbers; give values in [0, 1]")
         noisy = torch.from_numpy(np.array(pixels, dtype=np.float32, order="C"))
         noisy = self._with_training_mean(noisy, mean)
-        output: FloatImage = self.denoise(noisy[None, None])[0, 0].clamp(0.0, 1.0).numpy()
-        return output
+        outputs: FloatImage = self.denoise(noisy[:, None])[:, 0].clamp(0.0, 1.0).numpy()
+        return outputs
 
     @torch.no_grad()  # not inference_mode: what comes out is an ordinary tensor, which may be written to
     def denoise(self, noisy: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from veilray.images.radiograph import FloatImage
 
 PATCH = 16
 """Side of a patch in pixels."""
+CENTRE = 2048
+"""Side of the central part that larger images are judged by: enough patches, and a bound on the memory."""
 
 _ENERGY = 36.0
 _ITERATIONS = 60
@@ -39,7 +41,8 @@ def estimate_noise_std(pixels: FloatImage, *, clip: bool = True) -> float:
     """
     if pixels.ndim != 2 or min(pixels.shape) < PATCH + 2:
         raise UsageError(f"the noise of an image can be estimated from {PATCH + 2} x {PATCH + 2} pixels on")
-    means, variances, clamped = _patches(pixels.astype(np.float64))
+    top, left = (max(0, side - CENTRE) // 2 for side in pixels.shape)
+    means, variances, clamped = _patches(pixels[top : top + CENTRE, left : left + CENTRE].astype(np.float64))
     if not clip:
         return float(np.median(np.sqrt(variances)))
     some = clamped < 1.0

@@ -1,0 +1,187 @@
+"""How much a sender may ask of the node: sockets with deadlines and ceilings, and a bounded number of them.
+
+pynetdicom reads as many bytes as a PDU's header announces, waits for them for ever, and does TLS handshakes in the
+thread that accepts connections. Here a PDU has a deadline, an object a ceiling, all objects together another, and a
+handshake its own thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+if TYPE_CHECKING:
+    from pynetdicom import AE
+    from pynetdicom.association import Association
+    from pynetdicom.events import EventHandlerType
+
+MAX_PDU = 1 << 20
+"""Bytes of a protocol data unit that the node announces and accepts, and of an association request (PS3.8 9.3)."""
+_BLOCK = 1 << 16
+
+
+class Allowance:
+    """Bytes that unfinished objects may have: each, and together over all associations."""
+
+    def __init__(self, *, each: int, together: int) -> None:
+        self.each = each
+        self.together = together
+        # Weak, so that an association that died in any way takes its share with it.
+        self._sockets: weakref.WeakSet[BoundedSocket] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def enter(self, connection: BoundedSocket) -> None:
+        """Count the bytes of a connection from now on."""
+        with self._lock:
+            self._sockets.add(connection)
+
+    def allows(self, connection: BoundedSocket, count: int) -> bool:
+        """Whether a connection may read `count` more bytes; they count from now on if so."""
+        with self._lock:
+            # Commands and the headers of PDUs come on top of the object itself.
+            if connection.taken + count > self.each + MAX_PDU:
+                return False
+            if sum(one.taken for one in self._sockets) + count > self.together:
+                return False
+            connection.taken += count
+            return True
+
+
+class BoundedSocket(AssociationSocket):
+    """The socket of one association, which refuses to read more or longer than allowed."""
+
+    def __init__(
+        self, association: Association, client: socket.socket, *, allowance: Allowance, seconds: float
+    ) -> None:
+        super().__init__(association, client_socket=client)
+        self.taken = 0
+        """Bytes read since the last whole object."""
+        self.too_large = False
+        """Whether the connection ended because an object was too large, or all together."""
+        self._allowance = allowance
+        self._seconds = seconds
+        allowance.enter(self)
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read `nr_bytes`; OSError, which closes the connection, where that is too much or takes too long."""
+        if self.socket is None:
+            raise OSError("the connection is closed")
+        if nr_bytes > MAX_PDU or not self._allowance.allows(self, nr_bytes):
+            self.too_large = True
+            raise OSError("too many bytes")
+        deadline = time.monotonic() + self._seconds
+        data, place = bytearray(nr_bytes), 0
+        with memoryview(data) as view:
+            while place < nr_bytes:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("the sender is too slow")
+                self.socket.settimeout(left)
+                count = self.socket.recv_into(view[place : place + _BLOCK])
+                if not count:
+                    break
+                place += count
+        self.socket.settimeout(self._seconds)  # sending has a deadline too
+        del data[place:]
+        return data
+
+    def close(self) -> None:
+        """Close the connection and give back what it held."""
+        self.taken = 0
+        super().close()
+
+    def _shutdown_socket(self) -> None:
+        # Where the peer is gone already, shutting down fails; the descriptor is given back all the same.
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
+
+
+class BoundedHandler(RequestHandler):
+    """Makes a bounded association of a connection, in a thread of its own."""
+
+    server: BoundedServer
+
+    def handle(self) -> None:
+        """Do the handshake, where there is one, then start the association."""
+        self.request.settimeout(self.server.seconds)
+        if isinstance(self.request, ssl.SSLSocket):
+            try:
+                self.request.do_handshake()
+            except OSError:  # ssl.SSLError is one
+                self.server.refused("handshake", self.client_address)
+                with contextlib.suppress(OSError):
+                    self.request.close()
+                return
+        super().handle()
+
+    def _create_association(self) -> Association:
+        association = super()._create_association()
+        # A socket announces its connection to the state machine when it is made: the first one's word is taken back.
+        association.dul.event_queue.get_nowait()
+        association.dul.socket = BoundedSocket(
+            association, self.request, allowance=self.server.allowance, seconds=self.server.seconds
+        )
+        return association
+
+
+class BoundedServer(ThreadedAssociationServer):
+    """Accepts connections, up to four times as many as associations, and drops those beyond at once."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        entity: AE,
+        address: tuple[str, int],
+        *,
+        ssl_context: ssl.SSLContext | None,
+        handlers: list[EventHandlerType],
+        allowance: Allowance,
+        seconds: float,
+        refused: Callable[[str, Any], None],
+    ) -> None:
+        self.allowance = allowance
+        self.seconds = seconds
+        self.refused = refused
+        super().__init__(
+            entity,
+            address,
+            entity.ae_title,
+            entity.supported_contexts,
+            ssl_context=ssl_context,
+            evt_handlers=handlers,
+            request_handler=BoundedHandler,
+        )
+        entity._servers.append(self)  # where the entity looks for its associations, and shutdown for itself
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; its handshake is left to its own thread."""
+        assert self.socket is not None
+        client, address = self.socket.accept()
+        if self.ssl_context is None:
+            return client, address
+        wrapped = self.ssl_context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        return wrapped, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether there is room for another connection."""
+        room = len(self.active_associations) < 4 * self.ae.maximum_associations
+        if not room:
+            self.refused("connections", client_address)
+        return room
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Note that a connection failed; socketserver would print a traceback."""
+        self.refused("connection", client_address)

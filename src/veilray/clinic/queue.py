@@ -1,0 +1,315 @@
+"""The node's durable queue: image files in a folder, and what becomes of each in SQLite.
+
+    STATE/                  0700
+      queue.sqlite          one row an image, one an image and destination
+      uid.key               32 bytes: the key of derived UIDs and of the hashes below
+      received/NAME.dcm     as received; until the derived object is delivered
+      derived/NAME.dcm      what goes on
+      lock                  held by the running node
+
+NAME is a keyed hash of the SOP Instance UID, so neither file names nor the database name a patient. A row comes after
+its file is on the disk and before the sender hears of success, and a file goes after the row that says it may: a kill
+between leaves at worst a file that nobody was promised anything about, or one that is done with.
+
+An image is `waiting`, `denoising` (a worker has it), `ready` (derived, to be delivered), `done`, `kept` (not denoised,
+with the reason; the file stays) or `dead` (a worker died of it time and again; the file stays).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from veilray.clinic.database import Database
+from veilray.errors import DataError
+from veilray.files import replacing, sync
+
+WORKER_TRIES = 3
+"""How often a worker may die of an image before it is given up."""
+NODE_TRIES = 10
+"""How often the whole node may end while a worker has an image: more, since that is seldom the image's doing."""
+
+ImageState = Literal["waiting", "denoising", "ready", "done", "kept", "dead"]
+Accepted = Literal["new", "known", "other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedImage:
+    """One image in the queue."""
+
+    id: int
+    name: str
+    attempts: int
+    received: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Letter:
+    """What an operator should look at: an image or a delivery that ended without success."""
+
+    name: str
+    state: str
+    destination: str
+    """Empty where the image never became a derived object."""
+    reason: str
+
+
+class Queue:
+    """The queue of one state folder. Safe between threads and processes; every change is on the disk when it returns.
+
+    Raises DataError where the folder's database is damaged or of another version.
+    """
+
+    def __init__(self, state: Path) -> None:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._state = state
+        for folder in (self.received, self.derived):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        self.key = _load_key(state / "uid.key")
+        self._database = Database(state / "queue.sqlite")
+
+    @property
+    def received(self) -> Path:
+        """Folder of images as they came."""
+        return self._state / "received"
+
+    @property
+    def derived(self) -> Path:
+        """Folder of derived objects."""
+        return self._state / "derived"
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def name_of(self, uid: str) -> str:
+        """The name by which the node knows an image: 32 hex digits of a keyed hash of its SOP Instance UID."""
+        return hmac.digest(self.key, b"veilray node image\0" + uid.encode(), hashlib.sha256)[:16].hex()
+
+    def accept(self, uid: str, data: bytes) -> Accepted:
+        """Take an image, durably: `new`, `known` where the same bytes came before, `other` where others did.
+
+        When it returns `new` or `known` the sender may be told of success.
+        """
+        name, digest = self.name_of(uid), hashlib.sha256(data).hexdigest()
+        if (known := self._known(name, digest)) is not None:
+            return known
+        path = self.received / f".{name}.{secrets.token_hex(8)}.part"
+        try:
+            path.touch(mode=0o600)
+            path.write_bytes(data)
+            sync(path)
+            with self._database.writing() as database:
+                if (known := self._known(name, digest)) is not None:
+                    return known
+                path.replace(self.received / f"{name}.dcm")
+                sync(self.received)
+                row = (name, digest, time.time())
+                database.execute("INSERT INTO images (name, sha256, received) VALUES (?, ?, ?)", row)
+        finally:
+            path.unlink(missing_ok=True)
+        return "new"
+
+    def _known(self, name: str, digest: str) -> Accepted | None:
+        for (kept,) in self._database.rows("SELECT sha256 FROM images WHERE name = ?", (name,)):
+            return "known" if kept == digest else "other"
+        return None
+
+    def recover(self, destinations: Sequence[str]) -> None:
+        """After a stop of whatever kind: give back what a worker had, drop files that nothing refers to.
+
+        Deliveries to destinations that are configured no longer become dead letters.
+        """
+        self.give_back(NODE_TRIES)
+        with self._database.writing() as database:
+            marks = ", ".join("?" * len(destinations))
+            database.execute(
+                f"UPDATE deliveries SET state = 'dead', reason = 'the destination is configured no longer' "
+                f"WHERE state = 'due' AND destination NOT IN ({marks})",
+                tuple(destinations),
+            )
+            rows = database.execute("SELECT name FROM images WHERE state <> 'done'").fetchall()
+        wanted = {f"{name}.dcm" for (name,) in rows}
+        for folder in (self.received, self.derived):
+            for path in folder.iterdir():
+                if path.name not in wanted:
+                    path.unlink()
+        self._finish()
+
+    def give_back(self, tries: int = WORKER_TRIES) -> None:
+        """Give back what a dead worker had; an image that it had `tries` times before is dead."""
+        with self._database.writing() as database:
+            database.execute(
+                "UPDATE images SET state = 'dead', reason = ?, ended = ? WHERE state = 'denoising' AND attempts >= ?",
+                (f"the worker ended {tries} times while it had this image", time.time(), tries),
+            )
+            database.execute("UPDATE images SET state = 'waiting' WHERE state = 'denoising'")
+
+    def claim(self, count: int) -> list[QueuedImage]:
+        """The next images for a worker; one alone where a worker had it before, since it may be what killed it."""
+        with self._database.writing() as database:
+            rows = database.execute(
+                "SELECT id, name, attempts, received FROM images WHERE state = 'waiting' ORDER BY attempts, id LIMIT ?",
+                (count,),
+            ).fetchall()
+            if rows and rows[0][2] > 0:
+                rows = rows[:1]
+            rows = [row for row in rows if row[2] == rows[0][2]]
+            database.executemany(
+                "UPDATE images SET state = 'denoising', attempts = attempts + 1 WHERE id = ?",
+                [(row[0],) for row in rows],
+            )
+        return [
+            QueuedImage(id=row[0], name=row[1], attempts=row[2], received=datetime.fromtimestamp(row[3], UTC))
+            for row in rows
+        ]
+
+    def ready(self, image: QueuedImage, data: bytes, destinations: Sequence[str]) -> None:
+        """An image's derived object, for every destination."""
+        with replacing(self.derived / f"{image.name}.dcm", mode=0o600) as part:
+            part.write_bytes(data)
+        with self._database.writing() as database:
+            database.execute("UPDATE images SET state = 'ready' WHERE id = ?", (image.id,))
+            database.executemany(
+                "INSERT OR IGNORE INTO deliveries (image, destination) VALUES (?, ?)",
+                [(image.id, destination) for destination in destinations],
+            )
+
+    def put_back(self, images: Sequence[QueuedImage]) -> None:
+        """Give back images that a worker had no time for: this was no attempt."""
+        with self._database.writing() as database:
+            database.executemany(
+                "UPDATE images SET state = 'waiting', attempts = ? WHERE id = ? AND state = 'denoising'",
+                [(image.attempts, image.id) for image in images],
+            )
+
+    def keep(self, image: QueuedImage, reason: str) -> None:
+        """Keep an image as it came, not denoised, with the reason."""
+        with self._database.writing() as database:
+            database.execute(
+                "UPDATE images SET state = 'kept', reason = ?, ended = ? WHERE id = ?", (reason, time.time(), image.id)
+            )
+
+    def due(self, destination: str, count: int) -> list[QueuedImage]:
+        """Derived objects that should go to a destination now, oldest first."""
+        rows = self._database.rows(
+            "SELECT images.id, name, tries, received FROM deliveries JOIN images ON images.id = image "
+            "WHERE destination = ? AND deliveries.state = 'due' AND due <= ? AND images.state = 'ready' "
+            "ORDER BY images.id LIMIT ?",
+            (destination, time.time(), count),
+        )
+        return [
+            QueuedImage(id=row[0], name=row[1], attempts=row[2], received=datetime.fromtimestamp(row[3], UTC))
+            for row in rows
+        ]
+
+    def delivered(self, image: QueuedImage, destination: str) -> None:
+        """A destination has an image for good."""
+        with self._database.writing() as database:
+            database.execute(
+                "UPDATE deliveries SET state = 'done', reason = '' WHERE image = ? AND destination = ?",
+                (image.id, destination),
+            )
+        self._finish(image)
+
+    def refused(self, image: QueuedImage, destination: str, reason: str, *, wait: float, tries: int) -> bool:
+        """A destination did not take an image: try again after `wait` seconds, at most `tries` times in all.
+
+        Gives whether it is a dead letter now.
+        """
+        dead = image.attempts + 1 >= tries
+        with self._database.writing() as database:
+            database.execute(
+                "UPDATE deliveries SET state = ?, tries = tries + 1, due = ?, reason = ? "
+                "WHERE image = ? AND destination = ?",
+                ("dead" if dead else "due", time.time() + wait, reason, image.id, destination),
+            )
+        return dead
+
+    def _finish(self, image: QueuedImage | None = None) -> None:
+        """Let go of images that every destination has: first the row says so, then the files go."""
+        with self._database.writing() as database:
+            rows = database.execute(
+                "SELECT id, name FROM images WHERE state = 'ready' AND (? IS NULL OR id = ?) AND NOT EXISTS "
+                "(SELECT 1 FROM deliveries WHERE image = images.id AND state <> 'done')",
+                (image.id if image else None, image.id if image else None),
+            ).fetchall()
+            database.executemany(
+                "UPDATE images SET state = 'done', ended = ? WHERE id = ?", [(time.time(), row[0]) for row in rows]
+            )
+        for _, name in rows:
+            (self.derived / f"{name}.dcm").unlink(missing_ok=True)
+            (self.received / f"{name}.dcm").unlink(missing_ok=True)
+
+    def forget(self, days: float) -> None:
+        """Forget the hashes of images that were delivered longer ago than that."""
+        with self._database.writing() as database:
+            database.execute("DELETE FROM images WHERE state = 'done' AND ended < ?", (time.time() - 86_400.0 * days,))
+
+    def retry_dead(self) -> int:
+        """Put dead letters and dead images back; gives how many. Kept images stay."""
+        with self._database.writing() as database:
+            images = database.execute(
+                "UPDATE images SET state = 'waiting', attempts = 0, reason = '', ended = NULL WHERE state = 'dead'"
+            ).rowcount
+            letters = database.execute(
+                "UPDATE deliveries SET state = 'due', tries = 0, due = 0 WHERE state = 'dead'"
+            ).rowcount
+        return images + letters
+
+    def letters(self) -> Iterator[Letter]:
+        """Kept and dead images and dead letters, oldest first."""
+        rows = self._database.rows(
+            "SELECT name, state, '', reason, id FROM images WHERE state IN ('kept', 'dead') UNION ALL "
+            "SELECT name, 'dead letter', destination, deliveries.reason, images.id FROM deliveries "
+            "JOIN images ON images.id = image WHERE deliveries.state = 'dead' ORDER BY 5"
+        )
+        for name, state, destination, reason, _ in rows:
+            yield Letter(name=name, state=state, destination=destination, reason=reason)
+
+    def counts(self) -> dict[str, int]:
+        """How many images are in each state."""
+        rows = self._database.rows("SELECT state, COUNT(*) FROM images GROUP BY state")
+        found = dict(rows)
+        return {state: found.get(state, 0) for state in ("waiting", "denoising", "ready", "done", "kept", "dead")}
+
+    def deliveries(self) -> dict[tuple[str, str], int]:
+        """How many deliveries are in each state, by destination and state."""
+        rows = self._database.rows("SELECT destination, state, COUNT(*) FROM deliveries GROUP BY destination, state")
+        return {(destination, state): count for destination, state, count in rows}
+
+    def backlog(self) -> tuple[int, float]:
+        """Images that are neither delivered nor given up, and the age of the oldest in seconds."""
+        ((count, oldest),) = self._database.rows(
+            "SELECT COUNT(*), MIN(received) FROM images WHERE state IN ('waiting', 'denoising', 'ready')"
+        )
+        return count, max(0.0, time.time() - oldest) if oldest is not None else 0.0
+
+    def beat(self) -> None:
+        """A worker lives."""
+        with self._database.writing() as database:
+            database.execute("INSERT OR REPLACE INTO heartbeat VALUES (1, ?)", (time.time(),))
+
+    def silence(self) -> float | None:
+        """Seconds since a worker last said that it lives; None where none ever did."""
+        for (at,) in self._database.rows("SELECT at FROM heartbeat"):
+            return max(0.0, time.time() - float(at))
+        return None
+
+
+def _load_key(path: Path) -> bytes:
+    """The node's key, made at its first start. Whoever loses it makes duplicates; it opens nothing."""
+    if not path.exists():
+        with replacing(path, mode=0o600) as part:
+            part.write_bytes(secrets.token_bytes(32))
+    key = path.read_bytes()
+    if len(key) != 32:
+        raise DataError(f"{path} is damaged; restore it from a backup")
+    return key

@@ -1,0 +1,69 @@
+"""A node's configuration: what is refused, and where its paths lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.clinic.nodes import write_config
+from tests.command_line import veilray
+
+from veilray.clinic.config import DicomDestination, load_serve_config
+from veilray.errors import UsageError
+
+
+def test_paths_count_from_the_file_s_folder_and_loopback_is_the_default(tmp_path: Path) -> None:
+    config = load_serve_config(write_config(tmp_path, port=11113))
+    assert config.node.state == tmp_path.resolve() / "state"
+    assert config.model.path == tmp_path.resolve() / "model.safetensors"
+    assert (config.node.host, config.http.host) == ("127.0.0.1", "127.0.0.1")
+    (destination,) = config.destinations
+    assert isinstance(destination, DicomDestination)
+    assert destination.port == 11113
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ('ae_title = "VEILRAY"', 'ae_title = "TOO LONG A TITLE X"', "ae_title"),
+        ('calling = ["MODALITY", "STORESCU"]', "calling = []", "calling"),
+        ('calling = ["MODALITY", "STORESCU"]', "", "calling"),
+        ('name = "archive"', 'name = "Archive 1"', "name"),
+        ('kind = "dicom"', 'kind = "ftp"', "kind"),
+        ("[retry]", "[retries]", "retries"),
+        ("first_seconds", "first_second", "first_second"),
+        ("tries = 3", "tries = 0", "tries"),
+        ("[node]", "[node", "TOML"),
+    ],
+)
+def test_what_cannot_be_is_named(tmp_path: Path, old: str, new: str, wanted: str) -> None:
+    path = write_config(tmp_path, port=11113)
+    path.write_text(path.read_text().replace(old, new, 1))
+    result = veilray("serve", path)
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert wanted in result.err
+    assert not (tmp_path / "state").exists()
+
+
+def test_two_destinations_need_two_names(tmp_path: Path) -> None:
+    extra = '[[destinations]]\nkind = "stow"\nname = "archive"\nurl = "https://pacs.example/dicom-web"'
+    path = write_config(tmp_path, port=11113, extra=extra)
+    with pytest.raises(UsageError, match="same name"):
+        load_serve_config(path)
+
+
+def test_credentials_in_an_address_and_files_that_others_read_are_refused(tmp_path: Path) -> None:
+    destination = '[[destinations]]\nkind = "stow"\nname = "web"\n'
+    with pytest.raises(UsageError, match="url"):
+        load_serve_config(write_config(tmp_path, port=1, extra=f'{destination}url = "https://me:secret@pacs.example"'))
+    (tmp_path / "token").write_text("Bearer secret")
+    (tmp_path / "token").chmod(0o644)
+    extra = f'{destination}url = "https://pacs.example"\nauthorization_file = "token"'
+    result = veilray("serve", write_config(tmp_path, port=1, extra=extra))
+    assert (result.status, "chmod 600" in result.err, "secret" in result.err) == (2, True, False)
+
+
+def test_status_of_a_node_that_never_ran(tmp_path: Path) -> None:
+    result = veilray("serve", write_config(tmp_path, port=1), "--status")
+    assert (result.status, "no queue" in result.err) == (2, True)
+    assert veilray("serve", tmp_path / "none.toml").status == 2

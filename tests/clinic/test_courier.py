@@ -1,0 +1,182 @@
+"""Delivery by C-STORE and STOW-RS: refusals, archives that are down, and none delivered twice by the node."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from pydicom.uid import ImplicitVRLittleEndian
+from tests.clinic.nodes import archive, free_port, image, write_config
+from tests.images.dicom_files import save
+
+from veilray.clinic.config import load_serve_config
+from veilray.clinic.counters import Counters
+from veilray.clinic.courier import Courier
+from veilray.clinic.destinations import DestinationDown
+from veilray.clinic.queue import Queue
+
+
+def _courier(config: Path) -> tuple[Courier, Queue]:
+    settings = load_serve_config(config)
+    queue = Queue(settings.node.state)
+    return Courier(settings.destinations[-1], settings, queue, Counters()), queue
+
+
+def _fill(queue: Queue, count: int, destination: str = "archive") -> None:
+    """Ready objects; plain images serve, since a courier does not look inside."""
+    for index in range(count):
+        queue.accept(str(index), b"as received")
+    for each in queue.claim(count):
+        queue.ready(each, save(image(each.id)), [destination])
+
+
+def test_what_is_due_is_delivered_once(folder: Path) -> None:
+    with archive() as (found, port):
+        courier, queue = _courier(write_config(folder, port=port))
+        _fill(queue, 3)
+        assert courier.deliver() == 3
+        assert courier.deliver() == 0
+    assert len(found.taken) == 3
+    assert courier.up
+    assert queue.counts()["done"] == 3
+
+
+def test_an_archive_that_knows_only_implicit_gets_the_same_pixels(folder: Path) -> None:
+    with archive(syntaxes=(ImplicitVRLittleEndian,)) as (found, port):
+        courier, queue = _courier(write_config(folder, port=port))
+        _fill(queue, 1)
+        assert courier.deliver() == 1
+    (taken,) = found.taken
+    assert taken.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    assert taken.PixelData == image(1).PixelData
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # pynetdicom's own, where nobody listens
+def test_an_archive_that_is_down_counts_against_no_image(folder: Path) -> None:
+    courier, queue = _courier(write_config(folder, port=free_port()))
+    _fill(queue, 1)
+    for _ in range(5):  # more than the tries of the configuration
+        with pytest.raises(DestinationDown, match="no connection"):
+            courier.deliver()
+    assert len(queue.due("archive", 10)) == 1
+
+
+def test_a_refused_image_does_not_hold_up_the_others_and_ends_as_a_dead_letter(folder: Path) -> None:
+    with archive() as (found, port):
+        courier, queue = _courier(write_config(folder, port=port))
+        _fill(queue, 2)
+        bad = image(1).SOPInstanceUID
+        found.answer = lambda dataset: 0xA900 if dataset.SOPInstanceUID == bad else 0x0000
+        for _ in range(200):
+            courier.deliver()
+            if list(queue.letters()):
+                break
+            threading.Event().wait(0.05)
+        (letter,) = queue.letters()
+        assert (letter.state, "A900" in letter.reason) == ("dead letter", True)
+        assert len(found.taken) == 1
+        found.answer = lambda dataset: 0x0000
+        queue.retry_dead()
+        assert courier.deliver() == 1
+    assert queue.counts()["done"] == 2
+
+
+def test_a_damaged_file_is_refused_and_not_tried_for_ever(folder: Path) -> None:
+    with archive() as (_, port):
+        courier, queue = _courier(write_config(folder, port=port))
+        _fill(queue, 1)
+        (path,) = queue.derived.iterdir()
+        path.write_bytes(b"damaged")
+        for _ in range(200):
+            assert courier.deliver() == 0
+            if list(queue.letters()):
+                break
+            threading.Event().wait(0.05)
+    (letter,) = queue.letters()
+    assert "damaged" in letter.reason
+
+
+class _Web:
+    """A STOW-RS service that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.answer: dict[str, object] = {}
+        self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
+
+
+@contextmanager
+def _web() -> Iterator[tuple[_Web, int]]:
+    web = _Web()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            web.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            web.headers.append({**dict(self.headers), "path": self.path})
+            body = json.dumps(web.answer).encode()
+            self.send_response(web.status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield web, server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_stow_sends_the_file_as_it_is_and_heeds_the_answer(folder: Path) -> None:
+    with _web() as (web, port):
+        (folder / "token").write_text("Bearer secret\n")
+        (folder / "token").chmod(0o600)
+        extra = f"""
+[[destinations]]
+kind = "stow"
+name = "web"
+url = "http://127.0.0.1:{port}/dicom-web/"
+authorization_file = "token"
+"""
+        courier, queue = _courier(write_config(folder, port=1, extra=extra))
+        _fill(queue, 1, "web")
+        web.status = 503
+        with pytest.raises(DestinationDown, match="503"):
+            courier.deliver()
+        web.status, web.answer = 200, {"00081198": {"vr": "SQ", "Value": [{}]}}
+        assert courier.deliver() == 0
+        assert queue.deliveries() == {("web", "due"): 1}
+        with queue._database.writing() as database:
+            database.execute("UPDATE deliveries SET due = 0")
+        (path,) = queue.derived.iterdir()
+        content = path.read_bytes()
+        web.answer = {}
+        assert courier.deliver() == 1
+    boundary = web.headers[-1]["Content-Type"].partition("boundary=")[2]
+    head, _, rest = web.bodies[-1].partition(b"\r\n\r\n")
+    assert head == f"--{boundary}\r\nContent-Type: application/dicom".encode()
+    assert rest == content + f"\r\n--{boundary}--\r\n".encode()
+    assert web.headers[-1]["path"] == "/dicom-web/studies"
+    assert web.headers[-1]["Authorization"] == "Bearer secret"
+    assert queue.counts()["done"] == 1
+
+
+def test_stow_to_nobody_waits(folder: Path) -> None:
+    extra = f'[[destinations]]\nkind = "stow"\nname = "web"\nurl = "http://127.0.0.1:{free_port()}"'
+    courier, queue = _courier(write_config(folder, port=1, extra=extra))
+    _fill(queue, 1, "web")
+    with pytest.raises(DestinationDown, match="no connection"):
+        courier.deliver()
+    assert len(queue.due("web", 1)) == 1

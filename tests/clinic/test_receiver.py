@@ -1,0 +1,257 @@
+"""What the node takes and what it refuses, over the network."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE
+from tests.clinic.nodes import eventually, image, send_all
+from tests.images.clinical_files import cr, dx
+
+from veilray.clinic.config import NodeConfig
+from veilray.clinic.counters import Counters
+from veilray.clinic.queue import Queue
+from veilray.clinic.receiver import Receiver
+from veilray.images.derived import Provenance, derived_object
+from veilray.images.dicom_pixels import TRANSFER_SYNTAXES
+
+
+class _Open:
+    """A receiver that listens."""
+
+    def __init__(self, state: Path, **options: object) -> None:
+        config = {"ae_title": "VEILRAY", "calling": ("MODALITY",), "state": state, "port": 0, "min_free_mib": 0}
+        self.queue, self.counters = Queue(state), Counters()
+        self.receiver = Receiver(NodeConfig.model_validate(config | options), self.queue, self.counters)
+        self.port = self.receiver.port
+        self.receiver.start()
+
+    def count(self, name: str, label: str = "") -> int:
+        return self.counters.values().get((name, label), 0)
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[Callable[..., _Open]]:
+    """Opens receivers that are closed at the end."""
+    opened: list[_Open] = []
+
+    def listen(**options: object) -> _Open:
+        opened.append(_Open(tmp_path / f"state{len(opened)}", **options))
+        return opened[-1]
+
+    yield listen
+    for each in opened:
+        each.receiver.stop()
+        each.queue.close()
+
+
+def test_images_are_on_the_disk_when_success_is_answered(listening: Callable[..., _Open]) -> None:
+    node = listening()
+    assert send_all(node.port, [image(0), image(1, kind=dx)]) == [0, 0]
+    assert node.queue.counts()["waiting"] == 2
+    assert len(list(node.queue.received.iterdir())) == 2
+    assert send_all(node.port, [image(0)]) == [0]
+    assert (node.count("received"), node.count("repeated")) == (2, 1)
+    changed = image(0)
+    changed.PatientName = "Another^One"
+    assert send_all(node.port, [changed]) == [0x0111]
+
+
+def test_echo(listening: Callable[..., _Open]) -> None:
+    entity = AE(ae_title="MODALITY")
+    entity.add_requested_context("1.2.840.10008.1.1")
+    association = entity.associate("127.0.0.1", listening().port, ae_title="VEILRAY")
+    assert association.send_c_echo().Status == 0
+    association.release()
+
+
+def test_its_own_objects_are_acknowledged_and_dropped(listening: Callable[..., _Open]) -> None:
+    from datetime import UTC, datetime
+
+    node, original = listening(), image(0)
+    provenance = Provenance(
+        veilray="0.1.0", weights="ab" * 32, settings="{}", description="Denoised.", when=datetime.now(UTC)
+    )
+    pixels = np.zeros(original.pixel_array.shape, np.float32)
+    derived = derived_object(original, pixels, provenance=provenance, key=b"k" * 32)
+    assert send_all(node.port, [derived]) == [0]
+    assert node.count("ignored") == 1
+    assert node.queue.counts()["waiting"] == 0
+
+
+def test_titles_that_are_not_allowed_are_rejected(
+    listening: Callable[..., _Open], caplog: pytest.LogCaptureFixture
+) -> None:
+    node = listening()
+    logging.getLogger("veilray.node").propagate = True
+    with caplog.at_level(logging.INFO, "veilray.node"):
+        assert send_all(node.port, [image(0)], title="STRANGER") == [None]
+        assert send_all(node.port, [image(0)], called="OTHER") == [None]
+        assert send_all(node.port, [image(0)]) == [0]
+    eventually(lambda: node.count("refused", "association") == 2)
+    assert node.count("received") == 1
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert "STRANGER" in said
+    for secret in ("Doe", "P7", "A-17", str(image(0).SOPInstanceUID), str(image(0).StudyInstanceUID)):
+        assert secret not in said
+
+
+def test_other_classes_are_refused_in_the_negotiation(listening: Callable[..., _Open]) -> None:
+    node = listening()
+    entity = AE(ae_title="MODALITY")
+    refused = (
+        "1.2.840.10008.5.1.4.1.1.1.1.1",  # DX For Processing
+        "1.2.840.10008.5.1.4.1.1.2",  # CT
+        "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture
+        "1.2.840.10008.1.20.1",  # Storage Commitment Push Model
+        "1.2.840.10008.5.1.4.1.2.2.1",  # Study Root Query/Retrieve, FIND
+    )
+    for uid in (*refused, "1.2.840.10008.1.1"):
+        entity.add_requested_context(uid)
+    association = entity.associate("127.0.0.1", node.port, ae_title="VEILRAY")
+    assert {context.abstract_syntax for context in association.rejected_contexts} == set(refused)
+    association.release()
+    eventually(lambda: node.count("refused", "sop_class") == len(refused))
+
+
+def test_every_syntax_that_can_be_decoded_is_taken(listening: Callable[..., _Open]) -> None:
+    entity = AE(ae_title="MODALITY")
+    for syntax in (*TRANSFER_SYNTAXES, "1.2.840.10008.1.2.4.51"):
+        entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1", syntax)
+    association = entity.associate("127.0.0.1", listening().port, ae_title="VEILRAY")
+    accepted = {context.transfer_syntax[0] for context in association.accepted_contexts}
+    association.release()
+    assert accepted == set(TRANSFER_SYNTAXES)
+
+
+def test_objects_that_are_not_what_they_say_are_refused(listening: Callable[..., _Open]) -> None:
+    node = listening()
+    raw = dx(np.ones((20, 20), np.uint16), bits=12, PresentationIntentType="FOR PROCESSING")
+    assert send_all(node.port, [raw]) == [0xA900]
+    assert node.queue.counts()["waiting"] == 0
+    assert node.count("refused", "mismatch") == 1
+
+
+def test_a_full_queue_and_a_full_disk_are_out_of_resources(listening: Callable[..., _Open]) -> None:
+    assert send_all(listening(max_queue=1).port, [image(0), image(1)]) == [0, 0xA700]
+    assert send_all(listening(min_free_mib=10**9).port, [image(0)]) == [0xA700]
+
+
+def test_oversized_objects_end_the_connection_and_leave_nothing(listening: Callable[..., _Open]) -> None:
+    node = listening(max_object_mib=1)
+    large = cr(np.zeros((1500, 1500), np.uint16), bits=12)
+    assert send_all(node.port, [large]) == [None]
+    eventually(lambda: node.count("refused", "too_large") == 1)
+    assert not list(node.queue.received.iterdir())
+    assert send_all(node.port, [image(index) for index in range(3)]) == [0, 0, 0]
+
+
+def test_a_unit_that_claims_gigabytes_is_not_waited_for(listening: Callable[..., _Open]) -> None:
+    node = listening()
+    with socket.create_connection(("127.0.0.1", node.port), timeout=20) as client:
+        client.sendall(struct.pack(">BBL", 1, 0, 2**32 - 1))
+        assert client.recv(100) == b""
+    with socket.create_connection(("127.0.0.1", node.port), timeout=20) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        client.recv(100)
+    assert send_all(node.port, [image(0)]) == [0]
+
+
+def test_a_sender_that_stalls_or_drips_is_cut_off(listening: Callable[..., _Open]) -> None:
+    node = listening(timeout_seconds=0.5)
+
+    def drip(seconds: float) -> bool:
+        with socket.create_connection(("127.0.0.1", node.port), timeout=20) as client:
+            client.sendall(struct.pack(">BBL", 1, 0, 200))
+            until = time.monotonic() + seconds
+            try:
+                while time.monotonic() < until:
+                    client.sendall(b"\0")
+                    time.sleep(0.1)
+            except OSError:
+                return True
+            return False
+
+    assert drip(15.0)
+    with socket.create_connection(("127.0.0.1", node.port), timeout=20) as client:
+        assert client.recv(100) == b""  # nothing was ever sent: closed by the node
+
+
+@pytest.mark.slow
+def test_200_associations_at_once_are_taken_or_refused_and_the_node_goes_on(listening: Callable[..., _Open]) -> None:
+    node = listening(max_associations=20)
+    outcomes: list[int | None] = []
+    start = threading.Barrier(200)
+
+    def one(index: int) -> None:
+        dataset = image(0)
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{index}"
+        start.wait(60)
+        outcomes.extend(send_all(node.port, [dataset]))
+
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    taken = sum(status == 0 for status in outcomes)
+    assert len(outcomes) == 200
+    assert set(outcomes) <= {0, None}
+    assert taken >= 1
+    assert node.queue.counts()["waiting"] >= taken  # an answer may be lost, an image may not
+    assert send_all(node.port, [image(1)]) == [0]
+
+
+def _certificates(folder: Path) -> None:
+    """An authority, a node's certificate of it, and one that it did not sign."""
+    for name, signer in (("ca", None), ("node", "ca"), ("client", "ca"), ("stranger", None)):
+        words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        words += ["-days", "2", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        if signer:
+            words += ["-CA", f"{signer}.pem", "-CAkey", f"{signer}.key", "-addext", "subjectAltName=IP:127.0.0.1"]
+            words += ["-addext", "basicConstraints=critical,CA:FALSE"]
+        subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=60)
+
+
+def test_tls_with_certificates_on_both_sides(listening: Callable[..., _Open], tmp_path: Path) -> None:
+    try:
+        _certificates(tmp_path)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("openssl 3 is not installed")
+    tls = {"certificate": tmp_path / "node.pem", "key": tmp_path / "node.key", "ca": tmp_path / "ca.pem"}
+    node = listening(tls=tls)
+    assert _over_tls(node.port, tmp_path, "client") == [0]
+    assert _over_tls(node.port, tmp_path, "stranger") == [None]
+    assert _over_tls(node.port, tmp_path, None) == [None]
+    assert send_all(node.port, [image(1)]) == [None]
+    assert _over_tls(node.port, tmp_path, "client") == [0]
+
+
+def _over_tls(port: int, folder: Path, name: str | None) -> list[int | None]:
+    context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+    if name:
+        context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+    entity = AE(ae_title="MODALITY")
+    dataset: Dataset = image(0)
+    entity.add_requested_context(dataset.SOPClassUID, ExplicitVRLittleEndian)
+    entity.acse_timeout = 10
+    association = entity.associate("127.0.0.1", port, ae_title="VEILRAY", tls_args=(context, "127.0.0.1"))
+    connection = association.dul.socket.socket
+    status = association.send_c_store(dataset).get("Status") if association.is_established else None
+    if association.is_established:
+        association.release()
+    if connection is not None:
+        connection.close()
+    return [status]

@@ -1,0 +1,107 @@
+"""The worker: what it denoises, what it keeps as it came, and what its objects say."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from tests.clinic.nodes import image, noisy_values, write_config, write_model
+from tests.images.clinical_files import cr
+from tests.images.dicom_files import save
+
+from veilray.clinic.config import load_serve_config
+from veilray.clinic.queue import Queue
+from veilray.clinic.worker import Worker
+from veilray.errors import UsageError
+from veilray.images.derived import is_derived
+from veilray.images.read import read_radiograph_bytes
+from veilray.inference.denoiser import Denoiser
+
+
+def _worker(folder: Path) -> tuple[Worker, Queue]:
+    config = load_serve_config(write_config(folder, port=1))
+    queue = Queue(config.node.state)
+    return Worker(config, queue), queue
+
+
+def _derived(queue: Queue) -> list[Dataset]:
+    return [dcmread(queue.derived / f"{each.name}.dcm") for each in queue.due("archive", 100)]
+
+
+def test_a_batch_of_two_sizes_becomes_derived_objects(folder: Path) -> None:
+    worker, queue = _worker(folder)
+    originals = {str(each.SOPInstanceUID): each for each in (image(0), image(1))}
+    large = cr(noisy_values(2, size=96), bits=12, SOPInstanceUID="1.2.3.4")
+    originals["1.2.3.4"] = large
+    for uid, each in originals.items():
+        queue.accept(uid, save(each))
+    assert worker.work() == 3
+    denoiser = Denoiser.load(folder / "model.safetensors", device="cpu")
+    derived = _derived(queue)
+    assert len(derived) == 3
+    for each in derived:
+        source = originals[str(each.SourceImageSequence[0].ReferencedSOPInstanceUID)]
+        assert is_derived(each)
+        assert each.PatientID == source.PatientID
+        expected = denoiser(read_radiograph_bytes(save(source), source="a").pixels, mean=0.0)
+        assert np.abs(each.pixel_array - 4095 * expected.astype(np.float64)).max() <= 1.5
+    assert worker.work() == 0
+
+
+def test_noise_outside_the_trained_range_is_not_smoothed_and_the_reason_is_kept(folder: Path) -> None:
+    worker, queue = _worker(folder)
+    for index, std in enumerate((0.002, 0.1, 0.4)):
+        queue.accept(str(index), save(image(index, std=std)))
+    worker.work()
+    assert queue.counts()["ready"] == 1
+    reasons = [letter.reason for letter in queue.letters()]
+    assert len(reasons) == 2
+    assert all("estimated standard deviation" in reason for reason in reasons)
+    assert len(list(queue.received.iterdir())) == 3
+
+
+def test_what_cannot_be_read_is_kept_with_the_reason(folder: Path) -> None:
+    worker, queue = _worker(folder)
+    queue.accept("1", save(image(0))[:-500])
+    queue.accept("2", save(cr(np.zeros((8, 8), np.uint16), bits=12)))
+    queue.accept("3", save(cr(noisy_values(1), bits=12, SeriesInstanceUID=None)))
+    worker.work()
+    assert sorted(letter.reason.split()[0] for letter in queue.letters()) == sorted(["its", "the", "it"])
+    assert queue.counts()["kept"] == 3
+
+
+def test_a_retry_after_a_crash_makes_the_same_object(folder: Path) -> None:
+    worker, queue = _worker(folder)
+    queue.accept("1", save(image(0)))
+    worker.work()
+    (path,) = queue.derived.iterdir()
+    first = path.read_bytes()
+    path.unlink()
+    with queue._database.writing() as database:  # as if the machine had stopped before the row was written
+        database.execute("DELETE FROM deliveries")
+        database.execute("UPDATE images SET state = 'denoising'")
+    queue.recover(["archive"])
+    worker.work()
+    assert path.read_bytes() == first
+    assert dcmread(io.BytesIO(first)).SOPInstanceUID
+
+
+def test_work_that_is_stopped_is_given_back(folder: Path) -> None:
+    worker, queue = _worker(folder)
+    queue.accept("1", save(image(0)))
+    worker.work(stopping=True)
+    assert queue.counts()["waiting"] == 1
+
+
+def test_a_model_that_does_not_say_its_noise_is_refused(tmp_path: Path) -> None:
+    from veilray.models.unet import UNet
+    from veilray.models.weights import save_weights
+
+    save_weights(tmp_path / "model.safetensors", UNet(width=4, depth=2))
+    with pytest.raises(UsageError, match="on which noise"):
+        _worker(tmp_path)
+    write_model(tmp_path / "model.safetensors", std=0.1)
+    _worker(tmp_path)
