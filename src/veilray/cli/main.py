@@ -26,6 +26,7 @@ from veilray.cli.open_ import open_command
 from veilray.cli.receive import receive_command
 from veilray.cli.seal import seal_command
 from veilray.cli.send import send_command
+from veilray.cli.serve import serve_command
 from veilray.cli.train import train_command
 from veilray.errors import ToldElsewhere, VeilrayError
 from veilray.parallel.devices import use_huge_pages
@@ -56,6 +57,7 @@ app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)
 app.command("benchmark")(benchmark_command)
 app.command("denoise")(denoise_command)
+app.command("serve")(serve_command)
 
 
 def _show_version(wanted: bool) -> None:
