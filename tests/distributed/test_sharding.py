@@ -154,3 +154,43 @@ def test_ranks_with_other_weights_are_told(trained: Path, tmp_path: Path) -> Non
     assert [result.status for result in results] == [3, 3]
     assert "rank 1 finds other weights" in _one_message(results)
     assert not list(tmp_path.rglob("per_image.csv"))
+
+
+def _denoise(folder: Path, *inputs: object, out: str, ranks: int) -> Finished:
+    words = ["denoise", *inputs, "--out", folder / out, "--model", folder.parent / "run", "--device", "cpu"]
+    if ranks == 1:
+        alone = veilray_process(*words)
+        assert alone.status == 0, alone.err
+        return alone
+    return _both(*words, ranks=ranks)[0]
+
+
+def test_denoising_over_ranks_makes_the_files_of_one(trained: Path, sources: Path) -> None:
+    folder = trained / "denoised"
+    folder.mkdir()
+    done("obfuscate", trained / "cohort", "--out", folder / "release", "--std", 0.2)
+    inputs = [sources, folder / "release"]
+    alone = _denoise(folder, *inputs, out="alone", ranks=1)
+    lead = _denoise(folder, *inputs, out="shared", ranks=2)
+    one, two = (_files(folder / name) for name in ("alone", "shared"))
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name] and name != "denoised.json"] == []
+    records = [json.loads(files["denoised.json"]) for files in (one, two)]
+    for record in records:
+        for batch in record["batches"]:
+            batch.pop("began")
+    assert records[0] == records[1]
+    assert lead.out == alone.out.replace("alone", "shared")
+    # The clash, the copy and the broken file are told of alike, in whatever order.
+    told = [{line for line in one.lines if line.startswith("left out")} for one in (alone, lead)]
+    assert len(told[0]) >= 3
+    assert {line.replace("alone", "shared") for line in told[0]} == told[1]
+    again = veilray_ranks("denoise", sources, "--out", folder / "shared", "--model", trained / "run", "--device", "cpu")
+    assert [result.status for result in again] == [3, 3]  # nothing is replaced, so nothing was done
+    assert "nothing was denoised" in _one_message(again)
+
+
+def test_dicom_out_says_that_it_is_for_one_process(sources: Path, tmp_path: Path) -> None:
+    results = veilray_ranks("denoise", sources, "--out", tmp_path / "out", "--model", "x", "--dicom", "--keys", "k")
+    assert [result.status for result in results] == [2, 2]
+    assert "without torchrun" in _one_message(results)

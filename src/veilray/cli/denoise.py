@@ -10,9 +10,11 @@ import typer
 
 from veilray.cli.site_keys import KEYS, PASSPHRASE_FILE
 from veilray.errors import UsageError
+from veilray.parallel.group import ALONE, Group, fails_together
 
 if TYPE_CHECKING:
     from veilray.exchange.keys import KeyFolder
+    from veilray.inference.denoiser import Denoiser
     from veilray.inference.files import Denoised
 
 
@@ -59,29 +61,48 @@ def denoise_command(
 ) -> None:
     """Denoise images of any size into PNG files of the same size and bit depth, or into derived DICOM objects.
 
-    Nothing is overwritten. The results are for research, not for diagnosis.
+    Nothing is overwritten. The results are for research, not for diagnosis. Under torchrun the ranks share the PNG
+    files out; --dicom and --reattach are for one process.
     """
-    if reattach:
-        given = {"--model": model, "--mean": mean, "--tile": tile, "--head": head, "--dicom": dicom or None}
-        _refuse("--reattach takes images that are denoised already", given)
-        results = _reattached(inputs, reattach, out, _opened(keys, passphrase_file), receiver)
-        _report(results, out, "attached")
-        return
-    _refuse("only --reattach has a receiver", {"--receiver": receiver})
+    from veilray.cli.ranks import working_group
+
+    with working_group() as group:
+        with fails_together(group):
+            if group.joined and (dicom or reattach):
+                raise UsageError("--dicom and --reattach work in one process: run this command without torchrun")
+            if reattach:
+                given = {"--model": model, "--mean": mean, "--tile": tile, "--head": head, "--dicom": dicom or None}
+                _refuse("--reattach takes images that are denoised already", given)
+                results = _reattached(inputs, reattach, out, _opened(keys, passphrase_file), receiver)
+            else:
+                _refuse("only --reattach has a receiver", {"--receiver": receiver})
+                if not dicom:
+                    _refuse("only DICOM out needs keys", {"--keys": keys, "--passphrase-file": passphrase_file})
+                uid_key = _uid_key(_opened(keys, passphrase_file)) if dicom else None
+                denoiser = _loaded(model, device, tile, head, group)
+                results = _denoised(inputs, out, denoiser, mean, uid_key, group)
+        _report(results, out, "attached" if reattach else "denoised", group)
+
+
+def _loaded(model: Path | None, device: str, tile: int | None, head: int | None, group: Group) -> Denoiser:
+    from veilray.cli.ranks import rank_device
+    from veilray.inference.denoiser import Denoiser
+    from veilray.parallel.devices import pick_device
+
     if model is None:
         raise UsageError("--model is missing: give a run folder, an exported model or a file of weights")
-    if not dicom:
-        _refuse("only DICOM out needs keys", {"--keys": keys, "--passphrase-file": passphrase_file})
-    uid_key = _uid_key(_opened(keys, passphrase_file)) if dicom else None
-    from veilray.inference.denoiser import Denoiser
+    return Denoiser.load(model, device=rank_device(group, pick_device(device)).type, tile=tile, head=head)
+
+
+def _denoised(
+    inputs: list[Path], out: Path, denoiser: Denoiser, mean: float | None, uid_key: bytes | None, group: Group
+) -> Iterable[Denoised]:
     from veilray.inference.dicom_files import denoise_dicom
     from veilray.inference.files import denoise_inputs
 
-    denoiser = Denoiser.load(model, device=device, tile=tile, head=head)
     if uid_key is None:
-        _report(denoise_inputs(inputs, out, denoiser=denoiser, mean=mean), out, "denoised")
-    else:
-        _report(denoise_dicom(inputs, out, denoiser=denoiser, mean=mean, key=uid_key), out, "denoised")
+        return denoise_inputs(inputs, out, denoiser=denoiser, mean=mean, group=group)
+    return denoise_dicom(inputs, out, denoiser=denoiser, mean=mean, key=uid_key)
 
 
 def _reattached(
@@ -117,12 +138,12 @@ def _refuse(why: str, given: Mapping[str, object]) -> None:
         raise UsageError(f"{why}: leave {wrong[0]} out")
 
 
-def _report(results: Iterable[Denoised], out: Path, verb: str) -> None:
-    from veilray.cli.progress import progress
+def _report(results: Iterable[Denoised], out: Path, verb: str, group: Group = ALONE) -> None:
+    from veilray.cli.ranks import shown_by_lead
     from veilray.errors import DataError
 
     done = failed = 0
-    with progress(None, verb, "images") as bar:
+    with shown_by_lead(group, None, verb, "images") as bar:
         for result in results:
             bar.advance(1)
             if result.target is None:
@@ -130,6 +151,8 @@ def _report(results: Iterable[Denoised], out: Path, verb: str) -> None:
                 bar.say(f"left out {result.source}: {result.reason}")
             else:
                 done += 1
-    if not done:
-        raise DataError(f"nothing was {verb}; {failed} inputs were left out" if failed else "no images were found")
-    typer.echo(f"{done} images {verb} into {out}" + (f", {failed} left out" if failed else ""))
+    with fails_together(group):
+        if group.is_lead and not done:
+            raise DataError(f"nothing was {verb}; {failed} inputs were left out" if failed else "no images were found")
+    if group.is_lead:
+        typer.echo(f"{done} images {verb} into {out}" + (f", {failed} left out" if failed else ""))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 
 from veilray.cohort.release import Release
-from veilray.errors import ImageError, UsageError
+from veilray.errors import ImageError, LostRankError, UsageError
 from veilray.images.radiograph import levels_dtype, to_levels
 from veilray.images.read import read_radiograph, read_radiograph_bytes
 from veilray.images.sources import SourceItem, find_images
@@ -24,6 +26,8 @@ from veilray.inference.record import (
     note_denoised,
     read_denoised,
 )
+from veilray.parallel.group import ALONE, Group, fails_together
+from veilray.parallel.sharding import merged, owner
 
 ENDINGS = ("png", "jpg", "jpeg", "dcm", "dicom")
 """Endings that are not part of an image's name."""
@@ -40,28 +44,78 @@ class Denoised:
     """Why there is none."""
 
 
-def denoise_inputs(inputs: Sequence[Path], out: Path, *, denoiser: Denoiser, mean: float | None) -> Iterator[Denoised]:
+def denoise_inputs(
+    inputs: Sequence[Path], out: Path, *, denoiser: Denoiser, mean: float | None, group: Group = ALONE
+) -> Iterator[Denoised]:
     """Denoise every image found in `inputs` into `out`, one by one: same size, same bit depth, PNG.
 
     `mean` is the mean of the noise; where it is None, a release's own or else the run's. Files that are in `out`
     already are never replaced. `denoised.json` beside them says how they were made, where the denoiser's weights came
-    from a file. Raises UsageError where `out` would lie among the inputs, DataError where its record is damaged.
+    from a file. Of a `group`, whose ranks must share `out`, each rank makes the files whose names fall to it, so that
+    files of one name meet in one rank; the lead yields what became of all inputs, its own first. Raises UsageError
+    where `out` would lie among the inputs, DataError where its record is damaged.
     """
+    with fails_together(group):
+        _check_out(inputs, out)
+        releases = {path: _opened(path, group) for path in inputs if (path / "release.json").is_file()}
+        if group.is_lead:
+            for release in releases.values():
+                _note_release(release, out, denoiser=denoiser, mean=mean)
+    written: dict[Path, str] = {}
+    others: list[tuple[int, Any]] = []
+    together = False
+    try:
+        with fails_together(group):
+            for number, (name, make) in enumerate(_work(inputs, releases, out, denoiser, mean, written)):
+                if owner(name, group) != group.rank:
+                    continue
+                result = make()
+                if group.is_lead:
+                    yield result
+                else:
+                    others.append((number, [result.source, str(result.target or ""), result.reason]))
+        together = True
+    except Exception as error:
+        together = not isinstance(error, LostRankError)  # else all ranks are here, for the same reason
+        raise
+    finally:
+        names = [target.name for target in written]
+        if together:
+            names = [name for part in group.gather(names) for name in part]
+        if group.is_lead:
+            _note(out, names, denoiser=denoiser, mean=mean)
+    for source, target, reason in merged(others, group):
+        if group.is_lead:
+            yield Denoised(source=source, target=Path(target) if target else None, reason=reason)
+
+
+def _check_out(inputs: Sequence[Path], out: Path) -> None:
     for path in inputs:
         if out.resolve() == path.resolve() or (path.is_dir() and out.resolve().is_relative_to(path.resolve())):
             raise UsageError(f"--out {out} lies inside the input {path}; name a folder outside it")
     if (out / DENOISED_RECORD).exists():
         read_denoised(out)  # a damaged record is said before the work, not after
-    written: dict[Path, str] = {}
-    try:
-        for path in inputs:
-            if (path / "release.json").is_file():
-                yield from _release(path, out, denoiser=denoiser, mean=mean)
-                continue
-            for item in find_images([path]):
-                yield _file(item, out, denoiser=denoiser, mean=mean, written=written)
-    finally:
-        _note(out, [target.name for target in written], denoiser=denoiser, mean=mean)
+
+
+def _work(
+    inputs: Sequence[Path],
+    releases: Mapping[Path, Release],
+    out: Path,
+    denoiser: Denoiser,
+    mean: float | None,
+    written: dict[Path, str],
+) -> Iterator[tuple[str, Callable[[], Denoised]]]:
+    """Every input in order: the name of the file that it would become, and what makes it."""
+    for path in inputs:
+        if path in releases:
+            release = releases[path]
+            for row in range(len(release)):
+                target = out / f"{release.image_id(row)}.png"
+                yield target.name, partial(_released, release, row, target, denoiser=denoiser, mean=mean)
+            continue
+        for item in find_images([path]):
+            name = f"{_stem(item)}.png"
+            yield name, partial(_file, item, out / name, denoiser=denoiser, mean=mean, written=written)
 
 
 def denoise_settings(denoiser: Denoiser, *, mean: float | None) -> DenoiseSettings:
@@ -84,10 +138,11 @@ def _note(
     note_denoised(out, batch, names)
 
 
-def _file(item: SourceItem, out: Path, *, denoiser: Denoiser, mean: float | None, written: dict[Path, str]) -> Denoised:
+def _file(
+    item: SourceItem, target: Path, *, denoiser: Denoiser, mean: float | None, written: dict[Path, str]
+) -> Denoised:
     if item.rejection is not None:
         return Denoised(source=item.name, target=None, reason=item.rejection)
-    target = out / f"{_stem(item)}.png"
     if target in written:
         return Denoised(source=item.name, target=None, reason=f"{written[target]} gave {target} already")
     if target.exists():
@@ -112,22 +167,26 @@ def _stem(item: SourceItem) -> str:
     return stem if dot and ending.lower() in ENDINGS else name
 
 
-def _release(path: Path, out: Path, *, denoiser: Denoiser, mean: float | None) -> Iterator[Denoised]:
+def _opened(path: Path, group: Group) -> Release:
     release = Release.open(path)
-    release.verify()
-    rows = range(len(release))
-    targets = [out / f"{release.image_id(row)}.png" for row in rows]
-    there = [target.exists() for target in targets]
+    if group.local_rank == 0:  # one rank a machine reads every pixel
+        release.verify()
+    return release
+
+
+def _note_release(release: Release, out: Path, *, denoiser: Denoiser, mean: float | None) -> None:
     # Before the images themselves: after a kill the record names too many, and running again makes what is missing.
     # The other way round it would lack some for good.
     source = DenoisedRelease(release_id=release.record.release_id, noise=release.record.noise)
-    new = [target.name for target, exists in zip(targets, there, strict=True) if not exists]
+    names = [f"{release.image_id(row)}.png" for row in range(len(release))]
+    new = [name for name in names if not (out / name).exists()]
     _note(out, new, denoiser=denoiser, mean=mean, release=source)
-    for row, target, exists in zip(rows, targets, there, strict=True):
-        name = release.image_id(row)
-        if exists:
-            yield Denoised(source=name, target=None, reason=f"{target} exists already; remove it to denoise again")
-            continue
-        pixels = denoiser(release.gather_noisy(np.array([row]))[0], mean=release.noise.mean if mean is None else mean)
-        write_png(target, to_levels(pixels, release.dtype(row)))
-        yield Denoised(source=name, target=target)
+
+
+def _released(release: Release, row: int, target: Path, *, denoiser: Denoiser, mean: float | None) -> Denoised:
+    name = release.image_id(row)
+    if target.exists():
+        return Denoised(source=name, target=None, reason=f"{target} exists already; remove it to denoise again")
+    pixels = denoiser(release.gather_noisy(np.array([row]))[0], mean=release.noise.mean if mean is None else mean)
+    write_png(target, to_levels(pixels, release.dtype(row)))
+    return Denoised(source=name, target=target)
