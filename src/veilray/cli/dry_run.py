@@ -26,7 +26,7 @@ def show_plan(plan: ReleasePlan) -> None:
         source=plan.source.kind,
         contents=contents,
         pairs=request.pairs,
-        release_id=plan.release_id,
+        release_id=plan.ledger_release.release_id,
     )
     files = planned_files(plan.cohort, contents, request.noise, record)
     record = planned_record(record, files)

@@ -53,6 +53,9 @@ def obfuscate_command(
         int | None,
         typer.Option(min=0, help="Research: noise that whoever has the seed can subtract.", show_default=False),
     ] = None,
+    leave_out_refused: Annotated[
+        bool, typer.Option("--leave-out-refused", help="Keep back what the ledger refuses, not the whole release.")
+    ] = False,
     override_name: Annotated[
         str | None, typer.Option(help="Who answers for what the ledger refuses; kept.", show_default=False)
     ] = None,
@@ -76,6 +79,7 @@ def obfuscate_command(
         keep_rare_sizes=keep_rare_sizes,
         blanks=_blanks(blank or [], blank_file),
         reviewed=reviewed,
+        leave_out_refused=leave_out_refused,
         parties=_parties(keys, receiver, passphrase_file, override_name, override_reason),
     )
     _run(cohort, out, request, dry_run=dry_run)

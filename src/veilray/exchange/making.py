@@ -56,6 +56,8 @@ class Request:
     blanks: Blanks = field(default_factory=Blanks)
     reviewed: Path | None = None
     """CSV file of the images that a person looked at and lets go, whatever looks like text in them."""
+    leave_out_refused: bool = False
+    """Keep back what the ledger refuses, rather than refuse the whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +66,14 @@ class ReleasePlan:
 
     cohort: Cohort
     request: Request
-    release_id: str
     contents: Contents
     source: NoiseSource
     kept_back: Sequence[tuple[Original, Looked]]
     """For review, since they may hold burned-in text."""
     notes: Sequence[str]
     """What was coarsened, suppressed or withheld, one sentence each."""
+    ledger_release: Release
+    """The release and its images as the ledger takes them."""
     ledger_images: Sequence[Image]
 
     def objections(self) -> list[Objection]:
@@ -78,19 +81,7 @@ class ReleasePlan:
         if self.request.parties is None:
             return []
         with self.request.parties.keys.ledger() as ledger:
-            return ledger.examine(self.ledger_release(), self.ledger_images)
-
-    def ledger_release(self) -> Release:
-        """The release as the ledger takes it."""
-        request, parties = self.request, self.request.parties
-        return Release(
-            release_id=self.release_id,
-            receivers=(parties.receiver.fingerprint,) if parties else (),
-            mode="pairs" if request.pairs else "noisy",
-            source=self.source.kind,
-            noise_id=parties.keys.noise_id() if parties and self.source.kind == "secret" else "",
-            clip=request.noise.clip,
-        )
+            return ledger.examine(self.ledger_release, self.ledger_images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,23 +106,29 @@ def plan_release(cohort: Cohort, request: Request, *, advance: Callable[[int], N
     _check(request)
     originals = read_originals(cohort)
     looked = list(look(cohort, originals, request.blanks, reviewed=request.reviewed, advance=advance))
-    kept_back = [(original, found) for original, found in zip(originals, looked, strict=True) if found.reason]
+    geometries = [_geometry(cohort, original, request.blanks) for original in originals]
+    images = [
+        _ledger_image(original, found, geometry, request)
+        for original, found, geometry in zip(originals, looked, geometries, strict=True)
+    ]
+    source, release_id = _source(cohort, request, originals, geometries), secrets.token_hex(16)
+    release = _ledger_release(request, source, release_id)
     going = [original for original, found in zip(originals, looked, strict=True) if not found.reason]
-    facts = [original.facts(matrix=released_matrix(cohort, original.row, request.noise)) for original in going]
+    allowed = _without_refused(going, images, release, request)
+    facts = [original.facts(matrix=released_matrix(cohort, original.row, request.noise)) for original in allowed]
     coded = deidentify(facts, fields=request.fields, keep_rare_sizes=request.keep_rare_sizes)
-    leaving = [(original, code) for original, code in zip(going, coded.coded, strict=True) if code is not None]
-    geometries = {original.row: _geometry(cohort, original, request.blanks) for original, _ in leaving}
+    leaving = [(original, code) for original, code in zip(allowed, coded.coded, strict=True) if code is not None]
+    refused = len(going) - len(allowed)
+    notes = [f"{refused:,} images stay here: the ledger refuses them."] if refused else []
     return ReleasePlan(
         cohort=cohort,
         request=request,
-        release_id=secrets.token_hex(16),
         contents=_contents(leaving, request),
-        source=_source(cohort, request, originals, geometries),
-        kept_back=kept_back,
-        notes=coded.notes,
-        ledger_images=[
-            _ledger_image(original, looked[original.row], geometries[original.row], request) for original, _ in leaving
-        ],
+        source=source,
+        kept_back=[(original, looked[original.row]) for original in originals if looked[original.row].reason],
+        notes=[*notes, *coded.notes],
+        ledger_release=release,
+        ledger_images=[images[original.row] for original, _ in leaving],
     )
 
 
@@ -152,15 +149,15 @@ def make_release(plan: ReleasePlan, out: Path, *, advance: Callable[[int], None]
         written = _write(plan, out, advance)
         return MadeRelease(written=written, overridden=0, voided=(), quarantine=quarantine)
     with parties.keys.ledger() as ledger:
-        found: Reserved = ledger.reserve(plan.ledger_release(), plan.ledger_images, override=parties.override)
+        found: Reserved = ledger.reserve(plan.ledger_release, plan.ledger_images, override=parties.override)
         try:
             written = _write(plan, out, advance)
         except BaseException:
             # Once the folder has its name it may have been seen: then the reservation stays and counts.
             if not out.exists():
-                ledger.abandon(plan.release_id)
+                ledger.abandon(plan.ledger_release.release_id)
             raise
-        ledger.commit(plan.release_id)
+        ledger.commit(plan.ledger_release.release_id)
     return MadeRelease(written=written, overridden=len(found.objections), voided=found.voided, quarantine=quarantine)
 
 
@@ -208,7 +205,7 @@ def _geometry(cohort: Cohort, original: Original, blanks: Blanks) -> str:
     return original.geometry(resampling=cohort.record.preprocessing.resampling, blank=blanks.boxes(original))
 
 
-def _source(cohort: Cohort, request: Request, originals: Sequence[Original], geometries: dict[int, str]) -> NoiseSource:
+def _source(cohort: Cohort, request: Request, originals: Sequence[Original], geometries: Sequence[str]) -> NoiseSource:
     if request.seed is not None:
         return seeded_noise(request.noise, cohort=cohort, seed=request.seed)
     if request.parties is None:
@@ -225,6 +222,18 @@ def _source(cohort: Cohort, request: Request, originals: Sequence[Original], geo
     return NoiseSource(kind="secret", draw=draw)
 
 
+def _ledger_release(request: Request, source: NoiseSource, release_id: str) -> Release:
+    parties = request.parties
+    return Release(
+        release_id=release_id,
+        receivers=(parties.receiver.fingerprint,) if parties else (),
+        mode="pairs" if request.pairs else "noisy",
+        source=source.kind,
+        noise_id=parties.keys.noise_id() if parties and source.kind == "secret" else "",
+        clip=request.noise.clip,
+    )
+
+
 def _ledger_image(original: Original, looked: Looked, geometry: str, request: Request) -> Image:
     return Image(
         sop_uid=original.sop_uid,
@@ -237,6 +246,17 @@ def _ledger_image(original: Original, looked: Looked, geometry: str, request: Re
     )
 
 
+def _without_refused(
+    going: list[Original], images: Sequence[Image], release: Release, request: Request
+) -> list[Original]:
+    """Those of the images that the ledger lets go, where that was asked for; else all of them."""
+    if request.parties is None or not request.leave_out_refused or not going:
+        return going
+    with request.parties.keys.ledger() as ledger:
+        refused = {found.label for found in ledger.examine(release, [images[original.row] for original in going])}
+    return [original for original in going if original.label not in refused]
+
+
 def _write(plan: ReleasePlan, out: Path, advance: Callable[[int], None] | None) -> WrittenRelease:
     request = plan.request
     return write_release(
@@ -246,6 +266,6 @@ def _write(plan: ReleasePlan, out: Path, advance: Callable[[int], None] | None) 
         source=plan.source,
         contents=plan.contents,
         pairs=request.pairs,
-        release_id=plan.release_id,
+        release_id=plan.ledger_release.release_id,
         advance=advance,
     )
