@@ -1,4 +1,4 @@
-"""How fast secret noise is drawn on one core, at each level, beside the entropy and Philox noise of the same size.
+"""How fast secret noise is drawn on one core, at each level, beside its bits alone and other noise of the same size.
 
 python benchmarks/secret_noise.py [--size 1024] [--images 40] [--rounds 5] [--save]
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from common import save, table
 from veilray.images.radiograph import to_levels
@@ -37,11 +38,21 @@ def _kinds(size: int) -> dict[str, Callable[[int], object]]:
     def philox(number: int) -> None:
         fill_standard_normal(torch.empty(shape), key=number)
 
+    zeros = bytes(4 * size * size)
+    ciphers = {
+        "bits alone, AES-256-CTR": Cipher(algorithms.AES(bytes(32)), modes.CTR(bytes(16))),
+        "bits alone, ChaCha20": Cipher(algorithms.ChaCha20(bytes(32), bytes(16)), None),
+    }
+
+    def bits(name: str) -> Callable[[int], object]:
+        return lambda _: ciphers[name].encryptor().update(zeros)
+
     kinds: dict[str, Callable[[int], object]] = {f"secret, std {std:g}": drawn(std) for std in LEVELS}
     return kinds | {
         "secret, std 0.2, added, clamped and rounded": released,
         "entropy": lambda number: entropy_normal(shape),
         "Philox (training)": philox,
+        **{name: bits(name) for name in ciphers},
     }
 
 

@@ -37,5 +37,5 @@ def keygen_command(
     typer.echo(f"Back them up now: veilray keys backup {out} --out FILE")
     if role == "site-one":
         typer.echo(
-            "Whoever gets noise-1.key undoes every release that is made with it; without it none can be repeated."
+            "Guard noise-1.key like the originals: it undoes every release, and without it none can be repeated."
         )

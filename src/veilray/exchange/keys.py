@@ -2,7 +2,7 @@
 
     KEYS/                   0700
       keys.json             role, own public card, which file of each kind is in use; changed by one rename
-      noise-1.key           Site One: 32 bytes; whoever has them undoes every release made with them
+      noise-1.key           Site One: 32 bytes; with them and an image's digest its releases are undone
       pseudonyms-1.key      Site One: 32 bytes; whoever has them links pseudonyms to ids by trying ids
       ledger-1.key          Site One: 32 bytes that hide what the release ledger is about; never rotated
       signing-1.key         Ed25519, PKCS #8 PEM: says that a bundle is this site's
