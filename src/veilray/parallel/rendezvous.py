@@ -1,8 +1,9 @@
 """A clean part of the launcher's store for each life of a group.
 
-torchrun keeps its store when it starts the ranks again after a failure. What ranks now dead have written is still there, their network addresses among it, and whoever
-reads those before they are written anew waits for a peer that is no more. So the ranks of each life first agree on a
-prefix that nobody has used. They cannot count lives: each machine's launcher counts only its own failures.
+torchrun keeps its store when it starts the ranks again after a failure. What ranks now dead have written is still
+there, their network addresses among it, and whoever reads those before they are written anew waits for a peer that is
+no more. So the ranks of each life first agree on a prefix that nobody has used. They cannot count lives: each machine's
+launcher counts only its own failures.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def new_life(store: Any, *, rank: int, world_size: int, timeout: float) -> Any:
     own = uuid.uuid4().hex
     store.set(f"{HERE}/{rank}", own)
     life = _led(store, world_size, timeout) if rank == 0 else _followed(store, rank, own, timeout)
-    return dist.PrefixStore(f"{LIFE}/{life}", store)
+    return dist.PrefixStore(f"{LIFE}/{life}", store)  # type: ignore[attr-defined]
 
 
 def _led(store: Any, world_size: int, timeout: float) -> str:
