@@ -80,7 +80,12 @@ def run() -> None:
     """Entry point of `veilray`: exit status 0 done, 2 usage, 3 bad data, 4 refused, 1 anything else."""
     # A scheduler's way to stop a job: cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(_status(sys.argv[1:]))
+    try:
+        sys.exit(_status(sys.argv[1:]))
+    finally:
+        # A launcher that stops what is ending anyway would only bring forth a traceback.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _status(arguments: list[str]) -> int:
