@@ -7,27 +7,44 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.command_line import PROCESS, SMALL, Finished, veilray_process
+from tests.command_line import PROCESS, SMALL, veilray, veilray_process
 from tests.distributed.harness import ENVIRONMENT, finish, run_ranks, start_ranks, torchrun
-from tests.training.small import write_images
 
-from veilray.cohort.build import import_radiographs
 from veilray.training.run import RunFolder
 from veilray.training.state import checkpoints
 
 pytestmark = pytest.mark.slow
 STUMBLE = "from tests.distributed.stumble import main; main()"
-OTHER_VERSION = """
-import sys, veilray
-veilray.__version__ = "0.0.1" if sys.argv.pop(1) == "old" else veilray.__version__
-from veilray.cli.main import run
-run()
+DIFFERENCES = """
+import json, torch
+from tests.training.small import small_config
+from veilray.errors import ToldElsewhere, VeilrayError
+from veilray.parallel.group import joined
+from veilray.training import agreement
+
+def said(group, config, digest):
+    try:
+        agreement.check_agreement(group, config=config, digest=digest)
+    except ToldElsewhere as error:
+        return f"ToldElsewhere {error.exit_status}"
+    except VeilrayError as error:
+        return f"{type(error).__name__}: {error}"
+    return "agreed"
+
+with joined(torch.device("cpu"), timeout=60) as group:
+    two = small_config()
+    own = two if group.is_lead else small_config(train={"epochs": 3})
+    seen = {"nothing": said(group, two, "cafe"), "config": said(group, own, "cafe")}
+    seen["digest"] = said(group, two, "cafe" if group.is_lead else "beef")
+    if not group.is_lead:
+        agreement.PACKAGES["torch"] = "0.0.1"
+    seen["version"] = said(group, two, "cafe")
+    print(json.dumps(seen))
 """
 
 
@@ -117,40 +134,39 @@ def test_devices_starts_the_ranks_itself(small_cohort: Path, tmp_path: Path) -> 
     finished = veilray_process(*words, "--out", tmp_path / "run")
     assert finished.status == 0, finished.err
     assert RunFolder(tmp_path / "run").environment()["world_size"] == 2
-    again = veilray_process(*words, "--out", tmp_path / "run")
+    again = veilray(*words, "--out", tmp_path / "run")
     assert (again.status, len(again.lines)) == (2, 1)
     assert "already holds a run" in again.err
-    uneven = veilray_process(*words, "--out", tmp_path / "other", "--set", "train.batch_size=7")
+    uneven = veilray(*words, "--out", tmp_path / "other", "--set", "train.batch_size=7")
     assert (uneven.status, len(uneven.lines)) == (2, 1)
     assert "train.batch_size = 7 cannot be shared out evenly over 2 devices; take 6 or 8" in uneven.err
 
 
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [
-        ("train.batch_size=7", "cannot be shared out evenly over 2 devices"),
-        ("launch.setup=single", "launch.setup = 'single' is one process, but torchrun started 2"),
-    ],
-)
-def test_a_wrong_setting_is_told_once(small_cohort: Path, tmp_path: Path, setting: str, said: str) -> None:
-    words = [*_words(small_cohort, tmp_path), "--set", setting]
-    _assert_told_once(_ranks([[*PROCESS, *words]] * 2), 2, said)
+def test_a_wrong_setting_is_told_once(small_cohort: Path, tmp_path: Path) -> None:
+    words = [*_words(small_cohort, tmp_path), "--set", "train.batch_size=7"]
+    results = finish(start_ranks([[*PROCESS, *words]] * 2))
+    assert [result.status for result in results] == [2, 2]
+    (line,) = [line for result in results for line in result.lines]
+    assert "train.batch_size = 7 cannot be shared out evenly over 2 devices" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_ranks_that_differ_are_refused(small_cohort: Path, tmp_path: Path) -> None:
-    words = _words(small_cohort, tmp_path)
-    other = [*PROCESS, *words, "--set", "train.epochs=3"]
-    _assert_told_once(_ranks([[*PROCESS, *words], other]), 2, "rank 1 on .* has train.epochs = 3, rank 0 on .* has 2")
-
-    write_images(tmp_path / "png", patients=30)
-    import_radiographs([tmp_path / "png"], tmp_path / "cohort", size=32, workers=1)
-    other = [*PROCESS, *_words(tmp_path / "cohort", tmp_path)]
-    _assert_told_once(_ranks([[*PROCESS, *words], other]), 3, "rank 1 on .* has data with digest")
-
-    version = [[sys.executable, "-c", OTHER_VERSION, which, *words] for which in ("new", "old")]
-    _assert_told_once(_ranks(version), 2, r"rank 1 on .* runs veilray 0\.0\.1, rank 0 on")
-    assert not (tmp_path / "run").exists()
+def test_ranks_that_differ_are_refused() -> None:
+    results = run_ranks(DIFFERENCES)
+    assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
+    lead, other = (json.loads(result.out.splitlines()[-1]) for result in results)
+    expected = {
+        "nothing": None,
+        "config": "UsageError: rank 1 on .* has train.epochs = 3, rank 0 on .* has 2: give every rank the same",
+        "digest": "CohortError: rank 1 on .* has data with digest beef, rank 0 on .* cafe: give every rank the same",
+        "version": r"UsageError: rank 1 on .* runs torch 0\.0\.1, rank 0 on .* runs .*: install the same",
+    }
+    for case, said in expected.items():
+        if said is None:
+            assert lead[case] == other[case] == "agreed"
+        else:
+            assert re.match(said, lead[case]), lead[case]
+            assert other[case] == f"ToldElsewhere {3 if case == 'digest' else 2}"
 
 
 def test_ctrl_c_at_the_launcher_leaves_a_checkpoint_and_one_message(small_cohort: Path, tmp_path: Path) -> None:
@@ -184,14 +200,3 @@ def test_ctrl_c_at_the_launcher_leaves_a_checkpoint_and_one_message(small_cohort
 
 def _words(cohort: Path, folder: Path) -> list[str]:
     return [str(word) for word in ("train", "default", "--data", cohort, "--out", folder / "run", *SMALL)]
-
-
-def _ranks(commands: list[list[str]]) -> list[Finished]:
-    return finish(start_ranks(commands))
-
-
-def _assert_told_once(results: list[Finished], status: int, said: str) -> None:
-    assert [result.status for result in results] == [status, status], [result.err for result in results]
-    lines = [line for result in results for line in result.lines]
-    assert len(lines) == 1, lines
-    assert re.search(said, lines[0]), lines[0]
