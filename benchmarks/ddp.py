@@ -1,0 +1,129 @@
+"""Two ranks of one thread against one process of two threads: the same training, the same global batch, gloo.
+
+    python benchmarks/ddp.py [--rounds 5] [--steps 16] [--quick] [--save]
+
+Each side takes the optimiser steps of `veilray train`, with the images and the noise of each, in processes of its own;
+the sides take turns. A ratio above 1 means that the ranks are faster. fp32 and bf16 at sizes of their own, because a
+processor without bf16 takes ten times as long for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from common import alternate, medians, save, table
+from gpu_throughput import Step
+from ranks import run_ranks
+from synthetic import synthetic_cohort
+from veilray.cohort.open import open_data
+from veilray.models.build import build_model
+from veilray.parallel.group import joined
+from veilray.training.config import load_config
+from veilray.training.data import TrainingImages
+from veilray.training.launch import memory_format, resolved
+from veilray.training.setup import Setup
+from veilray.training.state import TrainingState
+from veilray.training.step import Signals, Stepper
+from veilray.training.timing import PartClock
+
+CASES = {
+    "fp32, width 16, 256 px, batch 4": ("fp32", 16, 256, 4),
+    "bf16, width 8, 128 px, batch 4": ("bf16", 8, 128, 4),
+}
+QUICK = {"fp32, width 4, 32 px, batch 4": ("fp32", 4, 32, 4), "bf16, width 4, 32 px, batch 4": ("bf16", 4, 32, 4)}
+WARM_UP = 4
+IMAGES = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--quick", action="store_true", help="tiny networks, to try the script itself")
+    parser.add_argument("--bucket-mb", type=float, default=25.0, help="launch.bucket_mb of the ranks")
+    parser.add_argument("--save", action="store_true", help="write results/ddp.json")
+    parser.add_argument("--side", choices=["one process", "two ranks", "rank"], help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--cohort", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side == "two ranks":
+        words = ["--side", "rank", "--case", options.case, "--cohort", options.cohort, "--steps", str(options.steps)]
+        print(json.dumps(run_ranks(__file__, [*words, "--bucket-mb", str(options.bucket_mb)], ranks=2)))
+        return
+    if options.side:
+        print(json.dumps(_measured(options)))
+        return
+    rows, record = [], {}
+    for case in QUICK if options.quick else CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            cohort = synthetic_cohort(Path(folder) / "cohort", IMAGES, sparse=False, side=(CASES | QUICK)[case][2])
+            words = ["--case", case, "--cohort", str(cohort), "--steps", str(options.steps)]
+            words += ["--bucket-mb", str(options.bucket_mb)]
+            huge_pages = {"THP_MEM_ALLOC_ENABLE": "1"}
+            sides = {
+                "one process": (["--side", "one process", *words], {"OMP_NUM_THREADS": "2", **huge_pages}),
+                "two ranks": (["--side", "two ranks", *words], {"OMP_NUM_THREADS": "1", **huge_pages}),
+            }
+            measured = alternate(__file__, sides, rounds=options.rounds)
+        one, two = (medians(measured[side]) for side in sides)
+        ratio = one["ms_per_step"] / two["ms_per_step"]
+        record[case] = {"rounds": measured, "medians": {"one process": one, "two ranks": two}, "ratio": ratio}
+        exposed = 100 * two["all_reduce_ms"] / two["ms_per_step"]
+        rows.append(
+            [case, f"{one['ms_per_step']:.1f}", f"{two['ms_per_step']:.1f}", f"{exposed:.0f} %", f"{ratio:.2f}x"]
+        )
+    print(table(["case", "one process ms/step", "two ranks ms/step", "of it waiting for ranks", "ratio"], rows))
+    if options.save:
+        save("ddp", {"timed_steps": options.steps, "bucket_mb": options.bucket_mb, "cases": record})
+
+
+def _measured(options: argparse.Namespace) -> dict[str, float]:
+    with joined(torch.device("cpu"), timeout=300.0) as group:
+        setup = Setup("ddp", group) if group.joined else Setup()
+        clock = PartClock(torch.device("cpu"))
+        step = _step(options, setup, clock)
+        for _ in range(WARM_UP):
+            step()
+        clock.take()
+        seconds = []
+        for _ in range(options.steps):
+            began = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - began)
+        parts = clock.take()
+    figures = {f"{part}_ms": 1000 * parts[part] / options.steps for part in parts}
+    return {"ms_per_step": 1000 * statistics.median(seconds), **figures, "threads": torch.get_num_threads()}
+
+
+def _step(options: argparse.Namespace, setup: Setup, clock: PartClock) -> Step:
+    """A step of `veilray train`, its images and noise included."""
+    precision, width, _, batch = (CASES | QUICK)[options.case]
+    changes = [f"launch.precision={precision}", f"model.width={width}", f"train.batch_size={batch}"]
+    device = torch.device("cpu")
+    config = resolved(load_config("default", [*changes, f"launch.bucket_mb={options.bucket_mb}"]), device)
+    images = TrainingImages(open_data(options.cohort), config)
+    torch.manual_seed(config.seed)
+    model = setup.prepare(build_model(config.model))
+    model.to(memory_format=memory_format(config.launch))
+    state = TrainingState(model, config.train, device=device, scale_loss=False)
+    stepper = Stepper(state, config, setup, clock)
+
+    def step() -> None:
+        epoch, index = divmod(state.counters.step, images.steps_per_epoch())
+        parts = images.training_parts(epoch, index, device, setup.group)
+        clock.lap("data")
+        stepper.take(parts, rate=1e-4, signals=Signals())
+        state.counters.step += 1
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
