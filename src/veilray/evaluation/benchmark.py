@@ -164,13 +164,15 @@ def _scored(planned: PlannedRun, ended: Ended, attempts: int, bench: Bench) -> R
     crop = planned.config.train.crop
     size = (crop, crop) if crop else images.data.sizes[0]
     operations = training_operations(planned.config, size=size)
-    peak = peak_of(planned, bench.device, folder=bench.out)
+    environment = run.environment()
+    threads = int(environment["threads"]) * int(environment["world_size"])
+    peak = peak_of(planned, bench.device, threads=threads, folder=bench.out)
     return begin_record(
         planned,
         cohort_digest=bench.data.digest,
         status="done",
         attempts=attempts,
-        environment=run.environment(),
+        environment=environment,
         figures=read_summary(run.path).methods[MODEL],
         timings=timings,
         arithmetic=Arithmetic(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -42,18 +44,31 @@ def impossible(planned: PlannedRun, device: torch.device) -> str:
     return ""
 
 
-def peak_of(planned: PlannedRun, device: torch.device, *, folder: Path) -> float:
+def peak_of(planned: PlannedRun, device: torch.device, *, threads: int, folder: Path) -> float:
     """Measured operations a second of a matrix product on all devices of a run, kept in `peaks.json` of a benchmark.
 
-    Processes on one CPU share its cores, so that their peak is the CPU's; GPUs add up.
+    On a CPU with as many `threads` as all its processes had; GPUs add up.
     """
     path = folder / _PEAKS
     peaks = read_json(path) if path.is_file() else {}
-    key = f"{describe_device(device)}, {planned.config.launch.precision}"
+    name = describe_device(device).removesuffix(f", {torch.get_num_threads()} threads").removesuffix(", 1 thread")
+    key = f"{name}, {f'{threads} threads, ' if device.type == 'cpu' else ''}{planned.config.launch.precision}"
     if key not in peaks:
-        peaks[key] = measured_peak(device, planned.config)
+        with threads_set(threads):
+            peaks[key] = measured_peak(device, planned.config)
         write_json(path, peaks)
     return float(peaks[key]) * (planned.devices if device.type == "cuda" else 1)
+
+
+@contextlib.contextmanager
+def threads_set(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _native(precision: str, device: torch.device) -> bool:

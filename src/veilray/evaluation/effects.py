@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -70,7 +71,8 @@ class Saving:
     """Time saved as the paper counts it: 1 - seconds / seconds of one device with the plan's first level of every
     factor but model and noise, whatever else differs; None where that was not run."""
     speedup: Estimate | None
-    """Seconds an epoch of one device over its own, everything else equal, paired by seed; None without such pairs."""
+    """Seconds an epoch of one device over its own, everything else equal, paired by seed; None without such pairs. Its
+    interval takes the scatter of seeds from all combinations of the set-up, since one has few."""
     quality: dict[str, Estimate]
     """metric -> difference to one device, paired likewise."""
     also: tuple[str, ...]
@@ -126,15 +128,15 @@ def savings(records: Sequence[RunRecord]) -> list[Saving]:
         if levels["setup"] == SINGLE:
             continue
         own = [record for record in finished if record.combination == combination]
-        pairs = _pairs([*own, *_with_setup(finished, SINGLE)], "setup", SINGLE, levels["setup"])
+        pairs = _pairs(finished, "setup", SINGLE, levels["setup"])
         found.append(
             Saving(
                 levels=levels,
                 devices=own[0].devices,
                 published=_published(records, own, levels),
-                speedup=_estimate(pairs, lambda record: 1.0 / _value(record, SECONDS), "ratio") if pairs else None,
-                quality={name: one for name, one in _measures(pairs).items() if name in QUALITY},
-                also=_also_different(pairs, "setup"),
+                speedup=_estimate(pairs, _speed_of_epochs, "ratio", only=combination),
+                quality=_quality(pairs, only=combination),
+                also=_also_different([pair for pair in pairs if pair[1].combination == combination], "setup"),
             )
         )
     return found
@@ -145,20 +147,24 @@ def reference_level(factor: str, levels: Sequence[str]) -> str:
     return SINGLE if factor == "setup" and SINGLE in levels else levels[0]
 
 
-def pooled(blocks: Sequence[Sequence[float]]) -> tuple[float, float | None]:
-    """Mean of the blocks' means, and half the width of its 95 % t interval; None where no block has two values.
+def pooled(blocks: Sequence[Sequence[float]], *, only: int | None = None) -> tuple[float, float | None]:
+    """Mean of the blocks' means, or of the one block `only`, and half the width of its 95 % t interval.
 
-    The variance within a block is taken to be the same in all, so that it has sum(n - 1) degrees of freedom.
+    The variance within a block is taken to be the same in all, so that it has sum(n - 1) degrees of freedom; None where
+    no block has two values.
     """
     means = [float(np.mean(block)) for block in blocks]
+    chosen = range(len(blocks)) if only is None else [only]
+    mean = float(np.mean([means[index] for index in chosen]))
     freedom = sum(len(block) - 1 for block in blocks)
     if not freedom:
-        return float(np.mean(means)), None
+        return mean, None
     squares = sum(float(np.square(np.subtract(block, np.mean(block))).sum()) for block in blocks)
-    error = math.sqrt(squares / freedom * sum(1 / len(block) for block in blocks)) / len(blocks)
-    return float(np.mean(means)), float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error
+    error = math.sqrt(squares / freedom * sum(1 / len(blocks[index]) for index in chosen)) / len(chosen)
+    return mean, float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * error
 
 
+Combination = tuple[tuple[str, str], ...]
 Pair = tuple[RunRecord, RunRecord]
 
 
@@ -174,36 +180,50 @@ def _pairs(records: Sequence[RunRecord], factor: str, reference: str, level: str
 
 
 def _measures(pairs: Sequence[Pair]) -> dict[str, Estimate]:
+    speed = _estimate(pairs, lambda record: _value(record, SPEED), "ratio")
+    return ({} if speed is None else {SPEED: speed}) | _quality(pairs)
+
+
+def _quality(pairs: Sequence[Pair], *, only: Combination | None = None) -> dict[str, Estimate]:
     measures = {}
-    if pairs:
-        measures[SPEED] = _estimate(pairs, lambda record: _value(record, SPEED), "ratio")
     for metric in QUALITY:
         scored = [pair for pair in pairs if all(record.figures.get(metric) is not None for record in pair)]
-        if scored:
-            measures[metric] = _estimate(scored, lambda record, name=metric: _value(record, name), "difference")  # type: ignore[misc]
+        estimate = _estimate(scored, partial(_value, measure=metric), "difference", only=only)
+        if estimate is not None:
+            measures[metric] = estimate
     return measures
 
 
-def _estimate(pairs: Sequence[Pair], value: Callable[[RunRecord], float], kind: Kind) -> Estimate:
-    blocks: dict[object, list[float]] = {}
+def _estimate(
+    pairs: Sequence[Pair], value: Callable[[RunRecord], float], kind: Kind, *, only: Combination | None = None
+) -> Estimate | None:
+    """The mean over all combinations, or of one of them; None where it has no pairs."""
+    blocks: dict[Combination, list[float]] = {}
     for before, after in pairs:
         first, second = value(before), value(after)
         change = math.log(second / first) if kind == "ratio" else second - first
         blocks.setdefault(after.combination, []).append(change)
+    if not blocks or (only is not None and only not in blocks):
+        return None
     back: Callable[[float], float] = math.exp if kind == "ratio" else float
-    mean, half = pooled(list(blocks.values()))
-    means = [float(np.mean(block)) for block in blocks.values()]
+    mean, half = pooled(list(blocks.values()), only=None if only is None else list(blocks).index(only))
+    mine = [pair for pair in pairs if only in (None, pair[1].combination)]
+    means = [float(np.mean(block)) for which, block in blocks.items() if only in (None, which)]
     return Estimate(
         kind=kind,
         mean=back(mean),
         low=None if half is None else back(mean - half),
         high=None if half is None else back(mean + half),
-        pairs=len(pairs),
-        combinations=len(blocks),
-        seeds=len({after.seed for _, after in pairs}),
+        pairs=len(mine),
+        combinations=len(means),
+        seeds=len({after.seed for _, after in mine}),
         smallest=back(min(means)),
         largest=back(max(means)),
     )
+
+
+def _speed_of_epochs(record: RunRecord) -> float:
+    return 1.0 / _value(record, SECONDS)
 
 
 def _value(record: RunRecord, measure: str) -> float:
@@ -229,10 +249,6 @@ def _also_different(pairs: Sequence[Pair], factor: str) -> tuple[str, ...]:
 
 def _settings(record: RunRecord) -> Mapping[str, str]:
     return flatten(RunConfig.model_validate(record.config))
-
-
-def _with_setup(records: Sequence[RunRecord], setup: str) -> list[RunRecord]:
-    return [record for record in records if record.levels["setup"] == setup]
 
 
 def _published(records: Sequence[RunRecord], own: Sequence[RunRecord], levels: Mapping[str, str]) -> float | None:

@@ -161,7 +161,7 @@ def _speed_row(group: RunGroup, analysis: Analysis) -> dict[str, Any]:
     return _named(group.levels, analysis) | {
         "images": text.number(sum(speeds) / len(speeds), 1),
         "images_range": f"{text.number(min(speeds), 1)} to {text.number(max(speeds), 1)}" if len(speeds) > 1 else "",
-        "operations": text.number(group.operations_per_image / 1e9, 2),
+        "operations": f"{group.operations_per_image / 1e9:.3g}",
         "rate": words.rate_text(rate),
         "peak": words.rate_text(group.peak_per_second),
         "share": f"{text.number(100 * group.share_of_peak, 1)}{words.NARROW}%",
@@ -174,7 +174,6 @@ def _effect_row(effect: Effect) -> dict[str, Any]:
     shown = {name: words.estimate_text(effect.measures.get(name), name) for name in (SPEED, *QUALITY)}
     spread = effect.measures.get(SPEED)
     return {
-        "factor": words.FACTOR_NAMES[effect.factor],
         "label": words.effect_label(effect),
         "measures": shown,
         "spread": ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from veilray.evaluation.benchmark_groups import Analysis
 from veilray.evaluation.benchmark_record import done
-from veilray.evaluation.effects import SPEED, Effect, Estimate, Saving
+from veilray.evaluation.effects import SPEED, Effect, Estimate
 from veilray.evaluation.labels import MODEL_NAMES, as_text, phrase
 from veilray.evaluation.plan import SINGLE
 from veilray.report.text import count, listed, number, score, with_unit
@@ -107,12 +108,11 @@ def estimate_text(estimate: Estimate | None, measure: str) -> tuple[str, str]:
     return one(estimate.mean), f"{one(estimate.low)} to {one(estimate.high)}"
 
 
-def sample_text(estimate: Estimate | None) -> str:
-    """How many pairs an estimate comes from: `8 pairs: 4 combinations, 2 seeds`."""
+def sample_text(estimate: Estimate | None) -> tuple[str, str]:
+    """How many pairs an estimate comes from: `8`, `4 comb., 2 seeds`."""
     if estimate is None:
-        return "no pairs"
-    combinations, seeds = count(estimate.combinations, "combination"), count(estimate.seeds, "seed")
-    return f"{count(estimate.pairs, 'pair')}: {combinations}, {seeds}"
+        return "0", ""
+    return number(estimate.pairs, 0), f"{number(estimate.combinations, 0)} comb., {count(estimate.seeds, 'seed')}"
 
 
 def rate_text(operations: float) -> str:
@@ -144,7 +144,8 @@ def title(analysis: Analysis) -> str:
 def abstract(analysis: Analysis) -> list[str]:
     """The outcome in a few sentences."""
     finished = done(analysis.records)
-    hardware = listed(sorted({str(record.environment.get("device_name", "unknown device")) for record in finished}))
+    names = {str(record.environment.get("device_name", "unknown device")) for record in finished}
+    hardware = listed(sorted({re.sub(r", \d+ threads?$", "", name) for name in names}))
     opening = (
         f"{count(len(finished), 'training')} of {count(len(analysis.groups), 'combination')} of "
         f"{listed([FACTOR_NAMES[name].lower() for name in analysis.varied]) or 'settings'}, with "
@@ -154,17 +155,6 @@ def abstract(analysis: Analysis) -> list[str]:
     missing = [f"{count(number_of, 'run')} {word}" for word, number_of in _missing(analysis) if number_of]
     rest = [f"Not in the figures: {listed(missing)} (reasons at the end)."] if missing else []
     return [opening, *_speed_and_quality(analysis), *rest]
-
-
-def saving_sentence(saving: Saving) -> str:
-    """What a set-up saved against one device, and what it did to PSNR."""
-    where = f"{level_name('model', saving.levels['model'])} at {level_name('noise', saving.levels['noise'])} noise"
-    saved, ends = estimate_text(saving.saved, "saved")
-    quality, quality_ends = estimate_text(saving.quality.get("psnr"), "psnr")
-    return (
-        f"{where}: {level_name('setup', saving.levels['setup'])} saved {saved} ({ends}) and changed PSNR by "
-        f"{with_unit('psnr', quality)} ({quality_ends})"
-    )
 
 
 def _speed_and_quality(analysis: Analysis) -> list[str]:
