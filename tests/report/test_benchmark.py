@@ -126,7 +126,11 @@ def test_effects_on_speed_and_quality_stand_side_by_side(page: Page) -> None:
     assert setup[1].startswith(f"{ratio:.3f}×")
     assert setup[3].startswith("0.00")
     assert setup[6] == "8 4 comb., 2 seeds"
-    assert set(rows) == {"U-Net++ / U-Net", "30\N{NO-BREAK SPACE}% / 10\N{NO-BREAK SPACE}%", "DDP, 2 devices / one device"}
+    assert set(rows) == {
+        "U-Net++ / U-Net",
+        "30\N{NO-BREAK SPACE}% / 10\N{NO-BREAK SPACE}%",
+        "DDP, 2 devices / one device",
+    }
 
 
 def test_what_was_skipped_is_listed_with_its_reason(html: str, page: Page) -> None:
