@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.command_line import start
+from tests.command_line import done, start
 from tests.exchange.sites import make_sites, sealed
 from tests.exchange.transfer.receivers import Place, client, offered, put_header, raw, receiving, status_of
 
 from veilray.errors import BundleError, DataError, RefusedError, UsageError, VeilrayError
 from veilray.exchange.keys import KeyFolder
-from veilray.exchange.transfer import server
+from veilray.exchange.transfer import server, spool
 from veilray.exchange.transfer.authority import make_test_authority
 from veilray.exchange.transfer.client import ClientTls, Sent, send_bundle
 from veilray.exchange.transfer.config import load_receive_config
@@ -131,20 +131,59 @@ def test_a_restarted_server_goes_on_too(place: Place, large: Path) -> None:
     assert whole(place) == [large.read_bytes()]
 
 
-def test_a_connection_that_breaks_within_a_chunk_loses_nothing_that_came(place: Place, large: Path) -> None:
+def test_a_connection_that_breaks_within_a_chunk_leaves_a_sound_upload(place: Place, large: Path) -> None:
     data = large.read_bytes()
     with receiving(place) as address, client(place, address) as web:
         _, path = offered(place, web, large)
         with raw(place, address) as connection:
             connection.sendall(put_header(path, length=60_000) + data[:30_000])
-        for _ in range(100):
-            if not leftovers(place) or '"offset": 30000' in next((place.spool / ".parts").glob("*.json")).read_text():
-                break
-            time.sleep(0.05)
-        answer = web.post("/v1/uploads", content=make_ticket(large, keys=place.sender).model_dump_json())
-        assert answer.json()["offset"] == 30_000
         send(place, large, address)
     assert whole(place) == [data]
+
+
+def test_what_was_taken_of_a_chunk_is_not_sent_twice(
+    place: Place, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "BLOCK", 10_000)
+    monkeypatch.setattr(server, "_WRITE", 10_000)
+    taken = threading.Event()
+    write = spool.Upload.write
+
+    def watched(self: spool.Upload, block: bytes) -> None:
+        write(self, block)
+        taken.set()
+
+    monkeypatch.setattr(spool.Upload, "write", watched)
+    with receiving(place) as address, client(place, address) as web:
+        signed, path = offered(place, web, large)
+        with raw(place, address) as connection:
+            connection.sendall(put_header(path, length=60_000) + large.read_bytes()[:30_000])
+            assert taken.wait(timeout=60)
+        for _ in range(400):
+            answer = web.post("/v1/uploads", content=signed.model_dump_json()).json()
+            if answer["offset"]:
+                break
+            time.sleep(0.05)
+        assert 10_000 <= answer["offset"] <= 30_000
+        counts: list[int] = []
+        send(place, large, address, advance=counts.append)
+        assert counts[0] >= 10_000
+    assert whole(place) == [large.read_bytes()]
+
+
+def test_a_server_that_stops_before_the_last_step_takes_it_later(
+    place: Place, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with receiving(place) as address, client(place, address) as web:
+        _, path = offered(place, web, bundle)
+        with monkeypatch.context() as broken:
+            broken.setattr(spool.Upload, "finish", lambda self: 1 / 0)
+            assert web.put(path, params={"offset": 0}, content=bundle.read_bytes()).status_code == 500
+    assert not whole(place)
+    with receiving(place) as address:
+        assert send(place, bundle, address).already_there  # every byte of it
+    assert whole(place) == [bundle.read_bytes()]
+    assert not leftovers(place)
 
 
 def test_what_is_not_the_next_chunk_is_refused(place: Place, large: Path) -> None:
@@ -412,7 +451,9 @@ def test_the_server_as_a_process_of_its_own(place: Place, bundle: Path) -> None:
             with contextlib.suppress(OSError), socket.create_connection(address[8:].split(":"), timeout=5):
                 break
             time.sleep(0.1)
-        send(place, bundle, address)
+        tls = ("--ca", place.tls.authority, "--cert", place.tls.certificate, "--key", place.tls.key)
+        said = done("send", bundle, "--to", address, "--keys", place.sender.path, *tls)
+        assert "is there, whole" in said.out
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err

@@ -54,8 +54,6 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
             return refuse(403, "certificate", "this certificate is not one of a sender known here", None)
         try:
             ticket = check_ticket(await _small_body(request, patience), card=sender.card)
-            if spool.received(sender, ticket.sha256):
-                return _answer("complete", ticket.size)
             upload = await run_in_threadpool(spool.offer, sender, ticket)
         except BundleError as error:
             return refuse(403, error.reason, str(error), sender)
@@ -63,7 +61,13 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
             return refuse(507, "room", str(error), sender)
         except (TimeoutError, ClientDisconnect):
             return refuse(408, "slow", "the ticket came too slowly", sender)
-        return _answer("partial", upload.offset)
+        if upload is None:
+            return _answer("complete", ticket.size)
+        if not upload.whole:
+            return _answer("partial", upload.offset)
+        if upload.busy:
+            return refuse(423, "busy", "the bundle is being checked", sender)
+        return await conclude(sender, upload)  # a stop of the server came between its last byte and its name
 
     @app.put("/v1/uploads/{sha256}")
     async def chunk(request: Request, sha256: str) -> JSONResponse:
@@ -85,11 +89,11 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
             return refuse(status, "chunk", error, sender, offset=upload.offset)
         upload.busy = True
         try:
-            return await _take(request, sender, upload)
+            return await take(request, sender, upload)
         finally:
             upload.busy = False
 
-    async def _take(request: Request, sender: Sender, upload: Upload) -> JSONResponse:
+    async def take(request: Request, sender: Sender, upload: Upload) -> JSONResponse:
         try:
             async for block in _blocks(request, patience):
                 await run_in_threadpool(upload.write, block)
@@ -98,14 +102,21 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
         except ClientDisconnect:
             return refuse(408, "disconnected", "the connection ended within the chunk", sender)
         finally:
-            await run_in_threadpool(upload.commit)  # what came before a broken connection is not sent twice
+            await run_in_threadpool(upload.commit)  # what was taken before a break is not sent twice
         if not upload.whole:
             return _answer("partial", upload.offset)
-        spool.close(sender, upload.ticket.sha256)
+        return await conclude(sender, upload)
+
+    async def conclude(sender: Sender, upload: Upload) -> JSONResponse:
+        upload.busy = True
         try:
             await run_in_threadpool(upload.finish)
         except BundleError as error:
+            spool.close(sender, upload.ticket.sha256)
             return refuse(422, error.reason, str(error), sender)
+        finally:
+            upload.busy = False
+        spool.close(sender, upload.ticket.sha256)
         spool.log("received", sender=sender.card.name, sha256=upload.ticket.sha256, bytes=upload.ticket.size)
         return _answer("complete", upload.ticket.size)
 

@@ -149,10 +149,15 @@ class Spool:
         """An upload that was offered before, since the start of the server."""
         return self._uploads.get((sender.card.name, sha256))
 
-    def offer(self, sender: Sender, ticket: Ticket) -> Upload:
-        """Begin an upload or go on with it. NoRoomError where it is too large, or a quota or the disk has no room."""
+    def offer(self, sender: Sender, ticket: Ticket) -> Upload | None:
+        """Begin an upload or go on with it; None where the bundle has come already.
+
+        Raises NoRoomError where it is too large, or a quota or the disk has no room.
+        """
         with self._offering:
             known = self.upload(sender, ticket.sha256)
+            if known is None and self.received(sender, ticket.sha256):
+                return None
             return known if known is not None else self._begin(sender, ticket)
 
     def close(self, sender: Sender, sha256: str) -> None:
