@@ -217,6 +217,30 @@ def test_for_processing_other_sizes_and_nameless_objects_are_refused() -> None:
         derived_object(original, np.zeros((23, 31), np.float32), provenance=PROVENANCE, key=KEY)
 
 
+def test_damaged_originals_give_a_reason_or_an_object_that_can_be_read() -> None:
+    data = save(dx(_values(), bits=12, VOILUTSequence=[table(np.arange(16), first=0, bits=8)]))
+    chance = np.random.default_rng(1)
+    pixels = read_radiograph_bytes(data, source="a.dcm").pixels
+    made = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(250):
+            damaged = bytearray(data)
+            for place in chance.integers(132, len(data) - 1400, chance.integers(1, 4)):
+                damaged[place] = chance.integers(256)
+            try:
+                original = parse_dicom(bytes(damaged))
+            except Exception:  # as every caller expects of a file that cannot be parsed
+                continue
+            try:
+                encoded = encode_dicom(derived_object(original, pixels, provenance=PROVENANCE, key=KEY))
+            except ImageError:
+                continue
+            assert is_derived(dcmread(io.BytesIO(encoded)))
+            made += 1
+    assert 25 < made < 250
+
+
 def _errors(path: Path) -> set[str]:
     """What dicom3tools' validator calls an error; it writes to standard error."""
     done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, timeout=60, errors="replace")

@@ -99,11 +99,14 @@ def _derive(original: Dataset, pixels: FloatImage, provenance: Provenance, key: 
 
 
 def encode_dicom(dataset: Dataset) -> bytes:
-    """A data set with its file meta information as the bytes of a DICOM file (PS3.10 7)."""
+    """A derived object as the bytes of a DICOM file (PS3.10 7); ImageError where its values cannot be written."""
     from pydicom import dcmwrite
 
     stream = io.BytesIO()
-    dcmwrite(stream, dataset, enforce_file_format=True)
+    try:
+        dcmwrite(stream, dataset, enforce_file_format=True)
+    except Exception:  # pydicom raises anything at all on values that break their representation
+        raise ImageError("its header holds values that cannot be written again") from None
     return stream.getvalue()
 
 
@@ -145,7 +148,8 @@ def _copied(original: Dataset) -> Dataset:
         ):
             continue
         try:
-            derived[tag] = copy.deepcopy(original[tag])
+            element = original[tag]
+            derived[tag] = copy.deepcopy(element) if element.VR == "SQ" else copy.copy(element)
         except Exception:  # a value that cannot be converted raises anything
             raise ImageError(f"its element {tag} is damaged, so it cannot go into a derived object") from None
     derived.remove_private_tags()

@@ -29,6 +29,7 @@ CENTRE = 2048
 
 _ENERGY = 36.0
 _ITERATIONS = 60
+_SETTLED = 1e-5
 _Array = npt.NDArray[np.float64]
 
 
@@ -75,7 +76,9 @@ def _unclamped_std(means: _Array, variances: _Array) -> _Array:
     for _ in range(_ITERATIONS):
         mean, variance, inside = _moments(m, std)
         m = np.clip(m + np.clip((means - mean) / np.maximum(inside, 1e-3), -0.1, 0.1), -2.0, 3.0)
-        std = np.clip(std * np.sqrt(variances / np.maximum(variance, 1e-12)), 1e-6, 2.0)
+        before, std = std, np.clip(std * np.sqrt(variances / np.maximum(variance, 1e-12)), 1e-6, 2.0)
+        if np.abs(std - before).max() < _SETTLED:
+            break
     return std
 
 
