@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 from veilray.cli.obfuscate import obfuscate_command
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.release import Release
-from veilray.errors import UsageError
+from veilray.errors import RefusedError, UsageError, VeilrayError
+from veilray.exchange.keys import KeyFolder
 
 app = typer.Typer()
 app.command()(obfuscate_command)
@@ -64,3 +65,58 @@ def test_standard_deviations_that_are_none(cohort: Path, tmp_path: Path, std: st
     assert str(result.exception).startswith("--std")
     assert len(str(result.exception).splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """Keys of Site One that know site two."""
+    one = KeyFolder.create(tmp_path / "keys", name="one")
+    one.pin(KeyFolder.create(tmp_path / "two", name="two", role="site-two").card)
+    return tmp_path / "keys"
+
+
+def test_with_keys(cohort: Path, keys: Path, tmp_path: Path) -> None:
+    result = _run(cohort, "--out", tmp_path / "out", "--keys", keys, "--receiver", "two", "--fields", "none")
+    assert result.exit_code == 0
+    release = Release.open(tmp_path / "out")
+    assert release.record.noise_source == "secret"
+    assert release.record.fields == ()
+    assert "No keys" not in result.stdout
+    again = _run(cohort, "--out", tmp_path / "weaker", "--keys", keys, "--receiver", "two", "--std", "0.1")
+    assert isinstance(again.exception, RefusedError)
+    answered = ["--override-name", "Dr. A", "--override-reason", "study 7"]
+    over = _run(cohort, "--out", tmp_path / "weaker", "--keys", keys, "--receiver", "two", "--std", "0.1", *answered)
+    assert "objections to 6 images were overridden" in over.stdout
+
+
+def test_a_dry_run_writes_nothing(cohort: Path, keys: Path, tmp_path: Path) -> None:
+    before = sorted(path for path in tmp_path.rglob("*"))
+    result = _run(cohort, "--keys", keys, "--receiver", "two", "--dry-run", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    for said in ("6 images of 3 patients would leave", "noisy-16x16-uint8.npy", "index.csv", '"statement"', "view"):
+        assert said in result.stdout
+    assert "The ledger has 0 objections." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        (["--dry-run", "--fields", "view,name"], UsageError, "--fields 'name'"),
+        (["--dry-run", "--blank", "1,2"], UsageError, "X,Y,WIDTH,HEIGHT"),
+        (["--dry-run", "--receiver", "two"], UsageError, "need --keys"),
+        (["--dry-run", "--keys", "KEYS"], UsageError, "--receiver is missing"),
+        (["--dry-run", "--keys", "KEYS", "--receiver", "nobody"], RefusedError, "nobody"),
+        (["--dry-run", "--keys", "KEYS", "--receiver", "two", "--override-name", "a"], UsageError, "go together"),
+        (["--dry-run", "--keys", "KEYS", "--receiver", "two", "--std", "0.25"], UsageError, "0.1, 0.2, 0.3"),
+        (["--dry-run", "--pairs"], RefusedError, "--consent-clean-images"),
+        (["--dry-run", "--reviewed", "nowhere.csv"], UsageError, "not a file"),
+        ([], UsageError, "--out is missing"),
+    ],
+)
+def test_requests_that_do_not_hold_together(
+    cohort: Path, keys: Path, options: list[str], kind: type[VeilrayError], message: str
+) -> None:
+    result = _run(cohort, *(str(keys) if word == "KEYS" else word for word in options))
+    assert isinstance(result.exception, kind)
+    assert message in str(result.exception)

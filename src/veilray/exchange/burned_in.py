@@ -27,7 +27,7 @@ _CONTRAST = 0.25
 """Against what surrounds a stroke, in units of the [0, 1] range."""
 _MIN_LETTERS = 3
 # Letter heights, in pixels and as a share of the image's shorter side.
-_LEAST_HEIGHT, _MOST_HEIGHT = 4, 0.08
+_LEAST_HEIGHT, _MOST_HEIGHT = 4, 0.1
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def find_text(pixels: FloatImage) -> list[Box]:
     step = max(1, min(pixels.shape) // _SEARCHED_SIDE)
     small = _reduced(pixels, step)
     lines = [line for look in (small, 1 - small) for line in _lines(_letters(look))]
-    return [Box(*(step * number for number in _around(line))) for line in lines]
+    return [Box(*(step * number for number in _around(line, small.shape))) for line in lines]
 
 
 def _reduced(pixels: FloatImage, step: int) -> FloatImage:
@@ -153,7 +153,11 @@ def _continues(last: _Shape, shape: _Shape) -> bool:
     return level and alike and -0.2 * height <= shape.left - last.right <= height
 
 
-def _around(line: list[_Shape]) -> Box:
-    top, left = min(shape.top for shape in line), min(shape.left for shape in line)
-    bottom, right = max(shape.bottom for shape in line), max(shape.right for shape in line)
-    return Box(top, left, bottom - top, right - left)
+def _around(line: list[_Shape], shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a line, with a margin for the blur around letters and for what touched them."""
+    top, left = min(one.top for one in line), min(one.left for one in line)
+    bottom, right = max(one.bottom for one in line), max(one.right for one in line)
+    margin = 1 + (bottom - top) // 3
+    top, left = max(0, top - margin), max(0, left - margin)
+    bottom, right = min(shape[0], bottom + margin), min(shape[1], right + margin)
+    return top, left, bottom - top, right - left
