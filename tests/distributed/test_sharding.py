@@ -99,6 +99,21 @@ def test_what_the_lead_cannot_write_ends_all_ranks_with_one_message(sources: Pat
     ]
 
 
+def test_a_rank_that_is_killed_ends_the_others_and_nothing_is_left(sources: Path, tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from veilray.cohort import build; from veilray.cli.main import run\n"
+        "class Die:\n"
+        "    def __call__(self, item, **options): os._exit(137)\n"
+        "if os.environ['RANK'] == '1': build.prepare = Die()\n"
+        "run()"
+    )
+    words = ["import", str(sources), "--out", str(tmp_path / "out"), "--size", "32", "--workers", "1"]
+    results = finish(start_ranks([[sys.executable, "-c", script, *words]] * 2))
+    assert [result.status for result in results] == [1, 137]
+    assert "another rank has ended" in _one_message(results)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_prepared_image_survives_its_journey(sources: Path, tmp_path: Path) -> None:
     dicom = tmp_path / "one.dcm"
     dicom.write_bytes(save(build(np.arange(600, dtype=np.uint16).reshape(20, 30), bits=12, PatientAge="058Y")))

@@ -38,7 +38,7 @@ from veilray.models.config import ModelConfig
 DEVICE = Device(overhead_s=0.02, flop_per_s=3e10, traffic_bytes_per_s=4e9)
 LINK = Link(latency_s=2e-4, bytes_per_s=1.2e9)
 HOST = Network(ranks_per_host=8, local=LINK)
-PLAN = Plan(batch_per_rank=4)
+PLAN = Plan(batch_per_rank=4, synchronised=False)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,17 @@ def test_options_do_what_they_are_for(workload: Workload) -> None:
     ]
     assert shares == sorted(shares)
     assert epoch_s(workload, DEVICE, slow, PLAN, ranks=8, images=33) == pytest.approx(2 * plain.total_s)
+
+
+def test_batch_statistics_cost_two_small_exchanges_a_layer_and_pass(workload: Workload) -> None:
+    assert workload.batch_norms == 9  # one in each block
+    plan = replace(PLAN, accumulation=3, synchronised=True)
+    with_them = step_time(workload, DEVICE, HOST, plan, ranks=8)
+    without = step_time(workload, DEVICE, HOST, replace(plan, synchronised=False), ranks=8)
+    small = all_reduce_s(4096, HOST, ranks=8)
+    assert with_them.total_s - without.total_s == pytest.approx(2 * 9 * 3 * small)
+    grouped = count_workload(ModelConfig(name="unet", width=16, norm="group"), size=64)
+    assert step_time(grouped, DEVICE, HOST, plan, ranks=8).statistics_s == 0
 
 
 def test_the_slowest_of_many_ranks_is_the_expected_maximum() -> None:

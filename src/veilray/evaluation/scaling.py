@@ -1,8 +1,8 @@
 """How long a data-parallel training step takes: compute, latency, bandwidth, overlap and stragglers.
 
 A step is the slowest rank's arithmetic, plus that part of the exchange of gradients which the backward pass does not
-hide. Times are in seconds, rates in units a second, shares between 0 and 1. What it predicts is speed alone: whether a
-larger global batch still learns as well is another question.
+hide, plus the exchanges of batch statistics, which nothing hides. Times are in seconds, rates in units a second, shares
+between 0 and 1. Speed alone is predicted: whether a larger global batch still learns as well is another question.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from scipy import integrate, stats
 
 from veilray.errors import UsageError
 from veilray.evaluation.workload import Workload
+
+STATISTICS_BYTES = 4096
+"""Of one layer: a few numbers for each of some hundred channels. Latency decides how long they take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,8 @@ class Plan:
     """Gradients in fp32 that are exchanged together: DistributedDataParallel's bucket_cap_mb."""
     compression: float = 1.0
     """Bytes sent for each byte of fp32 gradient: 0.5 with bf16."""
+    synchronised: bool = True
+    """Whether batch statistics, where the network has any, cross ranks; nothing does under group normalisation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +89,13 @@ class StepTime:
     """The exchange of all gradients, hidden or not."""
     exposed_s: float
     """The part of the exchange that the backward pass does not hide."""
+    statistics_s: float
+    """The exchange of batch statistics, for which every layer waits."""
 
     @property
     def total_s(self) -> float:
         """The whole step."""
-        return self.compute_s + self.straggling_s + self.exposed_s
+        return self.compute_s + self.straggling_s + self.exposed_s + self.statistics_s
 
 
 def step_time(workload: Workload, device: Device, network: Network, plan: Plan, *, ranks: int) -> StepTime:
@@ -103,11 +110,14 @@ def step_time(workload: Workload, device: Device, network: Network, plan: Plan, 
     bucket = all_reduce_s(workload.gradient_bytes * plan.compression / buckets, network, ranks=ranks)
     # The last bucket is full only when the last backward pass is over.
     hidden = network.overlap * slower * pass_s * workload.backward_share * (buckets - 1) / buckets
+    small = all_reduce_s(STATISTICS_BYTES, network, ranks=ranks)
+    layers = workload.batch_norms if plan.synchronised else 0
     return StepTime(
         compute_s=compute,
         straggling_s=compute * device.straggling * expected_maximum(ranks),
         exchange_s=buckets * bucket,
         exposed_s=max(bucket, buckets * bucket - hidden),
+        statistics_s=2 * layers * plan.accumulation * small,
     )
 
 
