@@ -332,3 +332,17 @@ def test_metrics_are_lines_of_json(flow_run: Path) -> None:
     lines = (flow_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["epoch", "epoch"]
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_a_training_without_scores_leaves_them_out_and_can_be_evaluated_later(
+    flow_cohort: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done("train", "default", "--data", flow_cohort, "--out", run, *SMALL, "--set", "train.epochs=1", "--no-evaluate")
+    assert (run / "checkpoints" / "best.safetensors").is_file()
+    assert not (run / "evaluation").exists()
+    assert not (run / "report.html").exists()
+    (epoch,) = RunFolder(run).epochs()
+    assert 0 < epoch.parts["metrics"] < epoch.parts["validation"] + epoch.parts["metrics"] <= epoch.seconds
+    done("evaluate", run, "--data", flow_cohort, "--no-download")
+    assert read_summary(run).split == "test"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from veilray.errors import UsageError
-from veilray.evaluation.plan import BenchmarkPlan, PlannedRun, base_config, dump_plan, expand, load_plan, plan_names
+from veilray.evaluation.plan import BenchmarkPlan, PlannedRun, base_config, expand, load_plan, plan_names, write_plan
 
 CPU = torch.device("cpu")
 
@@ -107,6 +107,9 @@ def test_a_base_beside_the_plan_is_found_from_anywhere(tmp_path: Path, monkeypat
     plan = _plan(tmp_path / "plans", 'base = "mine.toml"\n')
     monkeypatch.chdir("/")
     assert base_config(plan).train.epochs == 7
+    write_plan(plan, tmp_path / "out")
+    (tmp_path / "plans" / "mine.toml").unlink()
+    assert base_config(load_plan(tmp_path / "out" / "plan.toml")).train.epochs == 7
 
 
 def test_overrides_reach_every_run_and_the_written_plan_says_the_same(tmp_path: Path) -> None:
@@ -114,8 +117,8 @@ def test_overrides_reach_every_run_and_the_written_plan_says_the_same(tmp_path: 
     plan = load_plan(tmp_path / "plan.toml", ["train.epochs=1", "model.width=4"])
     runs = expand(plan, device=CPU)
     assert {(run.config.train.epochs, run.config.model.width) for run in runs} == {(1, 4)}
-    (tmp_path / "written.toml").write_text(dump_plan(plan), encoding="utf-8")
-    assert expand(load_plan(tmp_path / "written.toml"), device=CPU) == runs
+    write_plan(plan, tmp_path / "out")
+    assert expand(load_plan(tmp_path / "out" / "plan.toml"), device=CPU) == runs
 
 
 def test_the_plans_that_ship(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from veilray.evaluation.benchmark_record import (
 )
 from veilray.evaluation.evaluate import Perceptual, evaluate_run
 from veilray.evaluation.peak import training_operations
-from veilray.evaluation.plan import BenchmarkPlan, PlannedRun, dump_plan, expand
+from veilray.evaluation.plan import BenchmarkPlan, PlannedRun, expand, write_plan
 from veilray.evaluation.results import MODEL, read_summary
 from veilray.files import write_text
 from veilray.training.config import dump_config
@@ -73,7 +73,7 @@ def run_plan(
         opened.verify()
         runs = [_with_noise(planned, opened) for planned in expand(plan, device=device)]
         before = {planned.name: _earlier(out, planned, opened.digest) for planned in runs}
-        write_text(out / "plan.toml", dump_plan(plan))
+        write_plan(plan, out)
         bench = Bench(out=out, path=data, data=opened, device=device, perceptual=perceptual, lock=lock, note=note)
         records = []
         for number, planned in enumerate(runs, start=1):

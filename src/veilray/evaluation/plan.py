@@ -16,11 +16,13 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from veilray.errors import UsageError
+from veilray.files import write_text
 from veilray.obfuscation.config import Std
 from veilray.training.config import RunConfig, apply_override, load_config
 from veilray.training.launch import resolved
 
 PLANS = Path(__file__).parent / "plans"
+PLAN_FILE, BASE_FILE = "plan.toml", "base.toml"
 SCHEMA_VERSION = 1
 
 SETTING_OF = {
@@ -183,9 +185,17 @@ def plan_names() -> list[str]:
     return sorted(path.stem for path in PLANS.glob("*.toml"))
 
 
+def write_plan(plan: BenchmarkPlan, folder: Path) -> None:
+    """Write `plan.toml`, and `base.toml` beside it where the base is a file of the user's, so that they repeat it."""
+    own = Path(plan.base).is_file()
+    if own:
+        write_text(folder / BASE_FILE, Path(plan.base).read_text(encoding="utf-8"))
+    write_text(folder / PLAN_FILE, dump_plan(plan.model_copy(update={"base": BASE_FILE}) if own else plan))
+
+
 def dump_plan(plan: BenchmarkPlan) -> str:
     """A plan as TOML."""
-    values = plan.model_dump(mode="json", exclude_defaults=True) | {"base": Path(plan.base).name}
+    values = plan.model_dump(mode="json", exclude_defaults=True) | {"base": plan.base}
     return tomlkit.dumps({"schema_version": SCHEMA_VERSION, **values})
 
 

@@ -72,7 +72,7 @@ def _context(analysis: Analysis) -> Mapping[str, Any]:
         "shared_patients": max(int(record.environment.get("shared_patients") or 0) for record in finished),
         "sets": {name: finished[0].environment.get(f"n_{name}") for name in ("train", "validation", "test")},
         "adjustments": _adjustments(analysis),
-        "plan_toml": dump_plan(analysis.plan),
+        "plan_toml": _plan_text(analysis),
         "commands": _commands(analysis, finished),
     }
 
@@ -204,6 +204,11 @@ def _environment(finished: Sequence[RunRecord]) -> list[tuple[str, str]]:
             rows.append((name, "; ".join(values)))
     first, last = (choose(record.recorded for record in finished) for choose in (min, max))
     return [*rows, ("Recorded", f"{first} to {last}" if first != last else first)]
+
+
+def _plan_text(analysis: Analysis) -> str:
+    # A report travels; where the base lay on this machine need not.
+    return dump_plan(analysis.plan.model_copy(update={"base": Path(analysis.plan.base).name}))
 
 
 def _commands(analysis: Analysis, finished: Sequence[RunRecord]) -> list[str]:
