@@ -5,8 +5,8 @@
 A node (`veilray serve`) runs as a process of its own with a U-Net whose weights were drawn at random, which costs what
 trained ones cost. Four processes of their own send different 12-bit images of noisy phantoms by C-STORE; one more is
 the archive that the node delivers to. The rate is the number of images over the time from the first association to the
-last delivery. The node's memory (resident set of all its processes, from /proc) is taken every second; flat means that
-the last quarter's median is at most 5 % above the second quarter's.
+last delivery. The node's memory (resident set of all its processes, from /proc) is taken four times a second; flat means
+that the last quarter's median is at most 5 % above the second quarter's.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def _run(options: argparse.Namespace, pid: int, port: int, health: int) -> dict[
         assert sender.stdout is not None
         sender.stdout.readline()
     began, memory, delivered, received_by = time.monotonic(), [], 0, 0.0
+    _, before = _usage(pid)
     for sender in senders:
         assert sender.stdin is not None
         sender.stdin.close()
@@ -103,7 +104,8 @@ def _run(options: argparse.Namespace, pid: int, port: int, health: int) -> dict[
         delivered = _value(page, r'veilray_delivered_total\{destination="archive"\} (\d+)')
         if not received_by and _value(page, r"veilray_received_total (\d+)") == total:
             received_by = time.monotonic() - began
-        memory.append(_resident(pid))
+        resident, spent = _usage(pid)
+        memory.append(resident)
         if time.monotonic() - began > 3600:
             raise SystemExit("gave up after an hour")
     seconds = time.monotonic() - began
@@ -121,6 +123,7 @@ def _run(options: argparse.Namespace, pid: int, port: int, health: int) -> dict[
         "seconds": round(seconds, 2),
         "seconds_to_receive_all": round(received_by, 2),
         "images_per_second": round(total / seconds, 2),
+        "processor_seconds_per_image": round((spent - before) / total, 4),
         "mib_second_quarter": round(second / 2**20, 1),
         "mib_last_quarter": round(last / 2**20, 1),
         "mib_most": round(max(memory) / 2**20, 1),
@@ -181,17 +184,18 @@ def _value(page: str, pattern: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _resident(pid: int) -> int:
-    """Bytes of the resident sets of a process and its children."""
-    total = 0
+def _usage(pid: int) -> tuple[int, float]:
+    """Bytes of the resident sets of a process and its children, and the processor seconds they have had."""
+    resident, ticks = 0, 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if int(folder.name) == pid or int(fields[1]) == pid:
-            total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    return total
+            resident += int(fields[21])
+            ticks += int(fields[11]) + int(fields[12])
+    return resident * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _send(port: int, *, first: int, count: int, size: int) -> None:
