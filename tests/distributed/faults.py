@@ -1,0 +1,182 @@
+"""Trainings of two ranks under torchrun that meet a fault, and what must be left of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tests.command_line import Finished
+from tests.distributed.harness import finish, start_torchrun
+
+from veilray.models.tensors import read_tensors
+from veilray.training.run import RunFolder
+from veilray.training.state import FORMAT, SCHEMA_VERSION, checkpoints
+
+EPOCHS, BATCH = 3, 8
+TIMEOUT = 60.0
+"""Seconds that a rank waits for the others; ranks may start far apart on a machine that is busy."""
+HANG_TIMEOUT = 20.0
+"""The same where a rank hangs, which the test must wait for."""
+LIMIT = 300.0
+"""Seconds after which a training has not ended at all: this only keeps a failing test from hanging."""
+STEPS = 12
+"""Of the whole training: three epochs of 28 images."""
+KILLS = ("killed", "killed inside an all-reduce", "killed inside a checkpoint", "hung")
+"""Faults after which the launcher's restart goes on."""
+LOST = "veilray: another rank has ended or does not answer"
+PROGRAM = Path(__file__).with_name("faulty.py")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What befalls which rank, and when."""
+
+    kind: str
+    rank: int
+    step: int
+    """Counted from 1."""
+    moment: float
+    """Where in the step or in the write, 0 to 1."""
+
+    @classmethod
+    def drawn(cls, kind: str, seed: int, *, steps: tuple[int, int] = (1, STEPS - 2)) -> Fault:
+        """A fault of a kind at a random place; checkpoints and disks are the lead's."""
+        generator = random.Random(f"{kind}/{seed}")
+        lead = kind in ("killed inside a checkpoint", "full disk")
+        return cls(kind, 0 if lead else generator.randrange(2), generator.randint(*steps), generator.random())
+
+
+def words(cohort: Path, out: Path, *, timeout: float = TIMEOUT) -> list[str]:
+    """A training of a second, with a checkpoint at every step."""
+    settings = {
+        "model.width": 4,
+        "model.depth": 3,
+        "train.epochs": EPOCHS,
+        "train.batch_size": BATCH,
+        "launch.device": "cpu",
+        "launch.precision": "fp32",
+        "launch.timeout_seconds": timeout,
+        "launch.checkpoint_minutes": 1e-9,
+    }
+    options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    return ["train", "default", "--data", str(cohort), "--out", str(out), "--no-evaluate", *options]
+
+
+def train(cohort: Path, out: Path, faults: Sequence[Fault] = (), *, resume: bool = False) -> Finished:
+    """Run a training to its end, or to the end that faults make of it; the launcher starts it again after each."""
+    timeout = HANG_TIMEOUT if any(fault.kind == "hung" for fault in faults) else TIMEOUT
+    process = start_torchrun(
+        *words(cohort, out, timeout=timeout),
+        *(["--resume"] if resume else []),
+        options=[f"--max-restarts={max(1, len(faults))}"],
+        environment={"FAULTS": json.dumps([asdict(fault) for fault in faults])},
+        program=[str(PROGRAM)],
+    )
+    return finish([process], timeout=LIMIT)[0]
+
+
+def interrupted(cohort: Path, out: Path, step: int) -> Finished:
+    """Press Ctrl-C, which every process of the terminal gets, once the checkpoint of a step is there."""
+    process = start_torchrun(*words(cohort, out), options=["--max-restarts=1"])
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(_step(path) >= step for path in checkpoints(RunFolder(out).checkpoints)):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+        time.sleep(0.005)
+    return finish([process], timeout=LIMIT)[0]
+
+
+def differences(out: Path, undisturbed: Path) -> list[str]:
+    """What differs between the last checkpoints and best weights of two runs; nothing, where they are bit for bit one.
+
+    Times are left out.
+    """
+    found = []
+    names = [path.name for path in checkpoints(RunFolder(undisturbed).checkpoints)]
+    if names != [path.name for path in checkpoints(RunFolder(out).checkpoints)]:
+        return ["the checkpoints are of other steps"]
+    for name in (names[-1], "best.safetensors"):
+        kind = (FORMAT, SCHEMA_VERSION) if name.startswith("state") else ("veilray-weights", "1")
+        (header, tensors), (expected_header, expected) = (
+            read_tensors(RunFolder(run).checkpoints / name, format=kind[0], schema_version=kind[1])
+            for run in (out, undisturbed)
+        )
+        if _timeless(header) != _timeless(expected_header):
+            found.append(f"{name}: the counters")
+        if tensors.keys() != expected.keys():
+            found.append(f"{name}: the tensors' names")
+        found += [
+            f"{name}: {key}" for key in expected.keys() & tensors.keys() if not torch.equal(expected[key], tensors[key])
+        ]
+    losses, expected_losses = (
+        [(record.step, record.train_loss, record.validation_loss) for record in RunFolder(run).epochs()]
+        for run in (out, undisturbed)
+    )
+    return found + (["metrics.jsonl"] if losses != expected_losses else [])
+
+
+def told(finished: Finished) -> list[str]:
+    """What Veilray said on standard error, apart from what is said in passing."""
+    return [line for line in finished.lines if line.startswith("veilray:")]
+
+
+def wrong_after_kills(faults: Sequence[Fault], finished: Finished, out: Path, undisturbed: Path) -> list[str]:
+    """What is wrong with a training that met faults of `KILLS` and was started again after each; empty if nothing.
+
+    Each life must end with one message, the last one in the undisturbed training's weights.
+    """
+    lines = told(finished)
+    if finished.status != 0:
+        return [f"status {finished.status}: {lines}"]
+    wrong = [f"{len(lines)} messages for {len(faults)} faults: {lines}"] if len(lines) != len(faults) else []
+    wrong += [f"another message: {line}" for line in lines if not line.startswith(LOST)]
+    wrong += ["a traceback"] if "Traceback" in finished.err else []
+    return wrong + differences(out, undisturbed) + _left_behind(out)
+
+
+def wrong_after_full_disk(finished: Finished, out: Path) -> list[str]:
+    """What is wrong with a training whose lead could not write a checkpoint."""
+    wrong = ["status 0 in spite of a full disk"] if finished.status == 0 else []
+    lines = told(finished)
+    if len(lines) != 1 or "file too large" not in lines[0]:
+        wrong.append(f"not one message of a full disk: {lines}")
+    for path in checkpoints(RunFolder(out).checkpoints):
+        read_tensors(path, format=FORMAT, schema_version=SCHEMA_VERSION)  # whole, or it raises
+    return wrong + _left_behind(out)
+
+
+def wrong_after_interruption(finished: Finished, out: Path) -> list[str]:
+    """What is wrong with a training that was stopped by Ctrl-C."""
+    lines = told(finished)
+    said = len(lines) == 1 and lines[0].startswith("veilray: stopped after a checkpoint; go on with: veilray train")
+    return ([] if said and finished.status != 0 else [f"status {finished.status}: {lines}"]) + _left_behind(out)
+
+
+def _left_behind(out: Path) -> list[str]:
+    return [f"left behind: {path.name}" for path in RunFolder(out).checkpoints.glob(".*")]
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("state-"))
+
+
+def _timeless(header: dict[str, str]) -> dict[str, object]:
+    if "state" not in header:
+        return dict(header)
+    scalars = json.loads(header["state"])
+    for name in ("seconds", "epoch_seconds", "parts"):
+        del scalars["counters"][name]
+    return {**header, "state": scalars}
+
+
+if sys.platform != "linux":
+    raise ImportError("faults are made by Linux's signals and limits")
