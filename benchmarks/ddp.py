@@ -1,6 +1,6 @@
 """Two ranks of one thread against one process of two threads: the same training, the same global batch, gloo.
 
-    python benchmarks/ddp.py [--rounds 5] [--steps 16] [--quick] [--save]
+    python benchmarks/ddp.py [--rounds 5] [--steps 16] [--norm batch|group] [--bucket-mb 25] [--quick] [--save]
 
 Each side takes the optimiser steps of `veilray train`, with the images and the noise of each, in processes of its own;
 the sides take turns. A ratio above 1 means that the ranks are faster. fp32 and bf16 at sizes of their own, because a
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--quick", action="store_true", help="tiny networks, to try the script itself")
     parser.add_argument("--bucket-mb", type=float, default=25.0, help="launch.bucket_mb of the ranks")
+    parser.add_argument("--norm", choices=["batch", "group"], default="batch", help="batch: statistics cross ranks")
     parser.add_argument("--save", action="store_true", help="write results/ddp.json")
     parser.add_argument("--side", choices=["one process", "two ranks", "rank"], help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -55,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.side == "two ranks":
         words = ["--side", "rank", "--case", options.case, "--cohort", options.cohort, "--steps", str(options.steps)]
-        print(json.dumps(run_ranks(__file__, [*words, "--bucket-mb", str(options.bucket_mb)], ranks=2)))
+        print(json.dumps(run_ranks(__file__, [*words, *_passed_on(options)], ranks=2)))
         return
     if options.side:
         print(json.dumps(_measured(options)))
@@ -65,7 +66,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             cohort = synthetic_cohort(Path(folder) / "cohort", IMAGES, sparse=False, side=(CASES | QUICK)[case][2])
             words = ["--case", case, "--cohort", str(cohort), "--steps", str(options.steps)]
-            words += ["--bucket-mb", str(options.bucket_mb)]
+            words += _passed_on(options)
             huge_pages = {"THP_MEM_ALLOC_ENABLE": "1"}
             sides = {
                 "one process": (["--side", "one process", *words], {"OMP_NUM_THREADS": "2", **huge_pages}),
@@ -81,7 +82,13 @@ def main() -> None:
         )
     print(table(["case", "one process ms/step", "two ranks ms/step", "of it waiting for ranks", "ratio"], rows))
     if options.save:
-        save("ddp", {"timed_steps": options.steps, "bucket_mb": options.bucket_mb, "cases": record})
+        save(
+            "ddp", {"timed_steps": options.steps, "bucket_mb": options.bucket_mb, "norm": options.norm, "cases": record}
+        )
+
+
+def _passed_on(options: argparse.Namespace) -> list[str]:
+    return ["--bucket-mb", str(options.bucket_mb), "--norm", options.norm]
 
 
 def _measured(options: argparse.Namespace) -> dict[str, float]:
@@ -106,6 +113,7 @@ def _step(options: argparse.Namespace, setup: Setup, clock: PartClock) -> Step:
     """A step of `veilray train`, its images and noise included."""
     precision, width, _, batch = (CASES | QUICK)[options.case]
     changes = [f"launch.precision={precision}", f"model.width={width}", f"train.batch_size={batch}"]
+    changes.append(f"model.norm={options.norm}")
     device = torch.device("cpu")
     config = resolved(load_config("default", [*changes, f"launch.bucket_mb={options.bucket_mb}"]), device)
     images = TrainingImages(open_data(options.cohort), config)

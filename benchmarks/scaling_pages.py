@@ -207,7 +207,7 @@ def _draw(found: dict[str, Any]) -> None:
         axis.set_xlabel("images a GPU and pass")
     axes[0].set_ylabel("images a second and GPU,\nshare of one GPU alone")
     axes[0].set_ylim(0, 1.02)
-    axes[1].legend(fontsize=8, loc="lower right")
+    axes[0].legend(fontsize=8, loc="lower right")
     measured = all(network["step_measured"] for network in found["networks"].values())
     figure.supxlabel(
         "Bands: from the worst to the best case. Step of one GPU "
