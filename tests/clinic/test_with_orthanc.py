@@ -2,99 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from tests.clinic.nodes import NodeProcess, eventually, free_port, image, write_config
+from tests.clinic.nodes import NodeProcess, eventually, image, write_config
+from tests.clinic.orthanc import Orthanc, running_orthanc
 from tests.images.dicom_files import save
-
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-DCMTK = ("storescu", "echoscu", "findscu")
-
-
-@dataclass(frozen=True)
-class Orthanc:
-    """A running Orthanc."""
-
-    dicom: int
-    http: int
-    title: str
-
-    def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=20) as answer:
-            return bytes(answer.read())
-
-    def instances(self) -> list[str]:
-        return list(json.loads(self.get("/instances")))
-
-
-def _program() -> str:
-    program = shutil.which("Orthanc") or "/usr/sbin/Orthanc"
-    if not Path(program).exists():
-        pytest.skip("Orthanc is not installed")
-    missing = [name for name in DCMTK if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"dcmtk is not installed ({missing[0]} is missing)")
-    if not PLUGIN.exists():
-        pytest.skip("Orthanc's DICOMweb plugin is not installed")
-    return program
 
 
 @pytest.fixture
 def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
-    """Orthanc on loopback, in a folder of its own, with its DICOMweb plugin."""
-    found = Orthanc(dicom=free_port(), http=free_port(), title="ORTHANC")
-    storage = tmp_path / "orthanc"
-    storage.mkdir()
-    settings = {
-        "Name": "test",
-        "StorageDirectory": str(storage),
-        "IndexDirectory": str(storage),
-        "DicomAet": found.title,
-        "DicomPort": found.dicom,
-        "HttpPort": found.http,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomAlwaysAllowEcho": True,
-        "DicomAlwaysAllowStore": True,
-        "DicomAlwaysAllowFind": True,
-        "DicomServerEnabled": True,
-        "Plugins": [str(PLUGIN)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (storage / "orthanc.json").write_text(json.dumps(settings))
-    log = (tmp_path / "orthanc.log").open("wb")
-    process = subprocess.Popen(
-        [_program(), str(storage / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT, cwd=storage
-    )
-    try:
-        eventually(lambda: _answers(found, process), seconds=90)
+    with running_orthanc(tmp_path) as found:
         yield found
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        log.close()
-
-
-def _answers(orthanc: Orthanc, process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, "Orthanc ended"
-    try:
-        return bool(orthanc.get("/system"))
-    except OSError:
-        return False
 
 
 def _run(*words: object) -> subprocess.CompletedProcess[str]:
