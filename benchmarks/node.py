@@ -5,8 +5,8 @@
 A node (`veilray serve`) runs as a process of its own with a U-Net whose weights were drawn at random, which costs what
 trained ones cost. Four processes of their own send different 12-bit images of noisy phantoms by C-STORE; one more is
 the archive that the node delivers to. The rate is the number of images over the time from the first association to the
-last delivery. The node's memory (resident set of all its processes, from /proc) is taken four times a second; flat means
-that the last quarter's median is at most 5 % above the second quarter's.
+last delivery. The memory of the node (resident set of all its processes, from /proc) is taken four times a second; flat
+means that the last quarter's median is at most 5 % above the second quarter's.
 """
 
 from __future__ import annotations

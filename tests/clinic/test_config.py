@@ -67,3 +67,10 @@ def test_status_of_a_node_that_never_ran(tmp_path: Path) -> None:
     result = veilray("serve", write_config(tmp_path, port=1), "--status")
     assert (result.status, "no queue" in result.err) == (2, True)
     assert veilray("serve", tmp_path / "none.toml").status == 2
+
+
+def test_the_example_of_the_documentation_is_a_configuration() -> None:
+    config = load_serve_config(Path(__file__).parents[2] / "docs" / "examples" / "node.toml")
+    assert config.node.host == "127.0.0.1"
+    unit = (Path(__file__).parents[2] / "docs" / "examples" / "veilray.service").read_text()
+    assert "veilray serve" in unit

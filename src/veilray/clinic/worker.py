@@ -143,6 +143,9 @@ class Worker:
         except (ImageError, UsageError) as error:
             self._keep(image, str(error))
             return None
+        except OSError as error:
+            self._keep(image, f"its file cannot be read: {error.strerror or type(error).__name__}")
+            return None
         low, high = self._range
         if not low <= std <= high:
             self._keep(
