@@ -58,7 +58,7 @@ def test_ctrl_c_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     (tmp_path / "in").mkdir()
-    monkeypatch.setattr("veilray.cohort.build.ordered_map", interrupt)
+    monkeypatch.setattr("veilray.parallel.sharding.ordered_map", interrupt)
     result = veilray("import", tmp_path / "in", "--out", tmp_path / "out")
     assert (result.status, result.lines) == (1, ["veilray: stopped"])
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

@@ -92,7 +92,7 @@ def test_import_obfuscate_train_evaluate_compare_denoise(tmp_path: Path) -> None
     assert "digest" in refused.err
 
     done("denoise", release, "--out", tmp_path / "denoised", "--model", runs[2])
-    written = sorted((tmp_path / "denoised").iterdir())
+    written = sorted((tmp_path / "denoised").glob("*.png"))
     assert {path.stem for path in written} == set(Release.open(release).image_ids)
     with Image.open(written[0]) as image:
         assert (image.size, image.mode) == ((64, 64), "L")
