@@ -43,7 +43,7 @@ def _records(*, tied: bool = False) -> list[RunRecord]:
     return [*done, *skipped]
 
 
-def _analysis(records: list[RunRecord], *, plan: BenchmarkPlan | None = None) -> Analysis:
+def _analysis(records: list[RunRecord], *, plan: BenchmarkPlan | None = None, load: float = 1.0) -> Analysis:
     groups = []
     finished = [record for record in records if record.timings is not None]
     for combination in dict.fromkeys(record.combination for record in finished):
@@ -71,6 +71,7 @@ def _analysis(records: list[RunRecord], *, plan: BenchmarkPlan | None = None) ->
         noisy={level: {"psnr": NOISY} for level in dict.fromkeys(record.levels["noise"] for record in finished)},
         effects=tuple(factor_effects(records)),
         savings=tuple(savings(records)),
+        load=load,
         varied=tuple(name for name in SETTING_OF if len({record.levels[name] for record in records}) > 1),
         images=87,
         patients=60,
@@ -169,3 +170,10 @@ def test_one_run_alone_makes_a_report_without_effects(tmp_path: Path) -> None:
     assert "savings" not in parsed.cells
     assert "missing-runs" not in parsed.cells
     assert len(parsed.cells["scores"]) == 3
+
+
+def test_a_busy_machine_is_told_first(html: str) -> None:
+    busy = benchmark_html(_analysis(_records(), load=3.25))
+    assert "The machine was busy" in busy
+    assert "up to 3.2 processes wanted each core" in busy
+    assert "busy" not in html

@@ -15,7 +15,7 @@ from veilray.cohort.cohort import Cohort
 from veilray.cohort.open import open_data
 from veilray.cohort.release import Release
 from veilray.errors import CohortError, UsageError, VeilrayError
-from veilray.evaluation.benchmark_hardware import impossible, peak_of
+from veilray.evaluation.benchmark_hardware import impossible, load_per_core, peak_of
 from veilray.evaluation.benchmark_process import Ended, locked, run_process
 from veilray.evaluation.benchmark_record import (
     Arithmetic,
@@ -134,12 +134,13 @@ def _record(planned: PlannedRun, earlier: RunRecord | None, bench: Bench) -> Run
     digest = bench.data.digest
     if reason := impossible(planned, bench.device):
         return begin_record(planned, cohort_digest=digest, status="skipped", reason=reason)
+    load = load_per_core()
     attempts = 1 + (earlier.attempts if earlier is not None else 0)
     try:
         ended = _train(planned, bench)
         if ended.status:
             return begin_record(planned, cohort_digest=digest, status="failed", reason=_why(ended), attempts=attempts)
-        return _scored(planned, ended, attempts, bench)
+        return _scored(planned, ended, attempts, bench).model_copy(update={"load": load})
     except VeilrayError as error:
         return begin_record(planned, cohort_digest=digest, status="failed", reason=str(error), attempts=attempts)
 

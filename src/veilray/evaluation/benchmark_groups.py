@@ -22,6 +22,10 @@ PARTS = ("data", "forward", "backward", "all_reduce", "update", "validation", "m
 """Parts of a training's time, in the order of a step and then of an epoch."""
 
 
+BUSY = 1.5
+"""Load for each core above which a machine was doing something else beside the benchmark."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunGroup:
     """The finished runs of one combination, one for each seed."""
@@ -57,6 +61,8 @@ class Analysis:
     """noise level -> metric -> mean of the noisy input."""
     effects: tuple[Effect, ...]
     savings: tuple[Saving, ...]
+    load: float
+    """Largest load for each core before a run, `RunRecord.load`; 0 where nobody counted."""
     varied: tuple[str, ...]
     """Factors with more than one level."""
     images: int
@@ -83,6 +89,7 @@ def analyse(plan: BenchmarkPlan, records: Sequence[RunRecord], out: Path) -> Ana
         noisy={level: _means([_scores(out, speakers[level], NOISY)]) for level in reversed(speakers)},
         effects=tuple(factor_effects(records)),
         savings=tuple(savings(records)),
+        load=max((record.load or 0.0 for record in finished), default=0.0),
         varied=tuple(name for name in SETTING_OF if len({record.levels[name] for record in records}) > 1),
         images=len({score.image_id for score in scores}),
         patients=len({score.patient_id for score in scores}),

@@ -60,6 +60,14 @@ def peak_of(planned: PlannedRun, device: torch.device, *, threads: int, folder: 
     return float(peaks[key]) * (planned.devices if device.type == "cuda" else 1)
 
 
+def load_per_core() -> float | None:
+    """Processes that wanted to run over the last minute, for each core; None where nobody counts them."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (OSError, AttributeError):
+        return None
+
+
 @contextlib.contextmanager
 def threads_set(count: int) -> Iterator[None]:
     """Let torch compute with `count` threads inside the block."""

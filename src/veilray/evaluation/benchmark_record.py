@@ -71,6 +71,9 @@ class RunRecord(BaseModel):
     """The resolved configuration."""
     config_digest: str
     cohort_digest: str
+    load: float | None = None
+    """Processes that wanted to run, for each core, over the minute before the training began: the run before it alone
+    makes about 1. None where the system does not count them, or nothing was trained."""
     environment: dict[str, Any] = {}
     """The run's `environment.json`: hardware, versions, counts of images and patients."""
     split: str = "test"

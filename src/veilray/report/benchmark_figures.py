@@ -175,8 +175,12 @@ def _draw_effect(axes: Axes, effect: Effect, measure: str, height: float) -> Non
 
 def _ratio_ticks(axes: Axes) -> None:
     low, high = axes.get_xlim()
-    ticks = [tick for tick in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if low < tick < high]
-    axes.set_xticks(sorted({1.0, *(tick for tick in ticks if tick > 0)}))
+    if high / low > 4:
+        steps = (1.0,) if high / low > 100 else (1.0, 3.0) if high / low > 20 else (1.0, 2.0, 5.0)
+        ticks = [step * 10.0**power for power in range(-6, 7) for step in steps]
+    else:
+        ticks = list(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
+    axes.set_xticks(sorted({1.0, *(tick for tick in ticks if low < tick < high)}))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(low, high)

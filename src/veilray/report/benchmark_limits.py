@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from veilray.evaluation.benchmark_groups import Analysis
+from veilray.evaluation.benchmark_groups import BUSY, Analysis
 from veilray.evaluation.benchmark_record import done
-from veilray.report.text import count, listed
+from veilray.report.text import count, listed, number
 
 
 def benchmark_limits(analysis: Analysis) -> list[tuple[str, str]]:
@@ -15,6 +15,15 @@ def benchmark_limits(analysis: Analysis) -> list[tuple[str, str]]:
 def _of_this_one(analysis: Analysis) -> list[tuple[str, str]]:
     finished = done(analysis.records)
     found = []
+    if analysis.load > BUSY:
+        found.append(
+            (
+                "The machine was busy",
+                f"Before a run up to {number(analysis.load, 1)} processes wanted each core, where the benchmark itself "
+                "makes about one. Times and rates are not to be quoted: what waits for all its threads, such as one "
+                "process on every core, suffers most.",
+            )
+        )
     tied = sorted({name for effect in analysis.effects for name in effect.also})
     if tied:
         found.append(

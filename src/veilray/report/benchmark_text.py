@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from veilray.evaluation.benchmark_groups import Analysis
+from veilray.evaluation.benchmark_groups import BUSY, Analysis
 from veilray.evaluation.benchmark_record import done
 from veilray.evaluation.effects import SPEED, Effect, Estimate
 from veilray.evaluation.labels import MODEL_NAMES, as_text, phrase
@@ -154,7 +154,10 @@ def abstract(analysis: Analysis) -> list[str]:
     )
     missing = [f"{count(number_of, 'run')} {word}" for word, number_of in _missing(analysis) if number_of]
     rest = [f"Not in the figures: {listed(missing)} (reasons at the end)."] if missing else []
-    return [opening, *_speed_and_quality(analysis), *rest]
+    busy = (
+        ["The machine was busy with other work: the times below are not to be quoted."] if analysis.load > BUSY else []
+    )
+    return [opening, *busy, *_speed_and_quality(analysis), *rest]
 
 
 def _speed_and_quality(analysis: Analysis) -> list[str]:
