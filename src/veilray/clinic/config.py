@@ -40,6 +40,7 @@ class ClientTls(_Table):
     certificate: Path | None = None
     """The node's own certificate chain, where the destination asks for one."""
     key: Path | None = None
+    """The certificate's private key, PEM."""
 
     @model_validator(mode="after")
     def _both_or_none(self) -> ClientTls:
@@ -84,6 +85,7 @@ class ModelChoice(_Table):
     path: Path
     """Run folder, exported model or file of weights."""
     device: str = "auto"
+    """auto, cpu, cuda or mps."""
     mean: float | None = Field(default=0.0, ge=-1.0, le=1.0)
     """Mean of the noise in the images that come; 0 for the noise of their acquisition."""
     tolerance: float = Field(default=0.25, ge=0.0, le=10.0)
@@ -91,6 +93,7 @@ class ModelChoice(_Table):
     batch: int = Field(default=8, ge=1, le=256)
     """Images of one size that are denoised at once."""
     tile: int | None = Field(default=None, ge=1)
+    """Side in pixels of the tiles that larger images are cut into; by default the denoiser's own."""
     threads: int | None = Field(default=None, ge=1)
     """Processor threads of the worker; torch's own choice by default."""
 
@@ -99,22 +102,30 @@ class DicomDestination(_Table):
     """An archive that takes objects by C-STORE."""
 
     kind: Literal["dicom"]
+    """C-STORE."""
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")
     """Short name for logs and counters."""
     host: str
+    """Name or address."""
     port: Annotated[int, Field(ge=1, le=65535)]
+    """TCP port."""
     ae_title: AETitle
+    """Application entity title to call."""
     tls: ClientTls | None = None
+    """How to reach it by TLS; without it nothing is encrypted."""
 
 
 class StowDestination(_Table):
     """An archive that takes objects by STOW-RS (PS3.18 10.5)."""
 
     kind: Literal["stow"]
+    """STOW-RS."""
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")
+    """Short name for logs and counters."""
     url: str = Field(pattern=r"^https?://[^\s@]+$")
     """Root of the DICOMweb service, such as https://pacs.example/dicom-web; objects go to URL/studies."""
     tls: ClientTls | None = None
+    """Authorities and certificate for https; without it those that httpx trusts."""
     authorization_file: Path | None = None
     """File whose one line is the Authorization header, such as `Bearer ...`; readable by the node's user alone."""
 
@@ -128,6 +139,7 @@ class RetryConfig(_Table):
     first_seconds: float = Field(default=5.0, gt=0.0)
     """Wait after a first failure; each further one doubles it."""
     most_seconds: float = Field(default=900.0, gt=0.0)
+    """Longest wait between two tries."""
     tries: int = Field(default=10, ge=1)
     """Refusals of one image after which it becomes a dead letter. A destination that is down counts for no image."""
 
@@ -136,13 +148,16 @@ class HttpConfig(_Table):
     """Health and counters."""
 
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: Port = 9112
+    """TCP port; 0 takes a free one."""
 
 
 class LogConfig(_Table):
     """Where the node's log goes: standard error, which systemd keeps, and a file where one is named."""
 
     file: Path | None = None
+    """File to log to as well."""
     keep_days: int = Field(default=30, ge=1)
     """Days of logs to keep; the file is rotated at midnight."""
 
@@ -151,12 +166,19 @@ class ServeConfig(_Table):
     """Everything a node is told."""
 
     schema_version: Literal[1] = 1
+    """Of this file."""
     node: NodeConfig
+    """The node itself."""
     model: ModelChoice
+    """What denoises."""
     destinations: tuple[Destination, ...] = Field(min_length=1)
+    """Where derived objects go, each to all of them."""
     retry: RetryConfig = RetryConfig()
+    """How delivery is tried again."""
     http: HttpConfig = HttpConfig()
+    """Health and counters."""
     log: LogConfig = LogConfig()
+    """The log."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> ServeConfig:

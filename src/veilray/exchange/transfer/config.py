@@ -57,6 +57,7 @@ class ReceiveConfig(_Section):
     max_connections: int = Field(default=64, ge=2, le=4096)
     """Connections at once; more are answered 503."""
     senders: tuple[SenderConfig, ...] = Field(min_length=1)
+    """Who may send, and how much."""
 
 
 @dataclass(frozen=True, kw_only=True)
