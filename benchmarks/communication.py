@@ -1,14 +1,15 @@
 """What gradients cost on their way between two ranks over gloo on loopback, as fp32 and as bf16, and what a checkpoint
 costs the training.
 
-    python benchmarks/communication.py [--rounds 15] [--ranks 2] [--save]
+    python benchmarks/communication.py [--rounds 15] [--ranks 2] [--link 1] [--save]
 
 Gradients: a network's worth of them, in buckets of 25 MiB as DistributedDataParallel hands them over, through torch's
 all-reduce hook and through ours, taking turns in the same processes. Seconds: from a barrier until the slowest rank has
 its mean. Bytes: those that the kernel counts on the loopback device between the two, TCP's headers included, over all
 ranks; other traffic of the machine in that time would be counted too, so the least of the rounds is given. Loopback is
-no network: what limits it is the processor, which sends as well as it sums; on a link of less than some 10 Gbit/s the
-bytes decide.
+no network: what limits it is the processor, which sends as well as it sums. `--link` measures a second time on a
+loopback device of its own that the kernel (tc's token bucket) holds to so many Gbit/s for each rank, as a network
+would; it needs Linux and root.
 
 Checkpoints: how long the training stands still for one, written in the background as `veilray train` does or on the
 spot, with the state of the same networks; the writer has ended before the next one begins.
@@ -17,8 +18,12 @@ spot, with the state of the same networks; the writer has ended before the next 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -39,6 +44,7 @@ from veilray.training.run import RunFolder
 from veilray.training.state import TrainingState
 from veilray.training.writer import CheckpointWriter
 
+CLONE_NEWNET = 0x40000000
 BUCKET = 25 * 2**20 // 4
 MODELS = {"U-Net width 64": 64, "U-Net width 16": 16}
 SIDES = ("fp32", "bf16")
@@ -48,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--link", type=float, help="Gbit/s of an imitated network, for a second measurement")
     parser.add_argument("--width", type=int, help="one width only, to try it out")
     parser.add_argument("--save", action="store_true", help="write results/communication.json")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
@@ -58,18 +65,35 @@ def main() -> None:
         _measure_rank([_parameters(width) for width in models.values()], options.rounds)
         return
     words = ["--rank", "--rounds", str(options.rounds), *(["--width", str(options.width)] if options.width else [])]
-    measured = run_ranks(__file__, words, ranks=options.ranks)
-    all_reduce, checkpoint = {}, {}
-    for (name, width), rounds in zip(models.items(), measured, strict=True):
-        all_reduce[name] = {"parameters": _parameters(width), **_summary(rounds)}
-        checkpoint[name] = _checkpoints(width, rounds=max(3, options.rounds // 3))
+    all_reduce = {"loopback": _all_reduce(words, models, options.ranks)}
+    checkpoint = {name: _checkpoints(width, rounds=max(3, options.rounds // 3)) for name, width in models.items()}
+    if options.link:
+        _limit_loopback(options.link * options.ranks)
+        all_reduce[f"{options.link:g} Gbit/s"] = _all_reduce(words, models, options.ranks)
     print(f"all-reduce of gradients, {options.ranks} ranks of one thread")
-    print(table(["gradients of", "side", "ms", "MB on loopback"], list(_all_reduce_rows(all_reduce))))
+    print(table(["over", "gradients of", "side", "ms", "MB sent"], list(_all_reduce_rows(all_reduce))))
     print("\ncheckpoint: milliseconds that the training waits for it")
     print(table(["state of", "on the spot", "in the background", "ratio"], list(_checkpoint_rows(checkpoint))))
     if options.save:
         facts = {"ranks": options.ranks, "threads_per_rank": 1, "bucket_bytes": 4 * BUCKET}
         save("communication", {**facts, "all_reduce": all_reduce, "checkpoint": checkpoint})
+
+
+def _all_reduce(words: list[str], models: dict[str, int], ranks: int) -> dict[str, Any]:
+    measured = run_ranks(__file__, words, ranks=ranks)
+    return {
+        name: {"parameters": _parameters(width), **_summary(rounds)}
+        for (name, width), rounds in zip(models.items(), measured, strict=True)
+    }
+
+
+def _limit_loopback(gigabits: float) -> None:
+    """Move this process and those it starts to a loopback device of their own, held to a rate."""
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        sys.exit(f"--link needs Linux and root: {os.strerror(ctypes.get_errno())}")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    rate = ["rate", f"{round(1000 * gigabits)}mbit", "burst", "256kb", "latency", "100ms"]
+    subprocess.run(["tc", "qdisc", "add", "dev", "lo", "root", "tbf", *rate], check=True)
 
 
 def _measure_rank(sizes: list[int], rounds: int) -> None:
@@ -119,9 +143,9 @@ def _summary(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
         record[side] = {
             "milliseconds": statistics.median(milliseconds),
             "least_milliseconds": min(milliseconds),
-            "megabytes_on_loopback": min(one["megabytes"] for one in seen),
+            "megabytes": min(one["megabytes"] for one in seen),
         }
-    for figure in ("milliseconds", "least_milliseconds", "megabytes_on_loopback"):
+    for figure in ("milliseconds", "least_milliseconds", "megabytes"):
         bf16 = record["bf16"][figure]
         record[f"ratio_of_{figure}"] = record["fp32"][figure] / bf16 if bf16 else None
     return record
@@ -156,13 +180,14 @@ def _checkpoints(width: int, *, rounds: int) -> dict[str, float]:
 
 
 def _all_reduce_rows(record: dict[str, Any]) -> Any:
-    for name, one in record.items():
-        for side in SIDES:
-            figures = one[side]
+    for link, models in record.items():
+        for name, one in models.items():
             label = f"{name}, {one['parameters'] / 1e6:.1f} M"
-            yield label, side, f"{figures['milliseconds']:.1f}", f"{figures['megabytes_on_loopback']:.1f}"
-        times, sizes = one["ratio_of_milliseconds"], one["ratio_of_megabytes_on_loopback"]
-        yield "", "fp32 / bf16", f"{times:.2f}x", f"{sizes:.2f}x" if sizes else "not counted"
+            for side in SIDES:
+                figures = one[side]
+                yield link, label, side, f"{figures['milliseconds']:.1f}", f"{figures['megabytes']:.1f}"
+            times, sizes = one["ratio_of_milliseconds"], one["ratio_of_megabytes"]
+            yield "", "", "fp32 / bf16", f"{times:.2f}x", f"{sizes:.2f}x" if sizes else "not counted"
 
 
 def _checkpoint_rows(record: dict[str, Any]) -> Any:
