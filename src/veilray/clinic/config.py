@@ -63,6 +63,7 @@ class NodeConfig(_Table):
     port: Port = 11112
     """TCP port; 0 takes a free one and logs it."""
     tls: ServerTls | None = None
+    """TLS towards senders; without it nothing is encrypted."""
     max_associations: int = Field(default=32, ge=1, le=400)
     """Associations at once; more are rejected for the time being (PS3.8 9.3.4: local limit exceeded)."""
     max_object_mib: int = Field(default=128, ge=1, le=512)

@@ -65,6 +65,7 @@ class Sender:
     """A site that may send, its card and certificates read."""
 
     card: PublicCard
+    """The site's pinned card."""
     certificates: frozenset[str]
     """SHA-256 of the certificates' DER encoding, in hexadecimal."""
     quota: int
