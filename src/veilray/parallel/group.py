@@ -329,7 +329,7 @@ def _told(error: Exception) -> dict[str, Any]:
 def _lost(error: Exception) -> str:
     return (
         f"another rank has ended or does not answer ({_first_line(error)}); "
-        "its own message says why; --resume goes on from the last checkpoint"
+        "its own message says why; run the command again (a training with --resume)"
     )
 
 
