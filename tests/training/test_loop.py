@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -210,7 +211,9 @@ def test_a_full_disk_keeps_the_checkpoints_there_are(cohort: Path, tmp_path: Pat
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_the_disk(step: int) -> None:
-        if step == 5:  # after the first epoch's checkpoint
+        if step == 5:  # after the first epoch's checkpoint, which is written in the background
+            while not checkpoints(tmp_path / "full" / "checkpoints"):
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))
 
     try:
