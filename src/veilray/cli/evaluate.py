@@ -56,7 +56,8 @@ def _print(folder: RunFolder, split: str, report: Path | None) -> None:
     for method, name in ((NOISY, "noisy input"), (MODEL, folder.config().model.name)):
         values = {key: value for key, value in summary.methods[method].items() if value is not None}
         figures = ", ".join(f"{key} {v.mean:.4g} [{v.low:.4g}, {v.high:.4g}]" for key, v in values.items())
-        typer.echo(f"{name}: {figures}")
+        if figures:  # a set of one patient has no mean
+            typer.echo(f"{name}: {figures}")
     for note in summary.notes:
         typer.echo(note)
     if report is not None:

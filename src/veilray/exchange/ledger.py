@@ -293,5 +293,5 @@ def _refusal(objections: Sequence[Objection], images: int) -> str:
     first = objections[0]
     return (
         f"the ledger refuses {len(objections):,} of {images:,} images; {first.label}: {first.reason}. "
-        "Leave them out, or override with a name and a reason, which are kept"
+        "Leave them out (--leave-out-refused), or override (--override-name, --override-reason; both are kept)"
     )
