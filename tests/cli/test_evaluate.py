@@ -84,6 +84,14 @@ def test_a_folder_is_no_report(flow_run: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_is_no_report_is_not_overwritten(flow_run: Path, tmp_path: Path) -> None:
+    radiograph = tmp_path / "scan.png"
+    radiograph.write_bytes(b"pixels")
+    result = veilray("compare", flow_run, "--out", radiograph)
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert radiograph.read_bytes() == b"pixels"
+
+
 def test_without_the_cohort_the_report_has_no_pictures_and_says_so(flow_cohort: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(flow_cohort, tmp_path / "cohort"))
     done("train", "default", "--data", moved, "--out", tmp_path / "run", *SMALL, "--set", "train.epochs=1")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from veilray.evaluation.compare import compare
 from veilray.evaluation.labels import arm_labels, differing, flatten, noise_labels, percent
 from veilray.obfuscation.config import NoiseConfig
 from veilray.training.config import RunConfig
@@ -95,3 +98,9 @@ def test_noise_labels_name_the_mean_where_the_std_is_not_enough() -> None:
     labels = noise_labels([NoiseConfig(mean=0.0), NoiseConfig(mean=0.1)])
     assert len(set(labels)) == 2
     assert "mean 0," in labels[0]
+
+
+@pytest.mark.parametrize("machinery", [{"timeout_seconds": 900.0}, {"bucket_mb": 5.0}, {"share_device": True}])
+def test_how_ranks_talk_makes_no_other_model(make_run: Callable[..., Path], machinery: dict[str, object]) -> None:
+    runs = [make_run("a", seed=1), make_run("b", seed=2, launch=machinery)]
+    assert [len(arm.runs) for arm in compare(runs).levels[0].models] == [2]

@@ -20,6 +20,8 @@ def compare_command(
     """Compare evaluated runs: tables, paired differences, curves and pictures in one HTML file."""
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name the HTML file to write, such as {out / 'report.html'}")
+    if out.is_file() and out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out {out} exists and is no HTML file; name the report, such as {out.with_suffix('.html')}")
     from veilray.cli.reporting import write_report
     from veilray.parallel.devices import pick_device
 

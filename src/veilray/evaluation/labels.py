@@ -11,15 +11,18 @@ from veilray.training.config import RunConfig
 
 Settings = dict[str, str]
 
-# They decide which figures are written or how often, not what was learnt; the noise level and the device are added
-# back below in the form in which they tell runs apart.
+# They decide which figures are written or how fast, not what was learnt; the noise level and the device are added back
+# below in the form in which they tell runs apart.
 _LEFT_OUT = {
     "schema_version",
     "seed",
     "evaluate.unclamped_psnr",
     "evaluate.noise_seed",
+    "launch.bucket_mb",
     "launch.checkpoint_minutes",
     "launch.device",
+    "launch.share_device",
+    "launch.timeout_seconds",
     "noise.mean",
     "noise.std",
     "noise.clip",

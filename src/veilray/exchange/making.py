@@ -142,8 +142,10 @@ def make_release(plan: ReleasePlan, out: Path, *, advance: Callable[[int], None]
         raise UsageError(f"{out} already exists; name a new folder or remove that one")
     quarantine = write_quarantine(plan.cohort, plan.kept_back) if plan.kept_back else None
     if not plan.contents.images:
-        where = f"; {len(plan.kept_back):,} wait for review in {quarantine}" if quarantine else ""
-        raise CohortError(f"no image of {plan.cohort.path} may leave{where}")
+        reasons = [note.rstrip(".") for note in plan.notes]
+        if quarantine:
+            reasons.append(f"{len(plan.kept_back):,} wait for review in {quarantine}")
+        raise CohortError(f"no image of {plan.cohort.path} may leave: {'; '.join(reasons)}")
     parties = plan.request.parties
     if parties is None:
         written = _write(plan, out, advance)

@@ -31,6 +31,7 @@ class Watchdog:
         self._timeout = timeout
         self._left = threading.Event()
         self._beaten = time.monotonic()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Watchdog:
         return self
@@ -39,12 +40,16 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left.set()
+        if self._thread is not None:
+            # A thread that is still there when the interpreter ends may take the process down with it.
+            self._thread.join()
 
     def watch(self, group: Group) -> None:
         """Begin to watch this process as a rank of a group."""
         self.beat()
         if group.joined:
-            threading.Thread(target=self._watch, args=[group], name="watchdog", daemon=True).start()
+            self._thread = threading.Thread(target=self._watch, args=[group], name="watchdog", daemon=True)
+            self._thread.start()
 
     def beat(self) -> None:
         """The process gets on."""

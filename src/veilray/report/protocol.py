@@ -31,10 +31,13 @@ _NAMES = {
     "split.rule": "Split",
     "split.seed": "Seed of the paper's split",
     "train.epochs": "Epochs",
-    "train.batch_size": "Images in a step",
+    "train.batch_size": "Images in a step, over all devices",
+    "train.accumulate": "Parts of a step, one after another",
     "train.loss": "Loss",
     "train.optimizer": "Optimiser",
     "train.learning_rate": "Learning rate",
+    "train.learning_rate_scaling": "Learning rate scaled by the batch",
+    "train.reference_batch_size": "Batch that the learning rate is given for",
     "train.weight_decay": "Weight decay",
     "train.schedule": "Schedule",
     "train.warmup_steps": "Warm-up steps",
@@ -50,6 +53,7 @@ _NAMES = {
     "launch.precision": "Arithmetic",
     "launch.layout": "Memory format",
     "launch.compile": "Compiled",
+    "launch.compression": "Compression of the gradients on their way",
 }
 _VALUES = {
     "model.name": {"unet": "U-Net", "unetpp": "U-Net++"},

@@ -19,7 +19,8 @@ class Interruption:
 def deferred_interruption(*, patient: bool = False) -> Iterator[Interruption]:
     """Inside the block the first SIGINT or SIGTERM sets `requested`; a second one interrupts at once.
 
-    `patient` passes over the second: a launcher sends its own after the terminal's, and kills after a while.
+    `patient` passes over the second, and over any after the block where there was a first: a launcher sends its own
+    after the terminal's, and kills after a while.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
@@ -38,4 +39,4 @@ def deferred_interruption(*, patient: bool = False) -> Iterator[Interruption]:
         yield interruption
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if patient and interruption.requested else handler)

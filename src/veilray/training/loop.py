@@ -128,6 +128,7 @@ def train(
                 clock.lap("checkpoint")
                 since_checkpoint.restart()
             if stop:
+                interruption.requested = True  # on the ranks, too, that nobody has asked
                 break
         _on_lead(group, signals, writer.finish)
     with fails_together(group):
