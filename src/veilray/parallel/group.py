@@ -190,6 +190,10 @@ def joined(device: torch.device, *, timeout: float = 600.0, shared: bool = False
         yield group
     except ToldElsewhere:
         raise
+    except KeyboardInterrupt:
+        if not group.is_first("error"):
+            raise ToldElsewhere(VeilrayError.exit_status) from None
+        raise
     except VeilrayError as error:
         if not isinstance(error, LostRankError):
             group.end_for_good(error.exit_status)
