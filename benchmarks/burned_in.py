@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from common import save, table
-from veilray.exchange.burned_in import find_text
+from veilray.exchange.release.burned_in import find_text
 from veilray.images.phantom import write_phantoms
 from veilray.images.radiograph import FloatImage, to_pixels
 from veilray.images.read import read_radiograph

@@ -38,7 +38,8 @@ from ranks import run_ranks
 from veilray.models.build import build_model
 from veilray.models.config import ModelConfig
 from veilray.parallel.compression import Bf16Average
-from veilray.parallel.group import Group, joined
+from veilray.parallel.group import Group
+from veilray.parallel.joining import joined
 from veilray.training.config import RunConfig
 from veilray.training.run import RunFolder
 from veilray.training.state import TrainingState

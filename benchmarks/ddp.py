@@ -24,7 +24,7 @@ from ranks import run_ranks
 from synthetic import synthetic_cohort
 from veilray.cohort.open import open_data
 from veilray.models.build import build_model
-from veilray.parallel.group import joined
+from veilray.parallel.joining import joined
 from veilray.training.config import load_config
 from veilray.training.data import TrainingImages
 from veilray.training.launch import memory_format, resolved

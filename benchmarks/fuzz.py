@@ -25,11 +25,11 @@ import numpy as np
 import pyrage
 
 from veilray.errors import DataError, RefusedError
-from veilray.exchange.bundle import tar_header
-from veilray.exchange.card import parse_card
-from veilray.exchange.keys import KeyFolder
-from veilray.exchange.open_ import open_bundle
-from veilray.exchange.seal import seal
+from veilray.exchange.keys.card import parse_card
+from veilray.exchange.keys.folder import KeyFolder
+from veilray.exchange.sealing.bundle import tar_header
+from veilray.exchange.sealing.open_ import open_bundle
+from veilray.exchange.sealing.seal import seal
 from veilray.exchange.transfer.ticket import check_ticket, make_ticket
 from veilray.images.write import write_png
 from veilray.inference.record import DenoiseSettings, new_batch, note_denoised

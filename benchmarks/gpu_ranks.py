@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from gpu_record import Record, Scope
 from gpu_throughput import timed, training_step
 from veilray.models.build import build_model
-from veilray.parallel.group import Group, joined, share
+from veilray.parallel.group import Group, share
+from veilray.parallel.joining import joined
 from veilray.training.config import RunConfig
 from veilray.training.objectives import SupervisedObjective
 from veilray.training.setup import Setup

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from common import save, table
-from veilray.exchange.likeness import NEAR, as_words, distances, likeness
+from veilray.exchange.ledger.likeness import NEAR, as_words, distances, likeness
 from veilray.images.radiograph import FloatImage, to_levels, to_pixels
 
 SPLIT = Path(__file__).parent / "splits" / "nih256.csv"

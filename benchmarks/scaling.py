@@ -26,10 +26,11 @@ from common import RESULTS, save, table
 from gpu_throughput import training_step
 from ranks import run_ranks
 from scaling_pages import predictions, write_pages
-from veilray.evaluation.scaling import Plan
-from veilray.evaluation.scaling_fit import Measured, MeasuredExchange, MeasuredStep, fit_scaling, leave_out_errors
-from veilray.evaluation.workload import count_workload
-from veilray.parallel.group import Group, joined
+from veilray.evaluation.benchmark.workload import count_workload
+from veilray.evaluation.scaling.fit import Measured, MeasuredExchange, MeasuredStep, fit_scaling, leave_out_errors
+from veilray.evaluation.scaling.model import Plan
+from veilray.parallel.group import Group
+from veilray.parallel.joining import joined
 from veilray.training.config import RunConfig
 from veilray.training.setup import Setup
 

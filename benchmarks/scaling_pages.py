@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS
-from veilray.evaluation.interconnects import (
+from veilray.evaluation.benchmark.workload import Workload, count_workload
+from veilray.evaluation.scaling.interconnects import (
     BETWEEN_HOSTS,
     NVLINK,
     PEAK_SOURCE,
@@ -19,8 +20,7 @@ from veilray.evaluation.interconnects import (
     predict,
     smallest_batch,
 )
-from veilray.evaluation.scaling import Plan
-from veilray.evaluation.workload import Workload, count_workload
+from veilray.evaluation.scaling.model import Plan
 from veilray.models.config import ModelConfig
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 from peak import peak_bytes
-from veilray.exchange import seal as sealing
-from veilray.exchange.keys import KeyFolder
-from veilray.exchange.open_ import open_bundle
-from veilray.exchange.sources import Source
+from veilray.exchange.keys.folder import KeyFolder
+from veilray.exchange.sealing import seal as sealing
+from veilray.exchange.sealing.open_ import open_bundle
+from veilray.exchange.sealing.sources import Source
 
 NAME = f"{0:032x}.png"
 """A part whose content nobody looks into."""

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from peak import peak_bytes
-from veilray.exchange.keys import KeyFolder
+from veilray.exchange.keys.folder import KeyFolder
 from veilray.exchange.transfer.authority import make_test_authority
 from veilray.exchange.transfer.client import ClientTls, send_bundle
 from veilray.files import sync

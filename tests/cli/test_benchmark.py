@@ -8,7 +8,7 @@ import pytest
 from tests.command_line import make_cohort, veilray
 from tests.evaluation.bench import TINY, InProcess
 
-from veilray.evaluation.benchmark_process import Ended
+from veilray.evaluation.benchmark.process import Ended
 
 
 @pytest.fixture(scope="module")

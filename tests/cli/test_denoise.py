@@ -238,7 +238,7 @@ def test_dicom_becomes_derived_dicom(flow_run: Path, tmp_path: Path) -> None:
     from tests.images.clinical_files import dx
     from tests.images.dicom_files import save
 
-    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.keys.folder import KeyFolder
 
     KeyFolder.create(tmp_path / "keys", name="ward")
     (tmp_path / "in").mkdir()

@@ -11,8 +11,8 @@ import pytest
 import typer
 from tests.command_line import done, veilray
 
-from veilray.exchange.keys import KeyFolder
-from veilray.exchange.ledger import Image, Release
+from veilray.exchange.keys.folder import KeyFolder
+from veilray.exchange.ledger.ledger import Image, Release
 
 
 @pytest.fixture

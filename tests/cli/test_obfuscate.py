@@ -14,7 +14,7 @@ from veilray.cli.obfuscate import obfuscate_command
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.release import Release
 from veilray.errors import RefusedError, UsageError, VeilrayError
-from veilray.exchange.keys import KeyFolder
+from veilray.exchange.keys.folder import KeyFolder
 
 app = typer.Typer()
 app.command()(obfuscate_command)

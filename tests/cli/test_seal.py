@@ -9,7 +9,7 @@ from tests.command_line import done, veilray
 from tests.exchange.sites import denoised_folder, make_sites
 
 from veilray.cohort.release import Release
-from veilray.exchange.keys import KeyFolder
+from veilray.exchange.keys.folder import KeyFolder
 
 
 @pytest.fixture

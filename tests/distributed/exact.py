@@ -17,7 +17,8 @@ from tests.training.small import Recorder, small_config
 from torch import Tensor
 
 from veilray.models.build import build_model
-from veilray.parallel.group import Group, joined
+from veilray.parallel.group import Group
+from veilray.parallel.joining import joined
 from veilray.training.config import RunConfig
 from veilray.training.data import Batch, TrainingImages, TrainingParts
 from veilray.training.launch import resolved

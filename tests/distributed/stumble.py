@@ -18,7 +18,8 @@ from tests.training.small import Recorder, small_config
 from torch import Tensor
 
 from veilray.errors import ToldElsewhere, TrainingError
-from veilray.parallel.group import Group, joined
+from veilray.parallel.group import Group
+from veilray.parallel.joining import joined
 from veilray.training import loop
 from veilray.training.data import TrainingImages
 from veilray.training.objectives import SupervisedObjective

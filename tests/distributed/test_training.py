@@ -24,7 +24,7 @@ DIFFERENCES = """
 import json, torch
 from tests.training.small import small_config
 from veilray.errors import ToldElsewhere, VeilrayError
-from veilray.parallel.group import joined
+from veilray.parallel.joining import joined
 from veilray.training import agreement
 
 def said(group, config, digest):

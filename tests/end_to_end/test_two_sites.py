@@ -35,7 +35,7 @@ from tests.end_to_end.sites import (
 from tests.exchange.sites import decrypted, members
 
 from veilray.cohort.release import Release
-from veilray.exchange.keys import KeyFolder
+from veilray.exchange.keys.folder import KeyFolder
 from veilray.images.phantom import write_phantoms
 
 # The first test waits for the whole story, some thirty processes.

@@ -10,11 +10,12 @@ import pytest
 import torch
 from tests.command_line import veilray
 
-from veilray.evaluation import benchmark, benchmark_hardware
-from veilray.evaluation.benchmark_process import Ended
-from veilray.evaluation.benchmark_record import RunRecord
+from veilray.evaluation.benchmark import hardware as benchmark_hardware
+from veilray.evaluation.benchmark import run as benchmark
+from veilray.evaluation.benchmark.plan import BenchmarkPlan, load_plan
+from veilray.evaluation.benchmark.process import Ended
+from veilray.evaluation.benchmark.record import RunRecord
 from veilray.evaluation.evaluate import Perceptual
-from veilray.evaluation.plan import BenchmarkPlan, load_plan
 
 PEAK = 5e10
 TINY = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from veilray.evaluation.benchmark_record import Arithmetic, RunRecord, Timings
+from veilray.evaluation.benchmark.record import Arithmetic, RunRecord, Timings
 from veilray.metrics.interval import Interval
 from veilray.training.config import RunConfig
 

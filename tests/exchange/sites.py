@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyrage
 
-from veilray.exchange.keys import KeyFolder
-from veilray.exchange.seal import seal
+from veilray.exchange.keys.folder import KeyFolder
+from veilray.exchange.sealing.seal import seal
 from veilray.images.write import write_png
 from veilray.inference.record import DenoiseSettings, new_batch, note_denoised
 

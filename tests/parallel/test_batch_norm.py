@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, sys.argv[3])
 from steps import layers, images, run_steps
 from veilray.parallel.batch_norm import synchronised
-from veilray.parallel.group import joined
+from veilray.parallel.joining import joined
 torch.set_num_threads(1)
 cases = json.loads(sys.argv[2])
 with joined(torch.device("cpu"), timeout=60) as group:

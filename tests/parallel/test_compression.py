@@ -16,7 +16,7 @@ import json, sys, torch, torch.distributed as dist
 from pathlib import Path
 from safetensors.torch import save_file
 from veilray.parallel.compression import Bf16Average
-from veilray.parallel.group import joined
+from veilray.parallel.joining import joined
 torch.set_num_threads(1)
 sent = 0
 send = dist.isend
@@ -54,7 +54,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from veilray.parallel.compression import compress_gradients
-from veilray.parallel.group import joined
+from veilray.parallel.joining import joined
 torch.set_num_threads(1)
 with joined(torch.device("cpu"), timeout=60) as group:
     torch.manual_seed(1)

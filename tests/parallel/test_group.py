@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from tests.distributed.harness import finish, free_port, run_ranks, start_ranks
 
 from veilray.errors import CohortError, UsageError
-from veilray.parallel.group import ALONE, Group, fails_together, joined, share
+from veilray.parallel.group import ALONE, Group, fails_together, share
+from veilray.parallel.joining import joined
 
 CPU = torch.device("cpu")
 
 EXCHANGE = """
 import json, torch
-from veilray.parallel.group import joined
+from veilray.parallel.joining import joined
 with joined(torch.device("cpu"), timeout=30) as group:
     total = group.sum_(torch.tensor([group.rank + 1.0, 10.0], dtype=torch.float64))
     first = group.sum_later_(torch.ones(3) * group.rank)
@@ -37,7 +38,8 @@ FAILURE = """
 import sys, torch
 from veilray.cli import main
 from veilray.errors import CohortError
-from veilray.parallel.group import fails_together, joined
+from veilray.parallel.group import fails_together
+from veilray.parallel.joining import joined
 
 def command():
     with joined(torch.device("cpu"), timeout=30) as group:
@@ -53,7 +55,7 @@ sys.exit(main._status([]))
 ALONE_IN_ERROR = """
 import sys, torch
 from veilray.cli import main
-from veilray.parallel.group import joined
+from veilray.parallel.joining import joined
 
 def command():
     with joined(torch.device("cpu"), timeout=30) as group:

@@ -15,7 +15,7 @@ from veilray.parallel.watchdog import EXIT_STATUS, Watchdog
 # The peer never comes to the exchange.
 HANGS = """
 import time, torch
-from veilray.parallel.group import joined
+from veilray.parallel.joining import joined
 from veilray.parallel.watchdog import Watchdog
 with Watchdog(timeout=2.0) as watchdog, joined(torch.device("cpu"), timeout=300) as group:
     watchdog.watch(group)
@@ -29,7 +29,7 @@ with Watchdog(timeout=2.0) as watchdog, joined(torch.device("cpu"), timeout=300)
 
 GETS_ON = """
 import time, torch
-from veilray.parallel.group import joined
+from veilray.parallel.joining import joined
 from veilray.parallel.watchdog import Watchdog
 with Watchdog(timeout=1.0) as watchdog, joined(torch.device("cpu"), timeout=60) as group:
     watchdog.watch(group)

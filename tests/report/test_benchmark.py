@@ -10,10 +10,10 @@ import pytest
 from tests.evaluation.records import make_record
 from tests.report.page import Page
 
-from veilray.evaluation.benchmark_groups import Analysis, RunGroup
-from veilray.evaluation.benchmark_record import RunRecord
-from veilray.evaluation.effects import factor_effects, savings
-from veilray.evaluation.plan import SETTING_OF, BenchmarkPlan
+from veilray.evaluation.benchmark.effects import factor_effects, savings
+from veilray.evaluation.benchmark.groups import Analysis, RunGroup
+from veilray.evaluation.benchmark.plan import SETTING_OF, BenchmarkPlan
+from veilray.evaluation.benchmark.record import RunRecord
 from veilray.metrics.interval import Interval
 from veilray.report.benchmark import benchmark_html, render_benchmark
 

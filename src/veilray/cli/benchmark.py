@@ -30,10 +30,10 @@ def benchmark_command(
     again.
     """
     from veilray.cli.reporting import perceptual_metric
-    from veilray.evaluation.benchmark import counts, run_plan
-    from veilray.evaluation.benchmark_groups import analyse
-    from veilray.evaluation.benchmark_hardware import impossible
-    from veilray.evaluation.plan import base_config, expand, load_plan
+    from veilray.evaluation.benchmark.groups import analyse
+    from veilray.evaluation.benchmark.hardware import impossible
+    from veilray.evaluation.benchmark.plan import base_config, expand, load_plan
+    from veilray.evaluation.benchmark.run import counts, run_plan
     from veilray.parallel.devices import pick_device
     from veilray.report.benchmark import render_benchmark
 

@@ -13,7 +13,7 @@ from veilray.errors import UsageError
 from veilray.parallel.group import ALONE, Group, fails_together
 
 if TYPE_CHECKING:
-    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.keys.folder import KeyFolder
     from veilray.inference.denoiser import Denoiser
     from veilray.inference.files import Denoised
 
@@ -108,8 +108,8 @@ def _denoised(
 def _reattached(
     inputs: list[Path], originals: list[Path], out: Path, keys: KeyFolder, receiver: str | None
 ) -> Iterable[Denoised]:
-    from veilray.exchange.pseudonyms import Pseudonyms
-    from veilray.exchange.reattach import reattach
+    from veilray.exchange.reattaching.reattach import reattach
+    from veilray.exchange.release.pseudonyms import Pseudonyms
 
     if receiver is None:
         raise UsageError("--receiver is missing: each receiver's pseudonyms are others")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from veilray.exchange.making import ReleasePlan
+    from veilray.exchange.release.making import ReleasePlan
 
 _ROWS = 3
 

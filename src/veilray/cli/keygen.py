@@ -28,7 +28,7 @@ def keygen_command(
     `veilray keys` shows, exchanges, rotates and backs them up.
     """
     from veilray.cli.site_keys import new_passphrase
-    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.keys.folder import KeyFolder
 
     passphrase = new_passphrase(passphrase_file, ask=ask_passphrase, what="the keys")
     keys = KeyFolder.create(out, name=name, role=role, passphrase=passphrase)

@@ -12,7 +12,7 @@ from veilray.cli.site_keys import PASSPHRASE_FILE
 from veilray.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
-    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.keys.folder import KeyFolder
 
 keys_app = typer.Typer(
     help="Show, exchange, rotate and back up the keys of a site.", no_args_is_help=True, rich_markup_mode=None
@@ -47,7 +47,7 @@ _ROTATED = {
 @keys_app.command("show")
 def show(keys: Annotated[Path, KEYS]) -> None:
     """Say whose keys these are, which files are in use, and whose cards are pinned."""
-    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.keys.folder import KeyFolder
 
     folder = KeyFolder.open(keys)
     typer.echo(f"{folder.card.name}, {folder.role}, {'with' if folder.locked else 'without'} a passphrase")
@@ -62,7 +62,7 @@ def card(
     keys: Annotated[Path, KEYS], out: Annotated[Path, typer.Option(help="New file, *.json.", show_default=False)]
 ) -> None:
     """Write the public card, which partners pin; it holds nothing secret."""
-    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.keys.folder import KeyFolder
     from veilray.files import write_text
 
     if out.exists():
@@ -84,8 +84,8 @@ def pin(
     replace: Annotated[bool, typer.Option("--replace", help="In place of another card of that name.")] = False,
 ) -> None:
     """Trust a partner's card, once its fingerprint was compared by telephone."""
-    from veilray.exchange.card import read_card
-    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.keys.card import read_card
+    from veilray.exchange.keys.folder import KeyFolder
 
     folder, new = KeyFolder.open(keys), read_card(card_file)
     if fingerprint is not None and "".join(fingerprint.lower().split()) != new.fingerprint:
@@ -103,7 +103,7 @@ def unpin(
     name: Annotated[str, typer.Argument(help="Name or fingerprint of the partner.", show_default=False)],
 ) -> None:
     """Trust a partner's card no more: its bundles are refused from now on, and none can be sealed for it."""
-    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.keys.folder import KeyFolder
 
     gone = KeyFolder.open(keys).unpin(name)
     typer.echo(f"{gone.name} is no longer pinned in {keys}")
@@ -157,8 +157,8 @@ def backup(
 ) -> None:
     """Write keys, pinned cards, ledger and sequences into one file, encrypted by a passphrase of its own."""
     from veilray.cli.site_keys import new_passphrase
-    from veilray.exchange.backup import write_backup
-    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.keys.backup import write_backup
+    from veilray.exchange.keys.folder import KeyFolder
 
     folder = KeyFolder.open(keys)
     phrase = new_passphrase(passphrase_file, ask=True, what="the backup")
@@ -175,7 +175,7 @@ def restore(
 ) -> None:
     """Make a key folder of a backup."""
     from veilray.cli.site_keys import old_passphrase
-    from veilray.exchange.backup import restore_backup
+    from veilray.exchange.keys.backup import restore_backup
 
     phrase = old_passphrase(passphrase_file, what=str(backup_file))
     folder = restore_backup(backup_file, out, passphrase=phrase)

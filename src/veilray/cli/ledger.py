@@ -10,8 +10,8 @@ import typer
 from veilray.cli.site_keys import PASSPHRASE_FILE
 
 if TYPE_CHECKING:
-    from veilray.exchange.keys import KeyFolder
-    from veilray.exchange.ledger_records import ReleaseLine
+    from veilray.exchange.keys.folder import KeyFolder
+    from veilray.exchange.ledger.records import ReleaseLine
 
 ledger_app = typer.Typer(help="Look into the release ledger.", no_args_is_help=True, rich_markup_mode=None)
 

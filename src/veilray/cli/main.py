@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import os
 import signal
@@ -30,6 +32,7 @@ from veilray.cli.serve import serve_command
 from veilray.cli.train import train_command
 from veilray.errors import ToldElsewhere, VeilrayError
 from veilray.parallel.devices import use_huge_pages
+from veilray.parallel.spawn import under_launcher
 
 # What typer makes of Ctrl-C.
 INTERRUPTED = 130
@@ -80,12 +83,31 @@ def run() -> None:
     """Entry point of `veilray`: exit status 0 done, 2 usage, 3 bad data, 4 refused, 1 anything else."""
     # A scheduler's way to stop a job: cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end = _Ending()
+    if under_launcher():
+        atexit.register(end)  # the first to be registered, so the last to run
     try:
-        sys.exit(_status(sys.argv[1:]))
+        end.status = _status(sys.argv[1:])
     finally:
         # A launcher that stops what is ending anyway would only bring forth a traceback.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+    sys.exit(end.status)
+
+
+class _Ending:
+    """The end of a rank: without C++ destructors, of which one that meets a thread of gloo's aborts the process.
+
+    A launcher would start the ranks again although this one had done its work.
+    """
+
+    status = 1
+
+    def __call__(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(self.status)
 
 
 def _status(arguments: list[str]) -> int:
@@ -95,9 +117,9 @@ def _status(arguments: list[str]) -> int:
         app(args=[word for word in arguments if word != "--debug"])  # ends in SystemExit, 2 for wrong usage
         return 0
     except SystemExit as end:
-        if end.code != INTERRUPTED:
-            raise
-        return _fail("stopped", 1, debug)
+        if end.code == INTERRUPTED:
+            return _fail("stopped", 1, debug)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except ToldElsewhere as error:
         return error.exit_status
     except VeilrayError as error:

@@ -11,9 +11,9 @@ from veilray.cli.site_keys import PASSPHRASE_FILE
 from veilray.errors import UsageError
 
 if TYPE_CHECKING:
-    from veilray.exchange.deidentify import Field
-    from veilray.exchange.making import MadeRelease, Parties, ReleasePlan, Request
-    from veilray.exchange.review import Blanks
+    from veilray.exchange.release.deidentify import Field
+    from veilray.exchange.release.making import MadeRelease, Parties, ReleasePlan, Request
+    from veilray.exchange.release.review import Blanks
     from veilray.obfuscation.config import NoiseConfig
 
 
@@ -66,7 +66,7 @@ def obfuscate_command(
 
     The list of pseudonyms stays in the cohort's folder, under releases/.
     """
-    from veilray.exchange.making import Request
+    from veilray.exchange.release.making import Request
 
     if out is None and not dry_run:
         raise UsageError("--out is missing: name a new folder for the release, or ask for a --dry-run")
@@ -89,7 +89,7 @@ def _run(path: Path, out: Path | None, request: Request, *, dry_run: bool) -> No
     from veilray.cli.dry_run import show_plan
     from veilray.cli.progress import progress
     from veilray.cohort.cohort import Cohort
-    from veilray.exchange.making import make_release, plan_release
+    from veilray.exchange.release.making import make_release, plan_release
 
     cohort = Cohort.open(path)
     with progress(len(cohort), "looking for burned-in text", "images") as bar:
@@ -133,8 +133,8 @@ def _parties(
 ) -> Parties | None:
     """The part of a request that takes keys."""
     from veilray.cli.site_keys import open_keys
-    from veilray.exchange.ledger_records import Override
-    from veilray.exchange.making import Parties
+    from veilray.exchange.ledger.records import Override
+    from veilray.exchange.release.making import Parties
 
     if (name is None) != (reason is None):
         raise UsageError("--override-name and --override-reason go together; both are kept")
@@ -150,14 +150,14 @@ def _parties(
 
 
 def _blanks(rectangles: list[str], file: Path | None) -> Blanks:
-    from veilray.exchange.review import Blanks, parse_blank, read_blanks
+    from veilray.exchange.release.review import Blanks, parse_blank, read_blanks
 
     everywhere = tuple(parse_blank(text) for text in rectangles)
     return Blanks(everywhere=everywhere, by_image=read_blanks(file) if file else {})
 
 
 def _parse_fields(text: str) -> tuple[Field, ...]:
-    from veilray.exchange.deidentify import FIELDS
+    from veilray.exchange.release.deidentify import FIELDS
 
     names = [name.strip() for name in text.split(",")]
     if names == ["none"]:

@@ -19,7 +19,7 @@ def open_command(
     """Check a bundle from a pinned site and decrypt it into a new folder: as a whole, or not at all."""
     from veilray.cli.progress import progress
     from veilray.cli.site_keys import open_keys
-    from veilray.exchange.open_ import open_bundle
+    from veilray.exchange.sealing.open_ import open_bundle
 
     site = open_keys(keys, passphrase_file)
     with progress(None, "opening", "bytes") as bar:

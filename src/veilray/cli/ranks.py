@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from veilray.cli.progress import Reporter, progress
-from veilray.parallel.group import ALONE, Group, joined
+from veilray.parallel.group import ALONE, Group
+from veilray.parallel.joining import joined
 from veilray.parallel.spawn import under_launcher
 
 if TYPE_CHECKING:

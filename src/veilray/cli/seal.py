@@ -25,7 +25,7 @@ def seal_command(
     """Sign and encrypt a folder for one or more sites; nobody else can open it, not even the sender."""
     from veilray.cli.progress import progress
     from veilray.cli.site_keys import open_keys
-    from veilray.exchange.seal import seal
+    from veilray.exchange.sealing.seal import seal
 
     site = open_keys(keys, passphrase_file)
     receivers = [site.peer(name) for name in to]

@@ -10,8 +10,8 @@ import typer
 from veilray.errors import UsageError
 
 if TYPE_CHECKING:
-    from veilray.exchange.keys import KeyFolder
-    from veilray.exchange.secret import Secret
+    from veilray.exchange.keys.folder import KeyFolder
+    from veilray.exchange.keys.secret import Secret
 
 KEYS = typer.Option("--keys", help="Key folder of this site, from `veilray keygen`.", show_default=False)
 PASSPHRASE_FILE = typer.Option(
@@ -24,7 +24,7 @@ def open_keys(path: Path, passphrase_file: Path | None) -> KeyFolder:
 
     Raises UsageError where a passphrase is needed and neither is there.
     """
-    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.keys.folder import KeyFolder
 
     keys = KeyFolder.open(path)
     if not keys.locked:
@@ -34,7 +34,7 @@ def open_keys(path: Path, passphrase_file: Path | None) -> KeyFolder:
 
 def old_passphrase(file: Path | None, *, what: str) -> Secret:
     """The passphrase of `what`, from a private file or the terminal; UsageError where neither is there."""
-    from veilray.exchange.secret import read_passphrase
+    from veilray.exchange.keys.secret import read_passphrase
 
     if file is not None:
         return read_passphrase(_read(file), source=str(file))
@@ -43,7 +43,7 @@ def old_passphrase(file: Path | None, *, what: str) -> Secret:
 
 def new_passphrase(file: Path | None, *, ask: bool, what: str) -> Secret | None:
     """A new passphrase for `what`: from a private file; where `ask`, typed twice at the terminal; else None."""
-    from veilray.exchange.secret import read_passphrase
+    from veilray.exchange.keys.secret import read_passphrase
 
     if file is not None or not ask:
         return None if file is None else read_passphrase(_read(file), source=str(file))
@@ -54,7 +54,7 @@ def new_passphrase(file: Path | None, *, ask: bool, what: str) -> Secret | None:
 
 
 def _read(file: Path) -> str:
-    from veilray.exchange.keyfile import read_private
+    from veilray.exchange.keys.keyfile import read_private
 
     try:
         return read_private(file).decode()

@@ -18,7 +18,8 @@ from veilray.errors import ToldElsewhere, VeilrayError
 from veilray.evaluation.evaluate import check_digest
 from veilray.models.build import build_model
 from veilray.parallel.devices import describe_device, pick_device
-from veilray.parallel.group import fails_together, joined
+from veilray.parallel.group import fails_together
+from veilray.parallel.joining import joined
 from veilray.parallel.spawn import check_devices
 from veilray.parallel.watchdog import GRACE, Watchdog
 from veilray.training.agreement import changes, check_agreement, restarted

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from veilray import errors
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
-from veilray.parallel.rendezvous import new_life
+from veilray.parallel.rendezvous import OVER, lasting
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Backend = Literal["none", "gloo", "nccl"]
-OVER = "veilray/over"
 SAID = "veilray/said"
 
 
@@ -164,44 +161,11 @@ class Group:
         """Tell processes that the launcher restarts after this failure that it would only happen again."""
         if self._store is not None:
             with contextlib.suppress(RuntimeError):
-                _lasting(self._store).set(OVER, str(status))
+                lasting(self._store).set(OVER, str(status))
 
 
 ALONE = Group()
 """The group of a process that works by itself."""
-
-
-@contextlib.contextmanager
-def joined(device: torch.device, *, timeout: float = 600.0, shared: bool = False) -> Iterator[Group]:
-    """Join the group that `torchrun`'s environment (RANK, WORLD_SIZE, ...) describes; `ALONE` where there is none.
-
-    Tensors on CUDA cross by NCCL, or by gloo where ranks share a GPU (`shared`); those on the CPU by gloo. An exchange
-    that takes longer than `timeout` seconds fails. An error inside the block is told once: other ranks raise
-    ToldElsewhere. Raises UsageError where the environment is wrong or a port in use, LostRankError where the others
-    cannot be reached.
-    """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield ALONE
-        return
-    import torch.distributed as dist
-
-    group = _begin(device, timeout=timeout, shared=shared)
-    try:
-        yield group
-    except ToldElsewhere:
-        raise
-    except KeyboardInterrupt:
-        if not group.is_first("error"):
-            raise ToldElsewhere(VeilrayError.exit_status) from None
-        raise
-    except VeilrayError as error:
-        if not isinstance(error, LostRankError):
-            group.end_for_good(error.exit_status)
-        if not group.is_first("error"):
-            raise ToldElsewhere(error.exit_status) from error
-        raise
-    finally:
-        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -262,82 +226,23 @@ def share(work: int | Sequence[Item], group: Group) -> range | Sequence[Item]:
     return range(start, end) if isinstance(work, int) else work[start:end]
 
 
-def _begin(device: torch.device, *, timeout: float, shared: bool) -> Group:
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
-
-    place = {name: _number(name, default) for name, default in _PLACE.items()}
-    backend: Backend = "nccl" if device.type == "cuda" and not shared else "gloo"
-    before = Group(place["RANK"], place["WORLD_SIZE"], place["LOCAL_RANK"], place["LOCAL_WORLD_SIZE"], backend)
-    own = before.device(device, shared=shared)
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
-    wait = timedelta(seconds=timeout)
-    try:
-        store, rank, world_size = next(rendezvous("env://", before.rank, before.world_size, timeout=wait))
-        _leave_if_over(store)
-        store = new_life(store, rank=rank, world_size=world_size, timeout=timeout)
-        dist.init_process_group(
-            # Small messages stay on the CPU, and need not wait for the GPU.
-            "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            timeout=wait,
-            device_id=own if backend == "nccl" else None,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise _no_group(error) from error
-    return Group(rank, world_size, before.local_rank, before.local_world_size, backend, store)
-
-
-_PLACE: Mapping[str, int | None] = {"RANK": None, "WORLD_SIZE": None, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-
-
-def _number(name: str, default: int | None) -> int:
-    text = os.environ.get(name, "" if default is None else str(default))
-    if not text.isdigit():
-        raise UsageError(f"the environment variable {name} is {text!r}, not a number; torchrun sets it")
-    return int(text)
-
-
-def _no_group(error: Exception) -> VeilrayError:
-    where = f"{os.environ.get('MASTER_ADDR', 'an unnamed host')}:{os.environ.get('MASTER_PORT', 'an unnamed port')}"
-    if "EADDRINUSE" in str(error) or "in use" in str(error):
-        return UsageError(f"the port of {where} is in use by another program; choose another with --master-port")
-    return LostRankError(f"the other ranks cannot be reached through {where}: {_first_line(error)}")
-
-
-def _leave_if_over(store: Any) -> None:
-    lasting = _lasting(store)
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and lasting.check([OVER]):
-        raise ToldElsewhere(int(lasting.get(OVER)))
-
-
-def _lasting(store: Any) -> Any:
-    """The part of the store that outlives a restart by the launcher."""
-    while hasattr(store, "underlying_store"):
-        store = store.underlying_store
-    return store
-
-
 def _told(error: Exception) -> dict[str, Any]:
     if isinstance(error, VeilrayError):
         message, status = str(error), error.exit_status
     else:
-        message, status = f"unexpected {type(error).__name__}: {_first_line(error)}", VeilrayError.exit_status
+        message, status = f"unexpected {type(error).__name__}: {first_line(error)}", VeilrayError.exit_status
     return {"kind": type(error).__name__, "message": message, "status": status, "host": socket.gethostname()}
 
 
 def _lost(error: Exception) -> str:
     return (
-        f"another rank has ended or does not answer ({_first_line(error)}); "
+        f"another rank has ended or does not answer ({first_line(error)}); "
         "its own message says why; run the command again (a training with --resume)"
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of torch says before its trace, at most 200 characters."""
     return (str(error).splitlines() or [""])[0][:200]
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 HERE = "veilray/here"
 LIFE = "veilray/life"
+OVER = "veilray/over"
+"""Where the store says that a failure would only happen again, and with which exit status."""
 POLL_SECONDS = 0.02
 
 
@@ -32,6 +34,13 @@ def new_life(store: Any, *, rank: int, world_size: int, timeout: float) -> Any:
     store.set(f"{HERE}/{rank}", own)
     life = _led(store, world_size, timeout) if rank == 0 else _followed(store, rank, own, timeout)
     return dist.PrefixStore(f"{LIFE}/{life}", store)  # type: ignore[attr-defined]
+
+
+def lasting(store: Any) -> Any:
+    """The part of a store that outlives a restart of the ranks by the launcher."""
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    return store
 
 
 def _led(store: Any, world_size: int, timeout: float) -> str:

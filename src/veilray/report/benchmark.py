@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from veilray.evaluation.benchmark_groups import Analysis, RunGroup
-from veilray.evaluation.benchmark_record import RunRecord, done
-from veilray.evaluation.effects import QUALITY, SPEED, Effect, Saving
+from veilray.evaluation.benchmark.effects import QUALITY, SPEED, Effect, Saving
+from veilray.evaluation.benchmark.groups import Analysis, RunGroup
+from veilray.evaluation.benchmark.plan import SETTING_OF, SINGLE, dump_plan
+from veilray.evaluation.benchmark.record import RunRecord, done
 from veilray.evaluation.labels import as_text
-from veilray.evaluation.plan import SETTING_OF, SINGLE, dump_plan
 from veilray.evaluation.results import METRICS
 from veilray.files import write_text
 from veilray.metrics.interval import Interval

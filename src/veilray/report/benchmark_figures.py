@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from veilray.evaluation.benchmark_groups import Analysis, RunGroup
-from veilray.evaluation.effects import SPEED, Effect
+from veilray.evaluation.benchmark.effects import SPEED, Effect
+from veilray.evaluation.benchmark.groups import Analysis, RunGroup
 from veilray.report.benchmark_text import PART_NAMES, bar_label, effect_label, level_name
 from veilray.report.drawing import COLOURS, FAINT, INK, styled, svg
 from veilray.report.text import number

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from veilray.evaluation.benchmark_groups import BUSY, Analysis
-from veilray.evaluation.benchmark_record import done
+from veilray.evaluation.benchmark.groups import BUSY, Analysis
+from veilray.evaluation.benchmark.record import done
 from veilray.report.text import count, listed, number
 
 

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from veilray.evaluation.benchmark_groups import BUSY, Analysis
-from veilray.evaluation.benchmark_record import done
-from veilray.evaluation.effects import SPEED, Effect, Estimate
+from veilray.evaluation.benchmark.effects import SPEED, Effect, Estimate
+from veilray.evaluation.benchmark.groups import BUSY, Analysis
+from veilray.evaluation.benchmark.plan import SINGLE
+from veilray.evaluation.benchmark.record import done
 from veilray.evaluation.labels import MODEL_NAMES, as_text, phrase
-from veilray.evaluation.plan import SINGLE
 from veilray.report.text import count, listed, number, score, with_unit
 
 FACTOR_NAMES = {

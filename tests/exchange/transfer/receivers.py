@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from veilray.exchange.keys import KeyFolder
+from veilray.exchange.keys.folder import KeyFolder
 from veilray.exchange.transfer.client import ClientTls
 from veilray.exchange.transfer.config import load_receive_config
 from veilray.exchange.transfer.server import Receiver, make_receiver

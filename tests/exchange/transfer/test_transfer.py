@@ -18,7 +18,7 @@ from tests.exchange.sites import make_sites, sealed
 from tests.exchange.transfer.receivers import Place, client, offered, put_header, raw, receiving, status_of
 
 from veilray.errors import BundleError, DataError, RefusedError, UsageError, VeilrayError
-from veilray.exchange.keys import KeyFolder
+from veilray.exchange.keys.folder import KeyFolder
 from veilray.exchange.transfer import server, spool
 from veilray.exchange.transfer.authority import make_test_authority
 from veilray.exchange.transfer.client import ClientTls, Sent, send_bundle

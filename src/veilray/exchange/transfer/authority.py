@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from veilray.exchange.keyfile import write_private
+from veilray.exchange.keys.keyfile import write_private
 from veilray.files import replacing_folder
 
 DAYS = 30

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 import httpx
 
 from veilray.errors import DataError, RefusedError, UsageError, VeilrayError
-from veilray.exchange.keyfile import check_private
+from veilray.exchange.keys.keyfile import check_private
 from veilray.exchange.transfer.ticket import SignedTicket, make_ticket
 
 if TYPE_CHECKING:
-    from veilray.exchange.keys import KeyFolder
+    from veilray.exchange.keys.folder import KeyFolder
 
 BLOCK = 2**20
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from veilray.errors import DataError, UsageError
-from veilray.exchange.card import PublicCard, read_card
+from veilray.exchange.keys.card import PublicCard, read_card
 
 GB = 1e9
 Gigabytes = Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)]

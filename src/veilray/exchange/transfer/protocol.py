@@ -16,7 +16,7 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from veilray.errors import UsageError
-from veilray.exchange.keyfile import check_private
+from veilray.exchange.keys.keyfile import check_private
 
 STATE_KEY = "client_certificate"
 

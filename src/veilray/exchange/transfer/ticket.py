@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from veilray.errors import BundleError, UsageError
-from veilray.exchange.keyfile import AGE_HEADER
-from veilray.exchange.manifest import Sha256
+from veilray.exchange.keys.keyfile import AGE_HEADER
+from veilray.exchange.sealing.manifest import Sha256
 
 if TYPE_CHECKING:
-    from veilray.exchange.keys import KeyFolder, PublicCard
+    from veilray.exchange.keys.folder import KeyFolder, PublicCard
 
 MAX_TICKET_BYTES = 4096
 

@@ -1,0 +1,120 @@
+"""What the release ledger is asked and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from veilray.errors import UsageError
+from veilray.exchange.ledger.exposure import Given, Mode, NoiseSource, composed_std
+
+Status = Literal["reserved", "committed", "abandoned"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What is to leave, as a whole."""
+
+    release_id: str
+    receivers: tuple[str, ...]
+    """Fingerprints of the receivers' cards; empty where not known."""
+    mode: Mode
+    source: NoiseSource
+    """Seeded and entropy noise is independent in each release; only secret noise nests."""
+    noise_id: str = ""
+    """`KeyFolder.noise_id()` of secret noise."""
+    clip: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """One image of a release."""
+
+    sop_uid: str
+    """SOP Instance UID (0008,0018); empty where there is none."""
+    digest: bytes
+    """32 bytes over the native decoded pixels, before preprocessing."""
+    likeness: bytes
+    """`likeness.likeness` of its pixels before the noise."""
+    geometry: str
+    """All that was done to the native pixels before the noise, as `secret_field` takes it; kept in clear."""
+    std: float
+    """Of its noise; 0 is allowed for model-only alone."""
+    label: str = ""
+    """How a refusal names it to the operator; not kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """Who answers for a release that the ledger would refuse, and why it is right all the same; kept."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Objection:
+    """An image that may not leave, and why."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reserved:
+    """What a reservation found."""
+
+    objections: tuple[Objection, ...]
+    """Those that were overridden."""
+    voided: tuple[str, ...]
+    """Earlier noisy releases of which a release of pairs gives clean pixels away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseLine:
+    """A release as the ledger lists it."""
+
+    release: Release
+    made: str
+    """UTC, ISO 8601."""
+    status: Status
+    images: int
+    least_std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to a release: reserved, committed, abandoned, overridden, settled."""
+
+    at: str
+    release_id: str
+    what: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposure:
+    """What has left of one acquisition, reservations included."""
+
+    acquisition: int
+    """Its number in this ledger."""
+    given: tuple[Given, ...]
+
+    @property
+    def std(self) -> float:
+        """Composed over everything: infinity where no image left, 0 where clean pixels did."""
+        return composed_std(self.given)
+
+
+def check_request(release: Release, images: Sequence[Image], override: Override | None) -> None:
+    """UsageError where a reservation is not asked for properly."""
+    if not images:
+        raise UsageError("a release of no images cannot be written down")
+    if release.source == "secret" and release.mode != "model-only" and not release.noise_id:
+        raise UsageError("secret noise needs the name of its secret")
+    if release.mode != "model-only" and not all(image.std > 0 for image in images):
+        raise UsageError("every image of a release has noise of a positive std")
+    if override is not None and not (override.name.strip() and override.reason.strip()):
+        raise UsageError("an override needs the name of who answers for it, and the reason")

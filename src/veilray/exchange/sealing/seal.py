@@ -1,0 +1,121 @@
+"""Sealing: a release, a model or denoised images become one signed and encrypted file."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from veilray.errors import DataError, RefusedError, UsageError
+from veilray.exchange.sealing.bundle import BundleSource, Faithful, measure, streams_first
+from veilray.exchange.sealing.manifest import MAX_PARTS, MAX_RECEIVERS, Manifest, Part, encode_manifest
+from veilray.exchange.sealing.sequences import Sequences, log
+from veilray.exchange.sealing.sources import Source, sealable
+from veilray.files import replacing
+
+if TYPE_CHECKING:
+    from veilray.exchange.keys.folder import KeyFolder, PublicCard
+
+ENDING = ".veil"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedBundle:
+    """What `seal` made."""
+
+    path: Path
+    manifest: Manifest
+    notes: tuple[str, ...]
+    """What whoever sends it must know, such as that clean images are in it."""
+
+
+def seal(
+    source: Path,
+    out: Path,
+    *,
+    keys: KeyFolder,
+    receivers: Sequence[PublicCard],
+    advance: Callable[[int], None] | None = None,
+) -> SealedBundle:
+    """Seal a release folder, a run folder (its model only) or a folder of denoised images into the new file `out`.
+
+    Signed by the key folder's Ed25519 key, encrypted by age to every receiver; anyone else, the sender included, cannot
+    open it. Memory does not grow with the size. `advance` is called with the bytes that were encrypted.
+
+    Nothing is left behind when it fails. Raises RefusedError for a folder that must not leave, DataError where a file
+    is damaged or changes meanwhile, UsageError where `out` exists or nobody is to receive it.
+    """
+    import pyrage
+
+    fingerprints = _fingerprints(receivers)
+    if out.exists():
+        raise UsageError(f"{out} already exists; name a new file or remove that one")
+    with ExitStack() as stack:
+        found = _admit(stack, source, out, keys)
+        manifest = _manifest(found, keys, fingerprints)
+        signed = encode_manifest(manifest)
+        tar = BundleSource(
+            found.folder,
+            manifest.parts,
+            signed=signed,
+            signature=keys.signing_key().sign(signed),
+            advance=advance or _nothing,
+        )
+        recipients = [pyrage.x25519.Recipient.from_str(card.age_recipient) for card in receivers]
+        part = stack.enter_context(replacing(out))
+        with part.open("wb") as file:
+            content, target = Faithful(tar), Faithful(file)
+            with streams_first(content, target):
+                pyrage.encrypt_io(content, target, recipients)
+    log(
+        keys.path,
+        "sealed",
+        bundle_id=manifest.bundle_id,
+        kind=manifest.kind,
+        receivers=list(fingerprints),
+        sequence=manifest.sequence,
+        parts=len(manifest.parts),
+        bytes=manifest.n_bytes,
+    )
+    return SealedBundle(path=out, manifest=manifest, notes=found.notes)
+
+
+def _admit(stack: ExitStack, source: Path, out: Path, keys: KeyFolder) -> Source:
+    try:
+        return stack.enter_context(sealable(source, near=out.parent))
+    except RefusedError:
+        log(keys.path, "refused", reason="source")
+        raise
+
+
+def _fingerprints(receivers: Sequence[PublicCard]) -> tuple[str, ...]:
+    fingerprints = tuple(dict.fromkeys(card.fingerprint for card in receivers))
+    if not 1 <= len(fingerprints) <= MAX_RECEIVERS:
+        raise UsageError(f"a bundle has 1 to {MAX_RECEIVERS} receivers, not {len(fingerprints)}")
+    return fingerprints
+
+
+def _manifest(found: Source, keys: KeyFolder, receivers: tuple[str, ...]) -> Manifest:
+    return Manifest(
+        bundle_id=secrets.token_hex(16),
+        sender=keys.card.fingerprint,
+        receivers=receivers,
+        sequence=Sequences(keys.path).next_for(receivers),
+        sealed_at=datetime.now(UTC).replace(microsecond=0),
+        kind=found.kind,
+        parts=_measure(found),
+    )
+
+
+def _measure(found: Source) -> tuple[Part, ...]:
+    if len(found.names) > MAX_PARTS:
+        raise DataError(f"{found.folder} holds {len(found.names):,} files; a bundle takes {MAX_PARTS:,}: seal several")
+    return tuple(measure(found.folder, name) for name in found.names)
+
+
+def _nothing(count: int) -> None:
+    """For whoever does not watch."""

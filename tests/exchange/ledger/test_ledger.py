@@ -1,0 +1,217 @@
+"""The ledger: what it lets through, what it refuses, and that it knows an acquisition again."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from veilray.errors import DataError, RefusedError, UsageError
+from veilray.exchange.keys.secret import Secret
+from veilray.exchange.ledger.ledger import Image, Ledger, Override, Release
+
+KEY = Secret(b"l" * 32)
+RECEIVER, OTHER = "ab" * 32, "cd" * 32
+CHIEF = Override(name="A. Chief", reason="consent of 3 May")
+
+
+def _image(number: int = 0, **other: Any) -> Image:
+    digest = hashlib.sha256(str(number).encode()).digest()
+    values = {"sop_uid": f"1.2.{number}", "digest": digest, "likeness": digest, "geometry": "native", "std": 0.2}
+    return Image(**{**values, "label": f"image-{number}", **other})
+
+
+def _release(release_id: str, **other: Any) -> Release:
+    values = {"receivers": (RECEIVER,), "mode": "noisy", "source": "secret", "noise_id": "n1"}
+    return Release(**{"release_id": release_id, **values, **other})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    Ledger.create(tmp_path / "ledger.db", key=KEY)
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def ledger(file: Path) -> Iterator[Ledger]:
+    with Ledger.open(file, key=KEY) as opened:
+        opened.reserve(_release("first"), [_image(number) for number in range(3)])
+        opened.commit("first")
+        yield opened
+
+
+def test_the_same_again_and_noisier_levels_pass_for_anyone(ledger: Ledger) -> None:
+    ledger.reserve(_release("again"), [_image()])
+    ledger.reserve(_release("to another", receivers=(OTHER,)), [_image()])
+    ledger.reserve(_release("noisier"), [_image(std=0.3)])
+    ledger.reserve(_release("model", mode="model-only"), [_image(std=0.0, geometry="any")])
+    assert [exposure.std for exposure in ledger.exposures([_image()])] == [pytest.approx(0.2)]
+
+
+@pytest.mark.parametrize(
+    ("release", "image", "reason"),
+    [
+        ({}, {"std": 0.1}, "0.2 to 0.1"),
+        ({"receivers": (OTHER,)}, {"std": 0.1}, "0.2 to 0.1"),
+        ({}, {"geometry": "256x256"}, "another geometry"),
+        ({"noise_id": "n2"}, {}, "0.2 to 0.141"),
+        ({"source": "entropy", "noise_id": ""}, {}, "0.2 to 0.141"),
+        ({"source": "seeded", "noise_id": ""}, {"std": 0.3}, "0.2 to 0.166"),
+        ({"mode": "pairs"}, {}, "void"),
+        ({"clip": False}, {}, "unclamped"),
+    ],
+)
+def test_what_weakens_an_earlier_release_is_refused_unless_someone_answers_for_it(
+    ledger: Ledger, release: dict[str, Any], image: dict[str, Any], reason: str
+) -> None:
+    wanted, images = _release("second", **release), [_image(7, **image), _image(**image)]
+    assert [(one.label, reason in one.reason) for one in ledger.examine(wanted, images)] == [("image-0", True)]
+    with pytest.raises(RefusedError, match="refuses 1 of 2 images; image-0") as refusal:
+        ledger.reserve(wanted, images)
+    assert reason in str(refusal.value)
+    assert [line.release.release_id for line in ledger.releases()] == ["first"]  # nothing of it stays
+    assert ledger.exposures([_image(7)])[0].given == ()
+    found = ledger.reserve(wanted, images, override=CHIEF)
+    assert [one.label for one in found.objections] == ["image-0"]
+    last = ledger.events()[-1]
+    assert (last.release_id, last.what, last.name) == ("second", "overridden", "A. Chief")
+    assert "consent of 3 May" in last.reason
+
+
+def test_pairs_void_earlier_noisy_releases_and_say_which(ledger: Ledger) -> None:
+    ledger.reserve(_release("again"), [_image(1)])
+    found = ledger.reserve(_release("clean", mode="pairs"), [_image(0), _image(9)], override=CHIEF)
+    assert found.voided == ("first",)
+    assert [exposure.std for exposure in ledger.exposures([_image(0), _image(9), _image(1)])] == [
+        0.0,
+        0.0,
+        pytest.approx(0.2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "known"),
+    [
+        ({"digest": b"x" * 32, "likeness": b"x" * 32}, True),  # the same UID
+        ({"sop_uid": "", "likeness": b"x" * 32}, True),  # the same pixels, without or
+        ({"sop_uid": "9.9", "likeness": b"x" * 32}, True),  # under another UID
+        ({"sop_uid": "9.9", "digest": b"x" * 32}, True),  # a copy by its looks
+        ({"sop_uid": "9.9", "digest": b"x" * 32, "likeness": b"x" * 32}, False),
+    ],
+)
+def test_an_acquisition_is_known_again(ledger: Ledger, other: dict[str, Any], known: bool) -> None:
+    image = _image(**other, std=0.1)
+    assert bool(ledger.examine(_release("second"), [image])) is known
+    assert bool(ledger.exposures([image])[0].given) is known
+
+
+@pytest.mark.parametrize(("bits", "near"), [(0, True), (32, True), (33, False)])
+def test_likenesses_count_up_to_the_threshold(ledger: Ledger, bits: int, near: bool) -> None:
+    flips = np.zeros(256, dtype=np.uint8)
+    flips[np.random.default_rng(5).permutation(256)[:bits]] = 1
+    look = (np.unpackbits(np.frombuffer(_image().likeness, np.uint8)) ^ flips).astype(np.uint8)
+    image = _image(sop_uid="", digest=b"x" * 32, likeness=np.packbits(look).tobytes())
+    # Its pixels are others, so the noise would be independent of the first release's.
+    assert bool(ledger.examine(_release("second"), [image])) is near
+
+
+def test_a_copy_within_one_release_is_found(ledger: Ledger) -> None:
+    copies = [_image(5), _image(5, sop_uid="", digest=b"y" * 32)]
+    assert [one.label for one in ledger.examine(_release("second"), copies)] == ["image-5"]
+    assert not ledger.examine(_release("second"), [_image(5), _image(5)])  # the very same gets the same noise
+    assert ledger.examine(_release("second", source="entropy"), [_image(5), _image(5)])
+
+
+def test_an_overridden_copy_counts_for_all_it_may_be(ledger: Ledger) -> None:
+    copy = _image(0, sop_uid="1.2.1", digest=b"y" * 32)  # the looks of 0, the UID of 1
+    ledger.reserve(_release("second"), [copy], override=CHIEF)
+    exposed = [one.std for one in ledger.exposures([_image(0), _image(1), _image(2)])]
+    assert exposed[0] == pytest.approx(0.2 / math.sqrt(2))
+    assert exposed[1] <= exposed[0] * (1 + 1e-9)
+    assert exposed[2] == pytest.approx(0.2)
+
+
+def test_a_reservation_counts_until_it_is_settled(ledger: Ledger) -> None:
+    weaker = [_image(4, std=0.1)]
+    ledger.reserve(_release("killed", source="entropy"), [_image(4)])
+    assert ledger.examine(_release("next"), weaker)
+    ledger.settle("killed", left=False, name="B. Clerk", reason="the folder was never made")
+    assert not ledger.examine(_release("next"), weaker)
+    assert ledger.events()[-1].what == "settled as not released"
+    ledger.reserve(_release("left"), [_image(4)])
+    ledger.settle("left", left=True, name="B. Clerk", reason="it was sent")
+    assert ledger.examine(_release("next"), weaker)
+
+
+def test_an_abandoned_release_counts_no_more(ledger: Ledger) -> None:
+    ledger.reserve(_release("none"), [_image(4)])
+    ledger.abandon("none")
+    assert ledger.exposures([_image(4)])[0].std == math.inf
+    assert {line.release.release_id: line.status for line in ledger.releases()} == {
+        "first": "committed",
+        "none": "abandoned",
+    }
+
+
+def test_misuse_is_told(ledger: Ledger) -> None:
+    for wrong in ("first", "unknown"):
+        for settle in (ledger.commit, ledger.abandon):
+            with pytest.raises(UsageError, match="not reserved"):
+                settle(wrong)
+    with pytest.raises(UsageError, match="already"):
+        ledger.reserve(_release("first"), [_image(8)])
+    with pytest.raises(UsageError, match="name"):
+        ledger.reserve(_release("second"), [_image()], override=Override(name=" ", reason="x"))
+    with pytest.raises(UsageError, match="no images"):
+        ledger.reserve(_release("second"), [])
+    with pytest.raises(UsageError, match="positive std"):
+        ledger.reserve(_release("second"), [_image(std=0.0)])
+    with pytest.raises(UsageError, match="name of its secret"):
+        ledger.reserve(_release("second", noise_id=""), [_image()])
+
+
+def test_the_file_gives_away_neither_uids_nor_digests_nor_likenesses(ledger: Ledger, file: Path) -> None:
+    data = file.read_bytes()
+    image = _image()
+    for clear in (b"1.2.0", image.digest, image.likeness, hashlib.sha256(b"1.2.0").digest(), b"image-0"):
+        assert clear not in data
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_it_is_one_with_its_key(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="other keys"):
+        Ledger.open(file, key=Secret(b"m" * 32))
+    with pytest.raises(UsageError, match="never replaced"):
+        Ledger.create(file, key=KEY)
+    with pytest.raises(DataError, match="missing"):
+        Ledger.open(tmp_path / "none.db", key=KEY)
+    file.chmod(0o640)
+    with pytest.raises(RefusedError, match="chmod"):
+        Ledger.open(file, key=KEY)
+
+
+def test_damaged_and_foreign_files_are_refused(file: Path, tmp_path: Path) -> None:
+    whole = file.read_bytes()
+    foreign = tmp_path / "foreign.db"
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("CREATE TABLE owner (tag BLOB)")
+    connection.close()
+    foreign.chmod(0o600)
+    for data in (b"", b"no database" * 100, whole[:700], bytes(len(whole)), foreign.read_bytes()):
+        file.write_bytes(data)
+        with pytest.raises(DataError, match=r"ledger\.db"):
+            Ledger.open(file, key=KEY)
+
+
+def test_a_large_release_is_examined_in_one_go(file: Path) -> None:
+    images = [_image(number) for number in range(1500)]
+    with Ledger.open(file, key=KEY) as ledger:
+        ledger.reserve(_release("large"), images)
+        assert len(ledger.examine(_release("second", source="entropy"), images)) == 1500
+        assert len(ledger.exposures()) == 1500

@@ -1,0 +1,154 @@
+"""Images that come back under pseudonyms find their originals, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pydicom")
+
+from pydicom import dcmread
+from tests.command_line import done, veilray
+from tests.images.clinical_files import ROOT, cr
+from tests.images.dicom_files import save
+
+from veilray.cohort.records import ReleasedNoise
+from veilray.errors import UsageError
+from veilray.exchange.reattaching.reattach import reattach
+from veilray.images.radiograph import to_levels
+from veilray.images.read import read_radiograph
+from veilray.images.write import write_png
+from veilray.inference.files import Denoised
+from veilray.inference.record import DenoisedRelease, DenoiseSettings, new_batch, note_denoised
+
+KEY = b"k" * 32
+SETTINGS = DenoiseSettings(mean=None, tile=1024, precision="fp32")
+RELEASE = DenoisedRelease(release_id="0" * 32, noise=ReleasedNoise(mean=0.1, std=0.2, clip=True))
+
+
+def _name(uid: str) -> str:
+    return hashlib.sha256(b"secret" + uid.encode()).hexdigest()[:32]
+
+
+@pytest.fixture
+def originals(tmp_path: Path) -> Path:
+    """Three CR images of different sizes, one of them in an archive, beside files that are none."""
+    folder = tmp_path / "originals"
+    folder.mkdir()
+    for index in range(3):
+        values = np.random.default_rng(index).integers(0, 4096, (20 + index, 26)).astype(np.uint16)
+        data = save(cr(values, bits=12, SOPInstanceUID=f"{ROOT}.9.{index}"))
+        if index == 2:
+            with zipfile.ZipFile(folder / "more.zip", "w") as archive:
+                archive.writestr("deep/2.dcm", data)
+        else:
+            (folder / f"{index}.dcm").write_bytes(data)
+    (folder / "note.txt").write_text("no image")
+    (folder / "broken.dcm").write_bytes(bytes(128) + b"DICM" + bytes(40))
+    return folder
+
+
+def _back(folder: Path, shapes: dict[str, tuple[int, int]], *, release: DenoisedRelease | None = RELEASE) -> Path:
+    """A folder as it comes back from Site Two."""
+    folder.mkdir()
+    for name, shape in shapes.items():
+        pixels = np.random.default_rng(len(name)).random(shape, dtype=np.float32)
+        write_png(folder / f"{name}.png", to_levels(pixels, np.uint16))
+    batch = new_batch(weights_sha256="ab" * 32, settings=SETTINGS, release=release)
+    note_denoised(folder, batch, [f"{name}.png" for name in shapes])
+    return folder
+
+
+def _all_three(name: Callable[[str], str] = _name) -> dict[str, tuple[int, int]]:
+    return {name(f"{ROOT}.9.{index}"): (20 + index, 26) for index in range(3)}
+
+
+def _run(returned: Path, originals: Path, out: Path) -> list[Denoised]:
+    return list(reattach([returned], [originals], out, names=lambda uid: ["f" * 32, _name(uid)], key=KEY))
+
+
+def test_each_image_goes_to_its_own_original(originals: Path, tmp_path: Path) -> None:
+    back = _back(tmp_path / "back", _all_three())
+    results = _run(back, originals, tmp_path / "out")
+    assert [result.reason for result in results] == ["", "", ""]
+    sources = set()
+    for path in (tmp_path / "out").iterdir():
+        derived = dcmread(path)
+        assert path.name == f"{derived.SOPInstanceUID}.dcm"
+        source = derived.SourceImageSequence[0].ReferencedSOPInstanceUID
+        sources.add(source)
+        returned = read_radiograph(back / f"{_name(source)}.png").pixels
+        np.testing.assert_allclose(read_radiograph(path).pixels, returned, atol=0.5 / 4095 + 1e-6)
+        assert "mean 0.1, standard deviation 0.2" in derived.DerivationDescription
+    assert sources == {f"{ROOT}.9.{index}" for index in range(3)}
+
+
+def test_a_retry_makes_the_same_files_and_overwrites_none(originals: Path, tmp_path: Path) -> None:
+    back = _back(tmp_path / "back", _all_three())
+    _run(back, originals, tmp_path / "out")
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    again = _run(back, originals, tmp_path / "out")
+    assert all("exists already" in result.reason for result in again)
+    _run(back, originals, tmp_path / "other")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()} == first
+
+
+def test_what_does_not_fit_is_reported_with_the_reason(originals: Path, tmp_path: Path) -> None:
+    shapes = _all_three()
+    first, *_ = shapes
+    shapes[first] = (16, 16)  # not of native size
+    shapes["e" * 32] = (20, 26)  # of nobody
+    back = _back(tmp_path / "back", shapes)
+    (back / f"{_name(f'{ROOT}.9.1')}.png").unlink()
+    write_png(back / f"{'d' * 32}.png", np.zeros((4, 4), np.uint8))
+    reasons = {Path(result.source).stem: result.reason for result in _run(back, originals, tmp_path / "out")}
+    assert "native size" in reasons[first]
+    assert "pseudonym" in reasons["e" * 32]
+    assert "missing" in reasons[_name(f"{ROOT}.9.1")]
+    assert "does not say" in reasons["d" * 32]
+    assert reasons[_name(f"{ROOT}.9.2")] == ""
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_a_record_can_name_no_path_and_no_image_of_no_release(originals: Path, tmp_path: Path) -> None:
+    back = _back(tmp_path / "back", _all_three(), release=None)
+    assert all("not denoised from a release" in result.reason for result in _run(back, originals, tmp_path / "out"))
+    record = (back / "denoised.json").read_text()
+    (back / "denoised.json").write_text(record.replace(_name(f"{ROOT}.9.0"), "../originals/0"))
+    assert all(result.target is None for result in _run(back, originals, tmp_path / "out"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"denoised\.json"):
+        _run(tmp_path / "empty", originals, tmp_path / "out")
+    with pytest.raises(UsageError, match="inside"):
+        _run(back, originals, back / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_finds_originals_by_this_site_s_keys_before_and_after_a_rotation(
+    originals: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyrage")
+    pseudonyms = pytest.importorskip("veilray.exchange.release.pseudonyms")
+    from veilray.exchange.keys.folder import KeyFolder
+
+    keys = KeyFolder.create(tmp_path / "keys", name="ward")
+    other = KeyFolder.create(tmp_path / "other", name="centre", role="site-two")
+    keys.pin(other.card)
+    names = pseudonyms.Pseudonyms(keys.pseudonym_key(other.card.fingerprint).reveal())
+    back = _back(tmp_path / "back", _all_three(names.image))
+    words = ["denoise", back, "--reattach", originals, "--keys", tmp_path / "keys"]
+    result = done(*words, "--receiver", "centre", "--out", tmp_path / "out")
+    assert "3 images attached" in result.out
+    keys.rotate("pseudonyms")
+    done(*words, "--receiver", "centre", "--out", tmp_path / "later")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in (tmp_path / "later").iterdir()}
+    assert veilray(*words, "--receiver", "nobody", "--out", tmp_path / "no").status == 4
+    for extra in ([], ["--receiver", "centre", "--model", tmp_path], ["--receiver", "centre", "--mean", "0"]):
+        result = veilray(*words, *extra, "--out", tmp_path / "no")
+        assert (result.status, len(result.lines)) == (2, 1)
+    assert not (tmp_path / "no").exists()

@@ -1,0 +1,264 @@
+"""Canaries in every place of a file where something may hide: none of them in what leaves or in what is said."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dicognito.anonymizer import Anonymizer
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydicom import Dataset, dcmread, dcmwrite
+from pydicom.datadict import DicomDictionary
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import JPEGBaseline8Bit
+from tests.command_line import Finished, done, veilray
+from tests.images.dicom_files import build, compressed, save
+
+from veilray.exchange.keys.folder import KeyFolder
+
+MARK = "CNRY"
+"""In every canary that may be text; the others are numbers, dates and UIDs, listed one by one."""
+
+# What decides whether a file is read at all, or how its pixels are; and group lengths, which writers drop.
+_NEEDED = {
+    *("SOPClassUID", "Modality", "PhotometricInterpretation", "PresentationLUTShape", "PresentationIntentType"),
+    *("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "PresentationLUTSequence"),
+    *("VOILUTSequence", "VOILUTFunction", "SpecificCharacterSet", "PixelData", "WindowCenter", "WindowWidth"),
+    *("FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("PixelDataProviderURL", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+}
+_TEXTS = {"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"}
+_BYTES = {"OB", "OB or OW", "OW", "UN", "OD", "OF", "OL", "OV"}
+
+
+def _value(vr: str, tag: int) -> tuple[Any, str] | None:
+    """A value of that representation and the canary to look for in it; None for what holds no free value."""
+    number = tag % 10**9
+    if vr in _TEXTS:
+        return (text := f"{MARK}{tag:08X}"), text
+    if vr in _BYTES:
+        return f"{MARK}{tag:08X}".encode(), f"{MARK}{tag:08X}"
+    match vr:
+        case "UI":
+            return (text := f"1.2.99.{tag}.71"), text
+        case "DA":
+            return (text := f"{1801 + number % 90}{1 + number % 12:02}{1 + number % 28:02}"), text
+        case "DT":
+            return (text := f"18{number % 90 + 10}0101235959.{number % 10**6:06}"), text
+        case "TM":
+            return (text := f"235959.{number % 10**6:06}"), text
+        case "DS":
+            return (text := f"0.17{number:09}"), text
+        case "IS":
+            return str(1_000_000_000 + number), str(1_000_000_000 + number)
+    return None
+
+
+def _seed(dataset: Dataset) -> list[str]:
+    """Put a canary into every element of the data dictionary that the data set lacks, sequences included."""
+    canaries = []
+    for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
+        if tag < 0x0008_0000 or not keyword or keyword in _NEEDED:
+            continue
+        if vr == "SQ":
+            item = Dataset()
+            item.PatientComments = f"{MARK}{tag:08X}"
+            dataset.add_new(tag, "SQ", [item])
+            continue
+        drawn = _value(vr, tag)
+        there = keyword in dataset and vr not in _TEXTS | {"UI"}
+        if drawn is not None and not there:
+            dataset.add_new(tag, vr.split()[0], drawn[0])
+            canaries.append(drawn[1])
+    block = dataset.private_block(0x0009, f"{MARK} private", create=True)
+    block.add_new(0x01, "LO", f"{MARK} private")
+    for group in (0x6000, 0x601E):
+        dataset.add_new((group << 16) | 0x0022, "LO", f"{MARK} overlay")
+        dataset.add_new((group << 16) | 0x3000, "OW", f"{MARK} overlay plane".encode() + b"\0")
+    return canaries
+
+
+def _dicom(folder: Path, number: int, *, jpeg: bool = False) -> list[str]:
+    pixels = np.random.default_rng(number).integers(100, 140, (64, 64), dtype=np.uint8)
+    dataset = compressed(_jpeg(pixels), pixels.shape) if jpeg else build(pixels)
+    # The whole dictionary in two files; the others make up the numbers that let fields leave at all.
+    canaries = _seed(dataset) if number in (0, 9) else []
+    # Spacings that differ where it must not show in the release.
+    dataset.SOPInstanceUID = f"1.2.99.123456789.{number}"
+    dataset.PatientID = f"{MARK}{number}"
+    dataset.PatientAge, dataset.PatientSex, dataset.ViewPosition = "063Y", "F", "PA"
+    dataset.ImagerPixelSpacing = [f"0.143{1234567 + number}", f"0.143{1234567 + number}"]
+    dataset.BurnedInAnnotation = "NO"
+    canaries += [dataset.SOPInstanceUID, f"{1234567 + number}", "063Y"]
+    data = save(dataset, JPEGBaseline8Bit) if jpeg else _with_meta(dataset)
+    (folder / f"{MARK}file{number}.dcm").write_bytes(data)
+    return canaries
+
+
+def _with_meta(dataset: Dataset) -> bytes:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, "1.2.99.5.71"
+    meta.ImplementationClassUID, meta.ImplementationVersionName = "1.2.99.6.71", f"{MARK}META"
+    meta.SourceApplicationEntityTitle = f"{MARK}AE"
+    meta.PrivateInformationCreatorUID, meta.PrivateInformation = "1.2.99.7.71", f"{MARK} meta".encode() + b"\0"
+    dataset.file_meta, dataset.preamble = meta, (MARK * 32).encode()
+    stream = io.BytesIO()
+    dcmwrite(stream, dataset, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = f"{MARK} exif"
+    Image.fromarray(pixels).save(stream, "JPEG", comment=f"{MARK} comment", exif=exif)
+    return stream.getvalue()
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    info = PngInfo()
+    info.add_text("Comment", f"{MARK} text")
+    info.add_text("Packed", f"{MARK} packed", zip=True)
+    info.add_itxt("Patient", f"{MARK} international")
+    info.add(b"prIv", f"{MARK} private".encode())
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", pnginfo=info)
+    data = stream.getvalue() + f"{MARK} after the end".encode()
+    time = struct.pack(">IHBBBBB", 7, 1837, 5, 17, 3, 4, 5)
+    chunk = time[:4] + b"tIME" + time[4:]
+    return data[:33] + chunk + struct.pack(">I", zlib.crc32(chunk[4:])) + data[33:]
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
+    """A cohort of 12 patients' DICOM, JPEG and PNG files full of canaries, the numeric ones, and what import said."""
+    folder = tmp_path_factory.mktemp("canaries")
+    source = folder / f"{MARK}folder"
+    source.mkdir()
+    canaries = [canary for number in range(9) for canary in _dicom(source, number)]
+    canaries += _dicom(source, 9, jpeg=True)
+    one, other = (np.random.default_rng(seed).integers(100, 140, (64, 64), dtype=np.uint8) for seed in (20, 21))
+    (source / f"{MARK}a.png").write_bytes(_png(one))
+    (source / f"{MARK}b.jpg").write_bytes(_jpeg(other))
+    (source / f"{MARK}broken.dcm").write_bytes(b"DICM" * 40)
+    said = done("import", source, "--out", folder / "cohort", "--size", "native", "--workers", 1)
+    assert "12 images of 12 patients" in said.out
+    return folder / "cohort", sorted(set(canaries)), said.out + said.err
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """Keys of Site One that know site two."""
+    one = KeyFolder.create(tmp_path / "keys", name="one")
+    one.pin(KeyFolder.create(tmp_path / "two", name="two", role="site-two").card)
+    return tmp_path / "keys"
+
+
+def _shapes(canary: str) -> Iterator[bytes]:
+    """A canary as it stands, in UTF-16, in hexadecimal, and inside base64 at each of its three phases."""
+    raw = canary.encode()
+    yield from (raw, raw.lower(), canary.encode("utf-16-le"), canary.encode("utf-16-be"))
+    yield from (raw.hex().encode(), raw.hex().upper().encode())
+    for phase in range(3):
+        encoded = base64.b64encode(b"\0" * phase + raw + b"\0\0")
+        # Without the characters that also hang on what stands before and after.
+        inner = encoded[-(-8 * phase // 6) : (8 * (phase + len(raw))) // 6]
+        if len(inner) >= 4:
+            yield inner
+
+
+def _found(content: bytes, canaries: list[str]) -> list[str]:
+    return [canary for canary in canaries if any(shape in content for shape in _shapes(canary))]
+
+
+def _all_bytes(folder: Path) -> bytes:
+    return b"\n".join(path.name.encode() + b"\n" + path.read_bytes() for path in sorted(folder.rglob("*")))
+
+
+def _secrets(cohort: Path) -> list[bytes]:
+    """Digests of clean pixels and files, as bytes and as text."""
+    with (cohort / "index.csv").open(newline="", encoding="utf-8") as stream:
+        digests = [row["sha256"] for row in csv.DictReader(stream)]
+    digests += re.findall(r"[0-9a-f]{64}", (cohort / "cohort.json").read_text())
+    return [shape for text in digests for shape in (text.encode(), bytes.fromhex(text))]
+
+
+def _check(said: Finished, release: Path | None, seeded: tuple[Path, list[str], str], *, clean: bool = False) -> None:
+    cohort, canaries, _ = seeded
+    content = (said.out + said.err).encode() + (_all_bytes(release) if release is not None else b"")
+    assert _found(content, [MARK, *canaries]) == []
+    if not clean:
+        assert [secret for secret in _secrets(cohort) if secret in content] == []
+
+
+def test_the_search_finds_what_it_looks_for() -> None:
+    for wrapped in (b"xx%s" % base64.b64encode(b"a%sCNRYb" % (b"z" * n)) for n in range(3)):
+        assert _found(wrapped, ["CNRY"]) == ["CNRY"]
+    assert _found("CNRY".encode("utf-16"), ["CNRY"])
+    assert _found(b"434e5259", ["CNRY"])
+    assert not _found(b"CNR Y", ["CNRY"])
+
+
+def test_import_says_no_canary(seeded: tuple[Path, list[str], str]) -> None:
+    _, canaries, said = seeded
+    assert len(canaries) > 1000
+    assert _found(said.encode(), [MARK, *canaries]) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--no-clip", "--std", "0.1,0.3"],
+        ["--seed", 12],
+        ["--pairs", "--consent-clean-images"],
+    ],
+    ids=["noisy", "unclamped", "seeded", "pairs"],
+)
+def test_no_canary_leaves(seeded: tuple[Path, list[str], str], tmp_path: Path, options: list[object]) -> None:
+    asked = ["--fields", "view,spacing,sex,age,days", *options]
+    said = done("obfuscate", seeded[0], "--out", tmp_path / "release", *asked)
+    _check(said, tmp_path / "release", seeded, clean="--pairs" in options)
+    assert b"60-69" in (tmp_path / "release" / "index.csv").read_bytes()
+
+
+def test_no_canary_leaves_with_keys_or_in_a_refusal(
+    seeded: tuple[Path, list[str], str], keys: Path, tmp_path: Path
+) -> None:
+    site = ["--keys", keys, "--receiver", "two"]
+    _check(done("obfuscate", seeded[0], *site, "--dry-run"), None, seeded)
+    _check(done("obfuscate", seeded[0], *site, "--out", tmp_path / "a"), tmp_path / "a", seeded)
+    refused = veilray("obfuscate", seeded[0], *site, "--out", tmp_path / "b", "--std", "0.1")
+    assert refused.status == 4
+    _check(refused, None, seeded)
+    _check(done("ledger", "list", keys), None, seeded)
+    assert _found((keys / "ledger.db").read_bytes(), [MARK, *seeded[1]]) == []
+
+
+def test_what_dicognito_would_change_does_not_survive(seeded: tuple[Path, list[str], str], tmp_path: Path) -> None:
+    """What an independent de-identifier replaces or deletes, where it is long enough to look for."""
+    done("obfuscate", seeded[0], "--out", tmp_path / "release", "--fields", "view,spacing,sex,age,days")
+    content = _all_bytes(tmp_path / "release")
+    before = dcmread(seeded[0].parent / f"{MARK}folder" / f"{MARK}file0.dcm")
+    after = dcmread(seeded[0].parent / f"{MARK}folder" / f"{MARK}file0.dcm")
+    # It cannot shift what is no time, and stops there.
+    for keyword in [element.keyword for element in after if element.VR in ("DA", "TM", "DT")]:
+        if keyword not in ("StudyDate", "SeriesDate", "AcquisitionDate", "PatientBirthDate"):
+            delattr(after, keyword)
+            delattr(before, keyword)
+    Anonymizer().anonymize(after)
+    changed = [element for element in before if element.VR != "SQ" and after.get(element.tag) != element]
+    assert len(changed) > 30
+    values = [str(element.value) for element in changed if element.VR not in _BYTES and len(str(element.value)) >= 6]
+    assert [value for value in values if value.encode() in content] == []

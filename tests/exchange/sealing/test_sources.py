@@ -1,0 +1,175 @@
+"""What may be sealed, and what of a run folder stays behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from safetensors import safe_open
+from tests.exchange.sites import denoised_folder
+
+from veilray.errors import DataError, RefusedError, RunError, VeilrayError
+from veilray.exchange.sealing.manifest import Kind
+from veilray.exchange.sealing.model_export import MODEL_FILES, ModelRecord, export_model
+from veilray.exchange.sealing.sources import sealable
+from veilray.files import sha256_file
+from veilray.inference.denoiser import Denoiser
+from veilray.models.build import build_model
+from veilray.models.config import ModelConfig
+from veilray.models.tensors import read_tensors, write_tensors
+from veilray.models.weights import save_weights
+
+CANARY = "CANARY-7d2f"
+SMALL = ModelConfig(width=4, depth=2)
+
+
+@pytest.fixture
+def run(make_run: Callable[..., Path]) -> Path:
+    """A trained and evaluated run with something to leak in every corner."""
+    facts = {"n_train_patients": 500, "n_validation_patients": 60, "n_test_patients": 41, "device_name": CANARY}
+    where = {"cohort": f"/data/{CANARY}", "cohort_digest": CANARY, "git_commit": CANARY}
+    run = make_run("run", model=SMALL, summary={"cohort": CANARY, "notes": [CANARY]}, environment=facts | where)
+    torch.manual_seed(3)
+    save_weights(run / "checkpoints/best.safetensors", build_model(SMALL))
+    header, tensors = read_tensors(run / "checkpoints/best.safetensors", format="veilray-weights", schema_version="1")
+    write_tensors(run / "checkpoints/best.safetensors", tensors, header | {"comment": CANARY})
+    for name in ("report.html", "notes.txt", "checkpoints/state-000000001.safetensors", f"{CANARY}.png"):
+        (run / name).write_text(CANARY)
+    with (run / "evaluation/per_image.csv").open("a") as stream:
+        stream.write(f"{CANARY},{CANARY},model,1,1,1,1,1\n")
+    return run
+
+
+def found(source: Path, near: Path) -> tuple[Kind, dict[str, bytes]]:
+    """The kind of a folder and the files that would leave."""
+    with sealable(source, near=near) as it:
+        return it.kind, {name: (it.folder / name).read_bytes() for name in it.names}
+
+
+def test_of_a_run_only_the_model_leaves(run: Path, tmp_path: Path) -> None:
+    kind, files = found(run, tmp_path / "near")
+    assert kind == "model"
+    assert set(files) == {"model.json", "MODEL_CARD.md", "weights.safetensors"}
+    for name, content in files.items():
+        assert CANARY.encode() not in content, name
+        for text in (b"00000000_000", b"c0ffee", b"data/cohort"):  # image ids, cohort digest and path of the fixture
+            assert text not in content, name
+    assert not list((tmp_path / "near").iterdir())
+
+
+def test_an_exported_model_denoises_as_its_run_does(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    out.mkdir()
+    record = export_model(run, out)
+    assert ModelRecord.model_validate(json.loads((out / "model.json").read_text())) == record
+    assert record.weights_sha256 == sha256_file(out / "weights.safetensors")
+    assert {file.name for file in out.iterdir()} == set(MODEL_FILES)
+    noisy = np.random.default_rng(1).random((24, 20), dtype=np.float32)
+    exported = Denoiser.load(out, device="cpu", precision="fp32")
+    original = Denoiser.load(run, device="cpu", precision="fp32")
+    np.testing.assert_array_equal(exported(noisy), original(noisy))
+    assert exported.noise == original.noise
+    with safe_open(out / "weights.safetensors", framework="pt") as file:
+        assert set(file.metadata()) == {"format", "schema_version", "model", "noise"}
+
+
+def test_the_card_says_what_matters(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    out.mkdir()
+    record = export_model(run, out)
+    card = (out / "MODEL_CARD.md").read_text()
+    for text in ("Not a medical device", "691 images of 500 patients", "86 images of 60 patients", "unet of width 4"):
+        assert text in card
+    assert record.score is not None
+    assert f"{record.score.psnr['model'].mean:.2f}" in card
+    shutil.rmtree(run / "evaluation")
+    assert "Not measured." in _card_of(run, tmp_path / "other")
+
+
+def _card_of(run: Path, out: Path) -> str:
+    out.mkdir()
+    export_model(run, out)
+    return (out / "MODEL_CARD.md").read_text()
+
+
+def test_a_run_that_says_nothing_of_its_data_or_has_no_weights_is_an_error(run: Path, tmp_path: Path) -> None:
+    (run / "environment.json").write_text(json.dumps({"n_train": f"many, {CANARY}"}))
+    with pytest.raises(RunError, match="how much data"):
+        found(run, tmp_path)
+    (run / "checkpoints/best.safetensors").unlink()
+    with pytest.raises(RunError, match="no weights yet"):
+        found(run, tmp_path)
+
+
+def test_denoised_images_leave_with_their_record(tmp_path: Path) -> None:
+    source = denoised_folder(tmp_path / "source")
+    kind, files = found(source, tmp_path)
+    assert kind == "denoised"
+    assert next(iter(files)) == "denoised.json"
+    assert files == {file.name: file.read_bytes() for file in source.iterdir()}
+
+
+def _rename(folder: Path) -> None:
+    record = folder / "denoised.json"
+    name = next(folder.glob("*.png")).name
+    (folder / name).rename(folder / "00000001_000.png")
+    record.write_text(record.read_text().replace(name, "00000001_000.png"))
+
+
+def _add_text(folder: Path) -> None:
+    path = next(folder.glob("*.png"))
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Patient", CANARY)
+    Image.open(path).save(path, pnginfo=text)
+
+
+def _append(folder: Path) -> None:
+    path = next(folder.glob("*.png"))
+    path.write_bytes(path.read_bytes() + CANARY.encode())
+
+
+def _link(folder: Path) -> None:
+    path = next(folder.glob("*.png"))
+    path.rename(folder.parent / "aside.png")
+    path.symlink_to(folder.parent / "aside.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (_rename, RefusedError, "no pseudonyms"),
+        (_add_text, RefusedError, "more than pixels"),
+        (_append, DataError, "damaged"),
+        (_link, DataError, "cannot be sealed"),
+        (lambda folder: (folder / "notes.txt").write_text(CANARY), DataError, "does not belong"),
+        (lambda folder: next(folder.glob("*.png")).unlink(), DataError, "is missing"),
+        (lambda folder: (folder / "denoised.json").write_text("{}"), DataError, "schema"),
+        (lambda folder: next(folder.glob("*.png")).write_bytes(b"x" * 99), DataError, "not a PNG"),
+    ],
+)
+def test_denoised_images_that_hold_more_stay(
+    tmp_path: Path, change: Callable[[Path], object], error: type[VeilrayError], message: str
+) -> None:
+    source = denoised_folder(tmp_path / "source")
+    change(source)
+    with pytest.raises(error, match=message):
+        found(source, tmp_path)
+
+
+def test_a_cohort_and_any_other_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RefusedError, match="neither a release nor a run"):
+        found(tmp_path / "empty", tmp_path)
+    cohort = denoised_folder(tmp_path / "cohort")
+    (cohort / "cohort.json").write_text("{}")  # whatever else lies beside it
+    with pytest.raises(RefusedError, match="clean images") as caught:
+        found(cohort, tmp_path)
+    assert caught.value.exit_status == 4
+    with pytest.raises(DataError, match="not a folder"):
+        found(tmp_path / "none", tmp_path)
