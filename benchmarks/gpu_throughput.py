@@ -152,8 +152,9 @@ def training_step(config: RunConfig, setup: Setup, device: torch.device, *, batc
     state = TrainingState(model, config.train, device=device, scale_loss=config.launch.precision == "fp16")
     stepper = Stepper(state, config, setup, PartClock(device))
     noisy, clean = _images(batch, size, device)
-    rows = torch.arange(batch).numpy()
-    parts = TrainingParts(images=batch * setup.group.world_size, parts=[Batch(rows=rows, noisy=noisy, clean=clean)])
+    known = torch.zeros((batch, 2), device=device)
+    part = Batch(rows=torch.arange(batch).numpy(), noisy=noisy, clean=clean, known=known)
+    parts = TrainingParts(images=batch * setup.group.world_size, parts=[part])
 
     def step() -> None:
         stepper.take(parts, rate=1e-4, signals=Signals())

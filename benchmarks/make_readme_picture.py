@@ -53,7 +53,7 @@ def main() -> None:
 def _obfuscate(clean: FloatImage, run: Path, *, seed: int) -> FloatImage:
     noise = RunFolder(run).config().noise
     draw = keyed_draw(noise, seed=seed, epoch=0, image_id="readme picture")
-    noisy = apply_draws(torch.from_numpy(clean)[None, None], [draw], mean=noise.mean, clip=noise.clip)
+    noisy = apply_draws(torch.from_numpy(clean)[None, None], [draw], clip=noise.clip)
     pixels: FloatImage = noisy[0, 0].numpy()
     return pixels
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from veilray.models.build import build_model
 from veilray.parallel.group import Group
 from veilray.parallel.joining import joined
 from veilray.training.config import RunConfig
-from veilray.training.data import Batch, TrainingImages, TrainingParts
+from veilray.training.data import TrainingImages, TrainingParts
 from veilray.training.launch import resolved
 from veilray.training.loop import train
 from veilray.training.run import RunFolder
@@ -85,7 +86,7 @@ def _gradients(config: RunConfig, cohort: Path, group: Group, dtype: torch.dtype
     kept = {}
     for step in range(images.steps_per_epoch()):
         parts = images.training_parts(0, step, CPU, group)
-        wide = [Batch(rows=p.rows, noisy=p.noisy.to(dtype), clean=p.clean.to(dtype)) for p in parts.parts]
+        wide = [replace(p, noisy=p.noisy.to(dtype), clean=p.clean.to(dtype)) for p in parts.parts]
         stepper.take(TrainingParts(images=parts.images, parts=wide), rate=1e-3, signals=Signals())
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:

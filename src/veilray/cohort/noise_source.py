@@ -40,7 +40,7 @@ def entropy_noise(noise: NoiseConfig) -> NoiseSource:
 
 def seeded_noise(noise: NoiseConfig, *, cohort: Cohort, seed: int) -> NoiseSource:
     """From a seed and the original image ids, for research: whoever knows both can subtract it."""
-    prefix = f"release/{noise.mean}/{noise.std}/{noise.clip}/"
+    prefix = f"release/{noise.single_mean}/{noise.std}/{noise.clip}/"
 
     def draw(row: int, shape: tuple[int, int]) -> tuple[FloatImage, float]:
         # A name that no draw of a training has, and that no other noise has: two levels of one noise field could be

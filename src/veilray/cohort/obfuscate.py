@@ -115,7 +115,7 @@ def describe(
     return ReleaseRecord.model_validate(
         {
             "release_id": release_id,
-            "noise": ReleasedNoise(mean=noise.mean, std=noise.std, clip=noise.clip),
+            "noise": ReleasedNoise(mean=noise.single_mean, std=noise.std, clip=noise.clip),
             "noise_source": source,
             "quantisation": _quantisation(noise, {released_dtype(cohort, row, noise) for row in rows}),
             "subtractable": source == "seeded",
@@ -168,7 +168,7 @@ def _write_image(
     dtype = cohort.dtype(image.row)
     line: list[object] = [image.image, image.patient, SPLITS[cohort.split_codes[image.row]], *pixels.shape]
     field += pixels
-    field += np.float32(noise.mean)
+    field += np.float32(noise.single_mean)
     line.extend(noisy.append(_to_levels(field, _scale(noise, dtype), released_dtype(cohort, image.row, noise))))
     line.extend(image.values)
     if drawn(noise):
@@ -198,8 +198,8 @@ def _scale(noise: NoiseConfig, dtype: np.dtype[Any]) -> Scale:
     if noise.clip:
         return full_scale(dtype)
     reach = _REACH * noise.std_range[1]
-    low = min(0.0, noise.mean) - reach
-    high = max(1.0, 1.0 + noise.mean) + reach
+    low = min(0.0, noise.single_mean) - reach
+    high = max(1.0, 1.0 + noise.single_mean) + reach
     return Scale(offset=low, step=(high - low) / np.iinfo(np.uint16).max)
 
 

@@ -21,7 +21,7 @@ from veilray.evaluation.results import (
 from veilray.obfuscation.config import NoiseConfig
 from veilray.training.run import RunFolder
 
-NoiseKey = tuple[tuple[float, float], float, bool]
+NoiseKey = tuple[tuple[float, float], tuple[float, float], bool]
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -40,7 +40,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 def noise_key(noise: NoiseConfig) -> NoiseKey:
     """What makes two test noises the same distribution."""
     # `fresh` concerns the training alone.
-    return noise.std_range, noise.mean, noise.clip
+    return noise.std_range, noise.mean_range, noise.clip
 
 
 def _read(path: Path) -> Run:

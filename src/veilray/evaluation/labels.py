@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from veilray.evaluation.results import Summary
+from veilray.models.config import TITLES
 from veilray.obfuscation.config import NoiseConfig
 from veilray.training.config import RunConfig
 
@@ -28,15 +29,13 @@ _LEFT_OUT = {
     "noise.clip",
 }
 
-MODEL_NAMES = {"unet": "U-Net", "unetpp": "U-Net++"}
-"""How an architecture is written, by its name in the configuration."""
-
 _PHRASES: dict[str, str | dict[str, str]] = {
     "model.depth": "depth {}",
     "model.norm": "{} normalisation",
     "model.block": "{} blocks",
     "model.residual": {"yes": "residual"},
     "model.deep_supervision": {"yes": "deep supervision"},
+    "model.inputs": "told {}",
     "noise.fresh": {"no": "fixed noise"},
     "noise.training": {"the noise of the test": "", "": "trained at {}"},
     "train.loss": {"l1": "L1", "mse": "MSE"},
@@ -102,7 +101,7 @@ def training_noise(training: NoiseConfig, test: NoiseConfig) -> str:
 
 def describe_noise(noise: NoiseConfig) -> str:
     """A noise level in words, such as `20 % (mean 0.1, clamped)`; per cent of the [0, 1] range, as in the paper."""
-    return f"{percent(noise)} (mean {noise.mean:g}, {'clamped' if noise.clip else 'not clamped'})"
+    return f"{percent(noise)} (mean {noise.mean_text}, {'clamped' if noise.clip else 'not clamped'})"
 
 
 def percent(noise: NoiseConfig) -> str:
@@ -130,7 +129,7 @@ def device_name(device: str) -> str:
 
 def arm_labels(arms: Sequence[Settings]) -> list[str]:
     """One label for each of several different settings: architecture and width, then as little as sets them apart."""
-    labels = [f"{MODEL_NAMES.get(arm['model.name'], arm['model.name'])}, width {arm['model.width']}" for arm in arms]
+    labels = [f"{TITLES.get(arm['model.name'], arm['model.name'])}, width {arm['model.width']}" for arm in arms]
     keys = [key for key in _PHRASES if any(key in arm for arm in arms)]
     keys += sorted({key for arm in arms for key in arm} - set(keys) - {"model.name", "model.width"})
     for key in keys:

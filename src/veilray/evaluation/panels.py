@@ -58,7 +58,11 @@ def _restore(
     row = next(row for row in images.sets[split] if images.image_id(int(row)) == image_id)
     batch = images.held_out_batch(np.array([row]), device)
     denoisers = {arm.label: Denoiser.load(arm.runs[0].folder, device=device.type) for arm in level.models}
-    outputs = {label: denoiser.denoise(batch.noisy).clamp(0.0, 1.0) for label, denoiser in denoisers.items()}
+    mean, std = batch.known.unbind(dim=1)
+    outputs = {
+        label: denoiser.denoise(batch.noisy, mean=mean, std=std).clamp(0.0, 1.0)
+        for label, denoiser in denoisers.items()
+    }
     return Panel(
         image_id=image_id,
         role=role,

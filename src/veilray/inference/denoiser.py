@@ -17,10 +17,11 @@ from veilray.inference.engine import Precision, pick_precision, prepare
 from veilray.inference.pooling import pool_group_norms
 from veilray.inference.tiles import Tile, plan_tiles, smallest_tile
 from veilray.models.build import DenoisingNetwork
-from veilray.models.layers import Window, pad_to_multiple
+from veilray.models.layers import Window, pad_to_multiple, with_noise_maps
 from veilray.models.unetpp import UNetPlusPlus
 from veilray.models.weights import WEIGHTS_FILE, load_weights, model_of
 from veilray.obfuscation.config import NoiseConfig
+from veilray.obfuscation.estimate import estimate_noise_std
 from veilray.parallel.devices import pick_device
 from veilray.training.run import RunFolder
 
@@ -123,10 +124,12 @@ class Denoiser:
             model = model.pruned(head)
         return cls(model, noise=noise, device=device, precision=precision, tile=tile, origin=Origin(digest, head))
 
-    def __call__(self, pixels: FloatImage, *, mean: float | None = None) -> FloatImage:
+    def __call__(self, pixels: FloatImage, *, mean: float | None = None, std: float | None = None) -> FloatImage:
         """Denoise one radiograph: (H, W), float32, [0, 1] -> the same, clamped.
 
-        `mean` is the mean of the noise in this image, by default that of the training. Another one is made up for by
+        `mean` is the mean of the noise in this image, by default that of the training; where the network is told the
+        mean it is 0 by default, that of an image which was never obfuscated. `std` is the noise's standard deviation,
+        by default estimated from the image; only networks that are told it use it. Another mean is made up for by
         shifting the image by the difference, and clamping it again where the training noise was clamped. That is exact
         without clamping, up to float32; with it, pixels that this image's clamp cut off lie elsewhere than the
         training's would have, so the darkest or brightest parts are estimated worse. Where the training noise is
@@ -134,25 +137,30 @@ class Denoiser:
         """
         if pixels.ndim != 2 or not pixels.size:
             raise UsageError(f"an image has two sides (H, W) of at least one pixel; this one has shape {pixels.shape}")
-        output: FloatImage = self.several(pixels[None], mean=mean)[0]
+        output: FloatImage = self.several(pixels[None], mean=mean, std=std)[0]
         return output
 
-    def several(self, pixels: FloatImage, *, mean: float | None = None) -> FloatImage:
+    def several(self, pixels: FloatImage, *, mean: float | None = None, std: float | None = None) -> FloatImage:
         """Denoise radiographs of one size together: (N, H, W), float32, [0, 1] -> the same; otherwise as one alone."""
         if not np.isfinite(pixels).all():
             raise UsageError("the image has pixels that are not finite numbers; give values in [0, 1]")
         noisy = torch.from_numpy(np.array(pixels, dtype=np.float32, order="C"))
-        noisy = self._with_training_mean(noisy, mean)
-        outputs: FloatImage = self.denoise(noisy[:, None])[:, 0].clamp(0.0, 1.0).numpy()
+        noisy, mean = self._with_trained_mean(noisy, mean)
+        outputs: FloatImage = self.denoise(noisy[:, None], mean=mean, std=std)[:, 0].clamp(0.0, 1.0).numpy()
         return outputs
 
     @torch.no_grad()  # not inference_mode: what comes out is an ordinary tensor, which may be written to
-    def denoise(self, noisy: Tensor) -> Tensor:
-        """(N, 1, H, W), about [0, 1] -> (N, 1, H, W), float32, not clamped, on the device of `noisy`."""
+    def denoise(
+        self, noisy: Tensor, *, mean: float | Tensor | None = None, std: float | Tensor | None = None
+    ) -> Tensor:
+        """(N, 1, H, W), about [0, 1] -> (N, 1, H, W), float32, not clamped, on the device of `noisy`.
+
+        `mean` and `std` of the noise, one for all images or (N,), are what the network is told where it is told them.
+        """
         if not noisy.numel():
             return noisy.float()
         height, width = noisy.shape[-2:]
-        padded = pad_to_multiple(noisy.float(), self._stride)
+        padded = with_noise_maps(pad_to_multiple(noisy.float(), self._stride), self._told(noisy, mean, std))
         pixels = padded.shape[-2] * padded.shape[-1]
         if pixels <= self.tile**2:
             output = self._whole(padded, batch=self.tile**2 // pixels)
@@ -160,15 +168,34 @@ class Denoiser:
             output = torch.cat([self._tiled(image) for image in torch.split(padded, 1)])
         return output[..., :height, :width].contiguous()
 
-    def _with_training_mean(self, noisy: Tensor, mean: float | None) -> Tensor:
+    def _with_trained_mean(self, noisy: Tensor, mean: float | None) -> tuple[Tensor, float]:
+        """The images shifted to the nearest mean that the network was trained on, and that mean."""
         if self.noise is None:
             if mean is None:
                 raise UsageError("these weights do not say on which noise they were trained: give the noise's mean")
-            return noisy
-        if mean is None or mean == self.noise.mean:
-            return noisy
-        shifted = noisy + (self.noise.mean - mean)
-        return shifted.clamp(0.0, 1.0) if self.noise.clip else shifted
+            return noisy, mean
+        low, high = self.noise.mean_range
+        if mean is None:
+            mean = low if low == high else 0.0
+        nearest = min(max(mean, low), high)
+        if nearest == mean:
+            return noisy, mean
+        shifted = noisy + (nearest - mean)
+        return shifted.clamp(0.0, 1.0) if self.noise.clip else shifted, nearest
+
+    def _told(self, noisy: Tensor, mean: float | Tensor | None, std: float | Tensor | None) -> Tensor:
+        """(N, K): the K numbers of each image's noise that the network takes as inputs."""
+        told = []
+        if self.config.channels_in > 1:
+            if mean is None:
+                raise UsageError("this network is told the noise's mean: give it")
+            told.append(torch.as_tensor(mean, dtype=torch.float32).expand(len(noisy)))
+        if self.config.channels_in > 2:
+            if std is None:
+                clip = self.noise is None or self.noise.clip
+                std = torch.tensor([estimate_noise_std(image[0].cpu().numpy(), clip=clip) for image in noisy])
+            told.append(torch.as_tensor(std, dtype=torch.float32).expand(len(noisy)))
+        return torch.stack(told, dim=1) if told else torch.empty((len(noisy), 0))
 
     def _whole(self, padded: Tensor, *, batch: int) -> Tensor:
         return torch.cat(
@@ -176,7 +203,7 @@ class Denoiser:
         )
 
     def _tiled(self, image: Tensor) -> Tensor:
-        """(1, 1, H, W) -> the same, tile by tile."""
+        """(1, C, H, W) -> (1, 1, H, W), tile by tile."""
         height, width = image.shape[-2:]
         tiles = plan_tiles(height, width, tile=self.tile, halo=self._halo, stride=self._stride)
         try:
@@ -194,7 +221,7 @@ class Denoiser:
 
     def _pass(self, image: Tensor, tiles: Sequence[Tile]) -> Tensor:
         """Every tile through the network once, as many at a time as `tile` allows."""
-        output = torch.empty_like(image, memory_format=torch.contiguous_format)
+        output = torch.empty_like(image[:, :1], memory_format=torch.contiguous_format)
         first = tiles[0]
         area = (first.rows.stop - first.rows.start) * (first.columns.stop - first.columns.start)
         batch = max(1, self.tile**2 // area)

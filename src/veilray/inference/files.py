@@ -187,6 +187,8 @@ def _released(release: Release, row: int, target: Path, *, denoiser: Denoiser, m
     name = release.image_id(row)
     if target.exists():
         return Denoised(source=name, target=None, reason=f"{target} exists already; remove it to denoise again")
-    pixels = denoiser(release.gather_noisy(np.array([row]))[0], mean=release.noise.mean if mean is None else mean)
+    chosen = np.array([row])
+    known = release.noise.single_mean if mean is None else mean
+    pixels = denoiser(release.gather_noisy(chosen)[0], mean=known, std=float(release.stds(chosen)[0]))
     write_png(target, to_levels(pixels, release.dtype(row)))
     return Denoised(source=name, target=target)

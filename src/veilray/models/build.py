@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from veilray.models.config import ModelConfig
+from veilray.models.nafnet import NAFNet
 from veilray.models.unet import UNet
 from veilray.models.unetpp import UNetPlusPlus
 
-DenoisingNetwork = UNet | UNetPlusPlus
+DenoisingNetwork = UNet | UNetPlusPlus | NAFNet
 
 
 def build_model(config: ModelConfig) -> DenoisingNetwork:
@@ -20,6 +21,8 @@ def build_model(config: ModelConfig) -> DenoisingNetwork:
                 block=config.block,
                 residual=config.residual,
             )
+        case "nafnet":
+            return NAFNet(width=config.width, depth=config.depth, residual=config.residual, inputs=config.inputs)
         case "unetpp":
             return UNetPlusPlus(
                 width=config.width,

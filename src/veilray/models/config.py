@@ -8,14 +8,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from veilray.errors import UsageError
 
+Architecture = Literal["unet", "unetpp", "nafnet"]
+Inputs = Literal["image", "image+mean", "image+mean+std"]
+
+TITLES: dict[str, str] = {"unet": "U-Net", "unetpp": "U-Net++", "nafnet": "NAFNet"}
+"""How an architecture is written, by its name."""
+
+_USES: dict[str, set[str]] = {
+    "unet": {"depth", "norm", "block", "residual"},
+    "unetpp": {"depth", "norm", "block", "residual", "deep_supervision"},
+    "nafnet": {"depth", "residual", "inputs"},
+}
+"""Fields besides name and width that an architecture has a use for."""
+
 
 class ModelConfig(BaseModel):
     """Architecture of a denoiser; two configurations that are equal build networks with the same tensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["unet", "unetpp"] = "unet"
-    """Architecture: `unet` or `unetpp` (U-Net++)."""
+    name: Architecture = "unet"
+    """Architecture: `unet`, `unetpp` (U-Net++) or `nafnet` (gated blocks behind a pixel-unshuffle)."""
     width: int = Field(default=64, ge=1, le=1024)
     """Channels of the first level; each level below has twice as many."""
     depth: int = Field(default=5, ge=2, le=8)
@@ -29,10 +42,21 @@ class ModelConfig(BaseModel):
     deep_supervision: bool = False
     """U-Net++ only: train every head X(0,1..depth-1), not the last alone."""
 
+    inputs: Inputs = "image"
+    """What the network is given: the noisy image alone, or with it the mean of its noise, or mean and std."""
+
+    @property
+    def channels_in(self) -> int:
+        """Channels of the network's input: the image, then a constant map for each known parameter of the noise."""
+        return 1 + self.inputs.count("+")
+
     @model_validator(mode="after")
-    def _heads_only_in_unetpp(self) -> ModelConfig:
-        if self.deep_supervision and self.name != "unetpp":
-            raise ValueError("deep_supervision needs name = 'unetpp': the other architectures have one head")
+    def _nothing_without_effect(self) -> ModelConfig:
+        for name, field in type(self).model_fields.items():
+            if name in {"name", "width", *_USES[self.name]} or getattr(self, name) == field.default:
+                continue
+            users = " or ".join(f"'{user}'" for user, used in _USES.items() if name in used)
+            raise ValueError(f"{name} needs name = {users}; '{self.name}' has no use for it")
         return self
 
 

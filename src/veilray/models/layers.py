@@ -58,6 +58,14 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
+def with_noise_maps(images: Tensor, known: Tensor) -> Tensor:
+    """(N, 1, H, W) and (N, K) -> (N, 1 + K, H, W): after each image, a constant map of each of its K numbers."""
+    if not known.shape[1]:
+        return images
+    maps = known.to(images)[:, :, None, None].expand(-1, -1, *images.shape[-2:])
+    return torch.cat([images, maps], dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """Where the tiles of a batch lie in the image they were cut from, in pixels; all multiples of the stride."""

@@ -15,8 +15,6 @@ from veilray.errors import RunError
 from veilray.models.build import DenoisingNetwork, build_model
 from veilray.models.config import ModelConfig
 from veilray.models.tensors import read_tensors, write_tensors
-from veilray.models.unet import UNet
-from veilray.models.unetpp import UNetPlusPlus
 from veilray.obfuscation.config import NoiseConfig
 
 FORMAT = "veilray-weights"
@@ -45,7 +43,7 @@ def save_weights(
 
     Raises TypeError for a network that is not one of Veilray's.
     """
-    if not isinstance(model, UNet | UNetPlusPlus):
+    if not isinstance(model, DenoisingNetwork):
         raise TypeError(f"{type(model).__name__} is not a network of Veilray's: its file could not be read again")
     header = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "model": model.config.model_dump_json()}
     if noise is not None:

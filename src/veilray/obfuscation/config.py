@@ -6,7 +6,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from veilray.errors import UsageError
+
 Std = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
+
+Mean = Annotated[float, Field(ge=-1.0, le=1.0, allow_inf_nan=False)]
 
 
 class NoiseConfig(BaseModel):
@@ -14,8 +18,8 @@ class NoiseConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mean: float = Field(default=0.1, ge=-1.0, le=1.0)
-    """Mean of the noise, in units of the [0, 1] range."""
+    mean: Mean | tuple[Mean, Mean] = 0.1
+    """Mean of the noise, in units of the [0, 1] range, or [low, high], drawn uniformly for each image."""
     std: Std | tuple[Std, Std] = 0.2
     """Standard deviation of the noise in units of the [0, 1] range, or [low, high], drawn uniformly for each image."""
     clip: bool = True
@@ -25,11 +29,39 @@ class NoiseConfig(BaseModel):
 
     @model_validator(mode="after")
     def _range_is_ordered(self) -> NoiseConfig:
-        if isinstance(self.std, tuple) and self.std[0] > self.std[1]:
-            raise ValueError(f"std = [{self.std[0]}, {self.std[1]}]: the first must not exceed the second")
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"{name} = [{value[0]}, {value[1]}]: the first must not exceed the second")
         return self
+
+    @property
+    def mean_range(self) -> tuple[float, float]:
+        """Lowest and highest mean."""
+        return self.mean if isinstance(self.mean, tuple) else (self.mean, self.mean)
+
+    @property
+    def mean_text(self) -> str:
+        """The mean in words: `0.1`, or `0 to 0.2` where it is drawn for each image."""
+        return _text(self.mean_range)
+
+    @property
+    def std_text(self) -> str:
+        """The standard deviation in words, as the mean."""
+        return _text(self.std_range)
+
+    @property
+    def single_mean(self) -> float:
+        """The mean, where it is the same for all images. UsageError where it is drawn for each."""
+        if isinstance(self.mean, tuple):
+            raise UsageError(f"noise.mean = [{self.mean[0]:g}, {self.mean[1]:g}]: one mean is needed here, not a range")
+        return self.mean
 
     @property
     def std_range(self) -> tuple[float, float]:
         """Lowest and highest standard deviation."""
         return self.std if isinstance(self.std, tuple) else (self.std, self.std)
+
+
+def _text(ends: tuple[float, float]) -> str:
+    low, high = ends
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -25,6 +25,8 @@ class NoiseDraw:
 
     key: int
     """128 bits; whoever knows it can subtract the noise."""
+    mean: float
+    """Mean, in units of the [0, 1] range."""
     std: float
     """Standard deviation, in units of the [0, 1] range."""
 
@@ -51,12 +53,18 @@ def keyed_draw(config: NoiseConfig, *, seed: int, epoch: int, image_id: str) -> 
     configuration keeps its noise fixed, `epoch` has no say.
     """
     name = f"{seed}/{epoch if config.fresh else 0}/{image_id}".encode()
-    low, high = config.std_range
-    std = low if low == high else low + (high - low) * (_digest(name, b"std") / 2**128)
-    return NoiseDraw(key=_digest(name, b"field"), std=std)
+    return NoiseDraw(
+        key=_digest(name, b"field"),
+        mean=_between(*config.mean_range, name, b"mean"),
+        std=_between(*config.std_range, name, b"std"),
+    )
 
 
-def apply_draws(clean: Tensor, draws: Sequence[NoiseDraw], *, mean: float, clip: bool) -> Tensor:
+def _between(low: float, high: float, name: bytes, purpose: bytes) -> float:
+    return low if low == high else low + (high - low) * (_digest(name, purpose) / 2**128)
+
+
+def apply_draws(clean: Tensor, draws: Sequence[NoiseDraw], *, clip: bool) -> Tensor:
     """Noisy images for a batch: (N, 1, H, W), float32, [0, 1], one draw an image, on the batch's device.
 
     The noise is bit-identical on every CPU; on other devices it is so for each kind of device.
@@ -65,6 +73,7 @@ def apply_draws(clean: Tensor, draws: Sequence[NoiseDraw], *, mean: float, clip:
     for field, draw in zip(fields, draws, strict=True):
         fill_standard_normal(field, key=draw.key)
     std = torch.tensor([draw.std for draw in draws], dtype=clean.dtype, device=clean.device).view(-1, 1, 1, 1)
+    mean = torch.tensor([draw.mean for draw in draws], dtype=clean.dtype, device=clean.device).view(-1, 1, 1, 1)
     return _apply(clean, fields, mean=mean, std=std, clip=clip)
 
 
@@ -96,7 +105,7 @@ def entropy_normal(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     return values[:count].reshape(shape).astype(np.float32)
 
 
-def _apply(x: Tensor, field: Tensor, *, mean: float, std: float | Tensor, clip: bool) -> Tensor:
+def _apply(x: Tensor, field: Tensor, *, mean: float | Tensor, std: float | Tensor, clip: bool) -> Tensor:
     noisy = x + mean + field * std
     return noisy.clamp_(0.0, 1.0) if clip else noisy
 

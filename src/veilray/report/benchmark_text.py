@@ -10,7 +10,8 @@ from veilray.evaluation.benchmark.effects import SPEED, Effect, Estimate
 from veilray.evaluation.benchmark.groups import BUSY, Analysis
 from veilray.evaluation.benchmark.plan import SINGLE
 from veilray.evaluation.benchmark.record import done
-from veilray.evaluation.labels import MODEL_NAMES, as_text, phrase
+from veilray.evaluation.labels import as_text, phrase
+from veilray.models.config import TITLES
 from veilray.report.text import count, listed, number, score, with_unit
 
 FACTOR_NAMES = {
@@ -42,7 +43,7 @@ def level_name(factor: str, level: str) -> str:
     """A level in words: `U-Net++`, `20 %`, `DDP, 2 devices`."""
     match factor:
         case "model":
-            return MODEL_NAMES.get(level, level)
+            return TITLES.get(level, level)
         case "noise":
             return "–".join(f"{100 * float(part):.6g}" for part in level.split("-")) + "\N{NO-BREAK SPACE}%"
         case "setup" if level == SINGLE:

@@ -11,6 +11,7 @@ from typing import Any
 
 from veilray.evaluation.comparison import Comparison, Run
 from veilray.evaluation.labels import describe_noise, flatten
+from veilray.models.config import TITLES
 from veilray.report.text import listed, number
 from veilray.training.config import dump_config
 
@@ -26,6 +27,7 @@ _NAMES = {
     "model.block": "Block",
     "model.residual": "Output added to the input",
     "model.deep_supervision": "Every head trained",
+    "model.inputs": "Inputs of the network",
     "model.parameters": "Parameters",
     "data.trained_on": "Training cohort (digest)",
     "split.rule": "Split",
@@ -56,7 +58,7 @@ _NAMES = {
     "launch.compression": "Compression of the gradients on their way",
 }
 _VALUES = {
-    "model.name": {"unet": "U-Net", "unetpp": "U-Net++"},
+    "model.name": TITLES,
     "train.loss": {"l1": "L1, mean absolute error", "mse": "mean squared error"},
     "train.optimizer": {"adam": "Adam", "adamw": "AdamW"},
     "split.rule": {"cohort": "patient-wise, from the cohort", "paper": "50/33/17 % by image, as in the paper"},

@@ -19,6 +19,8 @@ from veilray.cohort.release import Release
 from veilray.cohort.split import SPLITS, image_split, shared_patients
 from veilray.errors import CohortError, UsageError
 from veilray.images.radiograph import FloatImage
+from veilray.models.config import ModelConfig
+from veilray.models.layers import with_noise_maps
 from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.noise import apply_draws, keyed_draw
 from veilray.parallel.group import ALONE, Group, share
@@ -36,6 +38,12 @@ class Batch:
     rows: Rows
     noisy: Tensor
     clean: Tensor
+    known: Tensor
+    """(N, 2), float32: mean and standard deviation of each image's noise."""
+
+    def network_input(self, config: ModelConfig) -> Tensor:
+        """(N, C, H, W): the noisy images, with a constant map for each thing the network is told of their noise."""
+        return with_noise_maps(self.noisy, self.known[:, : config.channels_in - 1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +123,12 @@ class TrainingImages:
         """Given images of one size, whole, with noise that is fixed once and for all and always drawn on the CPU."""
         if isinstance(self.data, Release):
             clean, noisy = (_tensor(gather(rows)) for gather in self._gathers())
-            return Batch(rows=rows, noisy=noisy.to(device), clean=clean.to(device))
+            return Batch(rows=rows, noisy=noisy.to(device), clean=clean.to(device), known=self._stated(rows, device))
         # A name of its own, which no epoch of the training can meet.
         fixed = self.noise.model_copy(update={"fresh": False})
         clean = _tensor(self.data.gather(rows))
         batch = self._obfuscated(rows, clean, fixed, seed=self.config.evaluate.noise_seed, prefix="held-out/")
-        return Batch(rows=rows, noisy=batch.noisy.to(device), clean=clean.to(device))
+        return Batch(rows=rows, noisy=batch.noisy.to(device), clean=clean.to(device), known=batch.known.to(device))
 
     def image_id(self, row: int) -> str:
         """Name of the image in a row."""
@@ -136,10 +144,10 @@ class TrainingImages:
         if not len(rows):
             side = self.config.train.crop
             empty = torch.empty((0, 1, *((side, side) if side else self.data.sizes[0])), device=device)
-            return Batch(rows=rows, noisy=empty, clean=empty)
+            return Batch(rows=rows, noisy=empty, clean=empty, known=torch.empty((0, 2), device=device))
         if isinstance(self.data, Release):
             clean, noisy = (self._augmented(gather, rows, epoch, device) for gather in self._gathers())
-            return Batch(rows=rows, noisy=noisy, clean=clean)
+            return Batch(rows=rows, noisy=noisy, clean=clean, known=self._stated(rows, device))
         clean = self._augmented(self.data.gather, rows, epoch, device)
         return self._obfuscated(rows, clean, self.noise, seed=self.config.seed, epoch=epoch)
 
@@ -153,7 +161,14 @@ class TrainingImages:
     ) -> Batch:
         names = [prefix + self.image_id(int(row)) for row in rows]
         draws = [keyed_draw(noise, seed=seed, epoch=epoch, image_id=name) for name in names]
-        return Batch(rows=rows, noisy=apply_draws(clean, draws, mean=noise.mean, clip=noise.clip), clean=clean)
+        known = torch.tensor([(draw.mean, draw.std) for draw in draws], dtype=torch.float32, device=clean.device)
+        return Batch(rows=rows, noisy=apply_draws(clean, draws, clip=noise.clip), clean=clean, known=known)
+
+    def _stated(self, rows: Rows, device: torch.device) -> Tensor:
+        """(N, 2): what a release says of the noise of its images."""
+        assert isinstance(self.data, Release)
+        stds = torch.from_numpy(self.data.stds(rows))
+        return torch.stack([torch.full_like(stds, self.data.noise.single_mean), stds], dim=1).to(device)
 
     def _augmented(self, gather: Gather, rows: Rows, epoch: int, device: torch.device) -> Tensor:
         """(N, 1, H, W): cut and mirrored by (seed, epoch, image), so that clean and noisy images go alike."""

@@ -85,7 +85,7 @@ class Stepper:
         for index, part in enumerate(batch.parts):
             last = index + 1 == len(batch.parts)
             with self._setup.exchange(self._objective, now=last):
-                losses = self._objective(part.noisy, part.clean)
+                losses = self._objective(part.network_input(self._config.model), part.clean)
                 loss = losses.sum()
                 total = loss.detach() + (total if index else 0.0)
                 self._clock.lap("forward")

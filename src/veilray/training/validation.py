@@ -34,7 +34,7 @@ def validate(
     batch_size = max(1, config.train.batch_size // group.world_size)
     for batch in images.held_out_batches("validation", device, batch_size=batch_size, group=group):
         with autocast(config.launch, device):
-            output = model(laid_out(batch.noisy, config.launch)).float()
+            output = model(laid_out(batch.network_input(config.model), config.launch)).float()
         clock.lap("validation")
         loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
         decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()

@@ -26,7 +26,7 @@ def training_operations(config: RunConfig, *, size: tuple[int, int]) -> float:
     """
     with torch.device("meta"):  # shapes alone: nothing is computed, and no random numbers are drawn
         model = build_model(config.model)
-        images = torch.empty(_COUNTED_IMAGES, 1, *size)
+        images = torch.empty(_COUNTED_IMAGES, config.model.channels_in, *size)
     objective = SupervisedObjective(model, loss=config.train.loss, deep_supervision=config.model.deep_supervision)
     with FlopCounterMode(display=False) as counter:
         objective(laid_out(images, config.launch), images).mean().backward()

@@ -49,7 +49,7 @@ def count_workload(model: ModelConfig, *, size: int) -> Workload:
     """
     with torch.device("meta"):
         network = build_model(model)
-        images = torch.empty(1, 1, size, size)
+        images = torch.empty(1, model.channels_in, size, size)
     written = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

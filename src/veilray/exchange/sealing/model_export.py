@@ -138,7 +138,6 @@ def _score(run: Path) -> Score | None:
 def model_card(record: ModelRecord) -> str:
     """`MODEL_CARD.md`: what the model is for, what it has seen, and what it must not be used for."""
     noise, data = record.noise, record.data
-    std = noise.std if isinstance(noise.std, float) else f"{noise.std[0]:g} to {noise.std[1]:g}"
     clamp = "clamped to [0, 1]" if noise.clip else "not clamped"
     return f"""# Model card
 
@@ -153,8 +152,8 @@ over at most {record.epochs} epochs with the {record.loss} loss. `{WEIGHTS_FILE}
 
 ## Intended use
 
-It takes Gaussian noise of mean {noise.mean:g} and standard deviation {std} (pixels in [0, 1], {clamp}) from chest
-radiographs like those it was trained on: `veilray denoise IMAGES --model FOLDER --out OUT`.
+It takes Gaussian noise of mean {noise.mean_text} and standard deviation {noise.std_text} (pixels in [0, 1], {clamp})
+from chest radiographs like those it was trained on: `veilray denoise IMAGES --model FOLDER --out OUT`.
 
 ## Data
 
