@@ -19,7 +19,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # A folder imports only from folders above it; errors.py and files.py lie at the bottom.
 ORDER = (
     *("errors", "files", "parallel", "images", "obfuscation", "metrics", "cohort", "models"),
-    *("training", "inference", "evaluation", "exchange", "clinic", "report", "cli"),
+    *("training", "inference", "evaluation", "privacy", "exchange", "clinic", "report", "cli"),
 )
 
 DICOM = {"pydicom", "pynetdicom", "gdcm", "openjpeg", "pylibjpeg", "rle", "jpeg_ls", "pyjpegls"}
