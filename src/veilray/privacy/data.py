@@ -1,0 +1,142 @@
+"""What an attack is given: the originals, whose they are, and the variants of them that it attacks.
+
+An attack is a function
+
+    run(data, variants, *, budget, seeds, progress) -> list[AttackResult | Skipped]
+
+It runs what it can and returns a `Skipped` with the reason for what it cannot. An audit calls it with one variant at a
+time, so that what is finished need not be run again; figures that hang on no pixels go with the variant of kind
+`clean`. Attacks draw from generators of their own, seeded from `seeds`, and never from a global one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from veilray.images.radiograph import FloatImage
+from veilray.privacy.results import AttackResult, Skipped
+
+Rows = npt.NDArray[np.integer[Any]]
+"""(n,): places in the audit's images, from 0 to N - 1."""
+
+VariantKind = Literal["clean", "noisy", "denoised", "baseline"]
+"""The originals; as they leave; what a denoiser makes of that; another obfuscation, for scale."""
+
+Effort = Literal["quick", "default", "full"]
+
+Progress = Callable[[str], None]
+"""Called with what an attack is at, in a few words: `seed 1 of 3, fold 2 of 5`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What is known of each of the N images beside its pixels; None where it is not known."""
+
+    sex: tuple[str | None, ...]
+    """`M`, `F` or `O`."""
+    age: tuple[float | None, ...]
+    """In years."""
+    view: tuple[str | None, ...]
+    """`PA`, `AP`, ..., as in View Position (0018,5101)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AuditData:
+    """The originals of an audit: N images of one size."""
+
+    clean: Callable[[Rows], FloatImage]
+    """Rows -> (n, H, W), float32, [0, 1]; read when asked for."""
+    patient_ids: tuple[str, ...]
+    """(N,): whose each image is."""
+    image_ids: tuple[str, ...]
+    """(N,): names, for messages at Site One only; never in results."""
+    labels: Labels
+    size: tuple[int, int]
+    """Height and width."""
+    digest: str
+    """Names these images, these patients and these labels."""
+
+    def __len__(self) -> int:
+        return len(self.patient_ids)
+
+    @property
+    def n_patients(self) -> int:
+        """How many different patients there are."""
+        return len(set(self.patient_ids))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Variant:
+    """One way in which the images of an audit may be met: what an attacker sees."""
+
+    name: str
+    """In a reader's words, such as `noise 0.2` or `noise 0.2, denoised`; its name in every result."""
+    kind: VariantKind
+    draw: Callable[[Rows, int], FloatImage]
+    """Rows and the number of a draw -> (n, H, W), float32; the same for the same arguments.
+
+    Draws are independent as far as there are `draws` of them; their number is taken modulo `draws`.
+    """
+    digest: str
+    """Names what decides the images: the noise, the release, the weights."""
+    draws: int | None = None
+    """How many independent draws there are: 1 of a release, which exists once; None for any number."""
+    mean: float = 0.0
+    """Of the noise; 0 where there is none."""
+    std: float = 0.0
+    """Of the noise; 0 where there is none."""
+    clip: bool = True
+    rows: tuple[int, ...] | None = None
+    """The rows that it has images of, where some are missing from a release; None for all."""
+
+    def available(self, data: AuditData) -> npt.NDArray[np.int64]:
+        """The rows of `data` that it has images of, (n,), ascending."""
+        return np.arange(len(data)) if self.rows is None else np.array(self.rows, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much an attack may take."""
+
+    effort: Effort
+    seconds: float
+    """Wall time on two cores that one variant should take at most: an aim, by which an attack chooses its sizes."""
+
+
+class Attack(Protocol):
+    """One family of attacks."""
+
+    def __call__(
+        self,
+        data: AuditData,
+        variants: Sequence[Variant],
+        *,
+        budget: Budget,
+        seeds: Sequence[int],
+        progress: Progress,
+    ) -> list[AttackResult | Skipped]:
+        """Attack each of the variants; see the top of this file."""
+
+
+def no_labels(count: int) -> Labels:
+    """Labels of `count` images of which nothing is known."""
+    unknown = (None,) * count
+    return Labels(sex=unknown, age=unknown, view=unknown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedAttack:
+    """An attack as the audit runs it."""
+
+    name: str
+    """Also the name of the file of its results."""
+    run: Attack
+    share: float
+    """Of the audit's time."""
+    kinds: frozenset[VariantKind] = field(default_factory=lambda: frozenset({"clean", "noisy", "denoised"}))
+    """Which variants it attacks."""
