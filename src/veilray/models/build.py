@@ -22,7 +22,13 @@ def build_model(config: ModelConfig) -> DenoisingNetwork:
                 residual=config.residual,
             )
         case "nafnet":
-            return NAFNet(width=config.width, depth=config.depth, residual=config.residual, inputs=config.inputs)
+            return NAFNet(
+                width=config.width,
+                depth=config.depth,
+                residual=config.residual,
+                inputs=config.inputs,
+                fold=config.fold,
+            )
         case "unetpp":
             return UNetPlusPlus(
                 width=config.width,

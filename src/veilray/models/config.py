@@ -10,6 +10,7 @@ from veilray.errors import UsageError
 
 Architecture = Literal["unet", "unetpp", "nafnet"]
 Inputs = Literal["image", "image+mean", "image+mean+std"]
+Fold = Literal[2, 4]
 
 TITLES: dict[str, str] = {"unet": "U-Net", "unetpp": "U-Net++", "nafnet": "NAFNet"}
 """How an architecture is written, by its name."""
@@ -17,7 +18,7 @@ TITLES: dict[str, str] = {"unet": "U-Net", "unetpp": "U-Net++", "nafnet": "NAFNe
 _USES: dict[str, set[str]] = {
     "unet": {"depth", "norm", "block", "residual"},
     "unetpp": {"depth", "norm", "block", "residual", "deep_supervision"},
-    "nafnet": {"depth", "residual", "inputs"},
+    "nafnet": {"depth", "residual", "inputs", "fold"},
 }
 """Fields besides name and width that an architecture has a use for."""
 
@@ -44,6 +45,9 @@ class ModelConfig(BaseModel):
 
     inputs: Inputs = "image"
     """What the network is given: the noisy image alone, or with it the mean of its noise, or mean and std."""
+
+    fold: Fold = 2
+    """NAFNet only: side in pixels of the squares that are folded into channels before the first layer."""
 
     @property
     def channels_in(self) -> int:
