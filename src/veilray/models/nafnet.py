@@ -20,8 +20,8 @@ class NAFNet(nn.Module):
     """(N, C, H, W) -> (N, 1, H, W), any H and W; C is 1, or more where the noise's mean and std are inputs.
 
     The image is folded into 1 / `fold` of its sides and `fold`^2 times the channels; `depth` levels of width, 2 width,
-    4 width, ... channels follow, with one block at the first level and two at the others on the way down and up, joined by
-    2x2 convolutions of stride 2 down, 1x1 convolutions and pixel-shuffles up, and added skips.
+    4 width, ... channels follow, with one block at the first level and two at the others on the way down and up, joined
+    by 2x2 convolutions of stride 2 down, 1x1 convolutions and pixel-shuffles up, and added skips.
     1,682,148 parameters at width 32, depth 4, fold 2 and two inputs. Raises UsageError for a size that does not exist.
     """
 
