@@ -101,7 +101,7 @@ def load_lpips(backbone: Path | None, *, download: bool = False) -> LPIPS:
     Raises DataError for a file that holds something else, and LpipsUnavailable where the weights cannot be had.
     """
     path = _cached_backbone(download=download) if backbone is None else backbone
-    return LPIPS(backbone=_read_backbone(path), heads=_read_heads()).eval()
+    return LPIPS(backbone=read_backbone(path), heads=_read_heads()).eval()
 
 
 def _unit_length(maps: Tensor) -> Tensor:
@@ -109,7 +109,8 @@ def _unit_length(maps: Tensor) -> Tensor:
     return maps / (maps.square().sum(dim=1, keepdim=True) + _EPSILON).sqrt()
 
 
-def _read_backbone(path: Path) -> Weights:
+def read_backbone(path: Path) -> Weights:
+    """AlexNet's convolutions, features.N.weight and features.N.bias, from torchvision's weights; DataError if none."""
     weights = _read_weights(path)
     needed: Weights = {}
     for index, (inputs, outputs, kernel, _, _) in _CONVOLUTIONS.items():
