@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gpu_record import MODELS, Record, Scope, reason
-from veilray.evaluation.benchmark.peak import measured_peak, training_operations
+from veilray.evaluation.benchmark.peak import measured_peak
+from veilray.evaluation.benchmark.workload import training_operations
 from veilray.models.build import build_model
 from veilray.training.average import WeightAverage
 from veilray.training.config import RunConfig

@@ -1,36 +1,17 @@
-"""How much of a device's arithmetic a training uses: operations of a step, counted, and the device's peak, measured."""
+"""How much arithmetic a device can do: the peak that a training's share is measured against."""
 
 from __future__ import annotations
 
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from veilray.models.build import build_model
 from veilray.training.config import RunConfig
-from veilray.training.launch import autocast, laid_out
-from veilray.training.objectives import SupervisedObjective
+from veilray.training.launch import autocast
 
 _FIRST_SIDE, _LAST_SIDE = 256, 16_384
 _LONG_ENOUGH_S = 0.1
 _REPEATS = 5
-_COUNTED_IMAGES = 2
-
-
-def training_operations(config: RunConfig, *, size: tuple[int, int]) -> float:
-    """Floating-point operations of a training step for each image of `size` (H, W): forward and backward pass.
-
-    A multiply-add counts as two. Convolutions and matrix products are counted, as is usual for a share of the peak;
-    normalisation, activations, loss and optimiser, which move bytes rather than multiply, are not.
-    """
-    with torch.device("meta"):  # shapes alone: nothing is computed, and no random numbers are drawn
-        model = build_model(config.model)
-        images = torch.empty(_COUNTED_IMAGES, config.model.channels_in, *size)
-    objective = SupervisedObjective(model, loss=config.train.loss, deep_supervision=config.model.deep_supervision)
-    with FlopCounterMode(display=False) as counter:
-        objective(laid_out(images, config.launch), images).mean().backward()
-    return float(counter.get_total_flops()) / _COUNTED_IMAGES
 
 
 def measured_peak(device: torch.device, config: RunConfig) -> float:

@@ -16,7 +16,6 @@ from veilray.cohort.open import open_data
 from veilray.cohort.release import Release
 from veilray.errors import CohortError, UsageError, VeilrayError
 from veilray.evaluation.benchmark.hardware import impossible, load_per_core, peak_of
-from veilray.evaluation.benchmark.peak import training_operations
 from veilray.evaluation.benchmark.plan import BenchmarkPlan, PlannedRun, expand, write_plan
 from veilray.evaluation.benchmark.process import Ended, locked, run_process
 from veilray.evaluation.benchmark.record import (
@@ -28,6 +27,7 @@ from veilray.evaluation.benchmark.record import (
     read_record,
     write_record,
 )
+from veilray.evaluation.benchmark.workload import training_operations
 from veilray.evaluation.evaluate import Perceptual, evaluate_run
 from veilray.evaluation.results import MODEL, read_summary
 from veilray.files import write_text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from veilray.models.build import build_model
-from veilray.models.config import ModelConfig
+from veilray.models.config import TITLES, ModelConfig
+from veilray.training.config import RunConfig
+from veilray.training.launch import laid_out
+from veilray.training.objectives import SupervisedObjective
 
 FLOAT32_BYTES = 4
+_COUNTED_IMAGES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +64,57 @@ def count_workload(model: ModelConfig, *, size: int) -> Workload:
     for module in network.modules():
         if not list(module.children()):
             module.register_forward_hook(count)
-    with FlopCounterMode(display=False) as counter:
+    with _counter() as counter:
         output = network(images)
         forward = counter.get_total_flops()
         output.mean().backward()
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return Workload(
-        name=f"{'U-Net++' if model.name == 'unetpp' else 'U-Net'} {model.width}",
+        name=f"{TITLES[model.name]} {model.width}",
         gradient_bytes=FLOAT32_BYTES * parameters,
         flop_per_image=counter.get_total_flops(),
         backward_flop=counter.get_total_flops() - forward,
         activation_bytes=FLOAT32_BYTES * written,
         batch_norms=sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()),
     )
+
+
+def training_operations(config: RunConfig, *, size: tuple[int, int]) -> float:
+    """Floating-point operations of a training step for each image of `size` (H, W): forward and backward pass.
+
+    A multiply-add counts as two. Convolutions and matrix products are counted, as is usual for a share of the peak;
+    normalisation, activations, loss and optimiser, which move bytes rather than multiply, are not.
+    """
+    with torch.device("meta"):  # shapes alone: nothing is computed, and no random numbers are drawn
+        model = build_model(config.model)
+        images = torch.empty(_COUNTED_IMAGES, config.model.channels_in, *size)
+    objective = SupervisedObjective(model, loss=config.train.loss, deep_supervision=config.model.deep_supervision)
+    with _counter() as counter:
+        objective(laid_out(images, config.launch), images).mean().backward()
+    return float(counter.get_total_flops()) / _COUNTED_IMAGES
+
+
+def _counter() -> FlopCounterMode:
+    # torch's own formula takes a grouped convolution's backward pass for a full one's (torch 2.13).
+    return FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward_flop}
+    )
+
+
+def _convolution_backward_flop(
+    grad_out_shape: list[int],
+    x_shape: list[int],
+    w_shape: list[int],
+    _bias: object,
+    _stride: object,
+    _padding: object,
+    _dilation: object,
+    transposed: bool,
+    _output_padding: object,
+    _groups: int,
+    output_mask: list[bool],
+    out_shape: object,
+) -> int:
+    """The gradients of input and of weights cost what the forward pass does, each."""
+    places = x_shape if transposed else grad_out_shape
+    return (output_mask[0] + output_mask[1]) * 2 * math.prod(places) * math.prod(w_shape[1:])
