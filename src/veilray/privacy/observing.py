@@ -1,0 +1,100 @@
+"""The features of a variant's images, computed once for all attacks that look at them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from veilray.privacy.data import AuditData, Effort, Progress, Variant
+from veilray.privacy.features import (
+    AlexNetFeatures,
+    banks,
+    cosine,
+    gradient_histograms,
+    registered_correlation,
+    similarities,
+    thumbnails,
+)
+from veilray.privacy.pairs import Codes, patient_codes
+from veilray.privacy.verification import Looks
+
+THUMBNAILS = "correlation of thumbnails"
+GRADIENTS = "histograms of gradients"
+
+_MOST_IMAGES: dict[Effort, int] = {"quick": 1000, "default": 2000, "full": 4000}
+_SHARE_WITH_FOLLOW_UPS = 0.75
+_KEPT = 8
+
+
+class Observer:
+    """What the attackers on images share: AlexNet, where its weights are given, and what was computed lately.
+
+    `backbone` is a file of torchvision's AlexNet; without it the learned attackers look at thumbnails and gradients
+    alone. Raises DataError where the file is none.
+    """
+
+    def __init__(self, backbone: Path | None = None) -> None:
+        self._alexnet = None if backbone is None else AlexNetFeatures.read(backbone)
+        self._kept: OrderedDict[str, Looks] = OrderedDict()
+
+    @property
+    def has_alexnet(self) -> bool:
+        """Whether the learned attackers look through AlexNet."""
+        return self._alexnet is not None
+
+    def looks(self, data: AuditData, variant: Variant, rows: Codes, *, effort: Effort, progress: Progress) -> Looks:
+        """The features of the variant's first draw of `rows`, from memory where they were computed lately."""
+        kinds = banks(self._alexnet, quick=effort == "quick")
+        digest = hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes())
+        digest.update("/".join((data.digest, variant.digest, variant.name, *kinds)).encode())
+        key = digest.hexdigest()
+        if key not in self._kept:
+            progress("features of the images")
+            self._kept[key] = _look(data, variant, rows, kinds)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+def chosen_rows(data: AuditData, variant: Variant, *, effort: Effort, seed: int = 0) -> Codes:
+    """Which of a variant's images are attacked, ascending: all, up to 1,000, 2,000 or 4,000 by effort.
+
+    Of more, whole patients at random: three quarters of the images from patients who have several, where there are so
+    many, since only they have pairs.
+    """
+    rows = variant.available(data)
+    most = _MOST_IMAGES[effort]
+    if len(rows) <= most:
+        return rows
+    patients = patient_codes([data.patient_ids[row] for row in rows])
+    counts = np.bincount(patients)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    several, single = order[counts[order] > 1], order[counts[order] == 1]
+    first = several[np.cumsum(counts[several]) <= _SHARE_WITH_FOLLOW_UPS * most]
+    others = np.concatenate([single, several[len(first) :]])
+    taken = np.concatenate([first, others[np.cumsum(counts[others]) <= most - counts[first].sum()]])
+    return rows[np.isin(patients, taken)]
+
+
+def _look(data: AuditData, variant: Variant, rows: Codes, kinds: dict) -> Looks:
+    small: list[npt.NDArray[np.float32]] = []
+    gradients: list[npt.NDArray[np.float32]] = []
+
+    def read(places: Codes) -> npt.NDArray[np.float32]:
+        images = np.ascontiguousarray(variant.draw(rows[places], 0), dtype=np.float32)
+        tensor = torch.from_numpy(images)
+        small.append(thumbnails(tensor).numpy())
+        gradients.append(gradient_histograms(tensor).numpy())
+        return images
+
+    learned = similarities(read, len(rows), kinds)
+    floors = {
+        THUMBNAILS: registered_correlation(np.concatenate(small)),
+        GRADIENTS: cosine(np.concatenate(gradients)),
+    }
+    return Looks(learned=learned, floors=floors)

@@ -1,0 +1,188 @@
+"""How well scores tell genuine pairs from impostor pairs, over patients who each weigh the same.
+
+Everything follows from the placement of a genuine pair: the share of the impostor pairs of its own round that score
+higher. The area under the ROC curve is one minus the mean placement, the true-positive rate at a false-positive rate f
+the share of placements up to f (Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.5). A patient's
+pairs share the weight of one patient, and the impostor pairs of two patients that of one pair of patients; intervals
+come from drawing patients with replacement, in which pairs of two patients get both their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from veilray.errors import UsageError
+from veilray.privacy.intervals import CONFIDENCE
+from veilray.privacy.pairs import Codes, Mask, Pairs
+
+Floats = npt.NDArray[np.float64]
+
+LOW_RATE = 1e-3
+"""The false-positive rate at which the true-positive rate is reported."""
+
+ENOUGH_IMPOSTORS = 10_000
+"""Impostor pairs below which a false-positive rate of 1e-3 is not measured."""
+
+_RESAMPLES = 500
+_RATES = np.unique(np.concatenate([np.logspace(-4, -1, 31), np.linspace(0.1, 1.0, 31)]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Round:
+    """Pairs that one attacker scored: those of one fold with one seed. Higher scores say: one patient."""
+
+    pairs: Pairs
+    scores: Floats
+    """(M,)"""
+
+    def where(self, mask: Mask) -> Round:
+        """The pairs that `mask` picks."""
+        return Round(pairs=self.pairs.where(mask), scores=self.scores[mask])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure and its 95 % interval over patients; no interval where there is one patient."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """How well pairs were verified."""
+
+    auc: Estimate
+    auc_pairs: float
+    """The area where every pair weighs the same, whoever's it is."""
+    rate: Estimate | None
+    """True-positive rate at a false-positive rate of 1e-3; None with fewer than 10,000 impostor pairs."""
+    curve: tuple[tuple[float, float], ...]
+    """(false-positive rate, true-positive rate)"""
+    n_genuine: int
+    n_impostors: int
+    n_patients: int
+    """Patients with a genuine pair."""
+
+
+def verification(rounds: Sequence[Round], patients: Codes, *, seeds: int, seed: int) -> Verification | None:
+    """Measure the scores of all folds of `seeds` repetitions; None where there is no pair to tell from another.
+
+    `patients` is (N,), by row. `seed` is that of the resampling. Raises UsageError for scores that are not finite.
+    """
+    usable = [one for one in rounds if 0 < np.count_nonzero(one.pairs.genuine) < len(one.pairs)]
+    if not usable:
+        return None
+    if not all(np.isfinite(one.scores).all() for one in usable):
+        raise UsageError("scores of pairs must be finite")
+    draws = resampled(int(patients.max()) + 1, seed=seed)
+    measured = [
+        _measure(one, patients, draws, np.random.default_rng([seed, place])) for place, one in enumerate(usable)
+    ]
+    places = np.concatenate([one.placements for one in measured], axis=1)
+    weights = np.concatenate([one.weights for one in measured], axis=1)
+    plain = np.concatenate([one.plain for one in measured])
+    impostors = sum(int(np.count_nonzero(~one.pairs.genuine)) for one in usable) // seeds
+    known = np.unique(np.concatenate([patients[one.pairs.first[one.pairs.genuine]] for one in usable]))
+    several = len(known) > 1
+    enough = impostors >= ENOUGH_IMPOSTORS
+    return Verification(
+        auc=_estimate(1.0 - places, weights, several=several),
+        auc_pairs=float(1.0 - plain.mean()),
+        rate=_estimate(np.float64(places <= LOW_RATE), weights, several=several) if enough else None,
+        curve=tuple((float(f), float(np.average(places[0] <= f, weights=weights[0]))) for f in _RATES),
+        n_genuine=len(plain) // seeds,
+        n_impostors=impostors,
+        n_patients=len(known),
+    )
+
+
+def hits_at_one(rounds: Sequence[Round], patients: Codes) -> tuple[Floats, Codes, float]:
+    """Whether the best match of each image is of the same patient, among its round's other images.
+
+    Returns (n,) shares over the rounds that an image is in, the images' rows, (n,), and the mean number of images to
+    choose from. Images without another of their patient are not asked about. Ties go to chance: they share the hit.
+    """
+    hits: dict[int, list[float]] = {}
+    sizes = []
+    for one in rounds:
+        rows, place = np.unique(np.concatenate([one.pairs.first, one.pairs.second]), return_inverse=True)
+        first, second = place[: len(one.pairs)], place[len(one.pairs) :]
+        score = np.full((len(rows), len(rows)), -np.inf)
+        score[first, second] = score[second, first] = one.scores
+        same = patients[rows][:, None] == patients[rows][None]
+        np.fill_diagonal(same, val=False)
+        best = score == score.max(axis=1, keepdims=True)
+        share = (best & same).sum(axis=1) / best.sum(axis=1)
+        for row in np.flatnonzero(same.any(axis=1)):
+            hits.setdefault(int(rows[row]), []).append(float(share[row]))
+            sizes.append(len(rows) - 1)
+    asked = np.array(sorted(hits), dtype=np.int64)
+    return np.array([np.mean(hits[int(row)]) for row in asked]), asked, float(np.mean(sizes)) if sizes else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Measured:
+    """Of one round, with the original patients first and then each resample: placements and weights, (1 + R, G)."""
+
+    placements: Floats
+    weights: Floats
+    plain: Floats
+    """(G,): placements where every impostor pair weighs the same."""
+
+
+def _measure(one: Round, patients: Codes, draws: Floats, rng: np.random.Generator) -> _Measured:
+    genuine = one.pairs.genuine
+    # Ranks, with ties broken at random: each threshold is then one place in the order.
+    rank = np.empty(len(genuine), dtype=np.int64)
+    rank[np.lexsort((rng.random(len(genuine)), one.scores))] = np.arange(len(genuine))
+    members, place = np.unique(
+        np.concatenate([patients[one.pairs.first], patients[one.pairs.second]]), return_inverse=True
+    )
+    first, second = place[: len(genuine)], place[len(genuine) :]
+    count = len(members)
+    owner = first[genuine]
+    cell = (np.minimum(first, second) * count + np.maximum(first, second))[~genuine]
+    share = 1.0 / np.bincount(cell, minlength=count * count)[cell]
+    drawn = draws[:, members]
+    total = _quadratic(np.bincount(cell, weights=share, minlength=count * count).reshape(count, count), drawn)
+    placements = np.empty((len(drawn), len(owner)))
+    for column, threshold in enumerate(rank[genuine]):
+        above = rank[~genuine] > threshold
+        table = np.bincount(cell[above], weights=share[above], minlength=count * count).reshape(count, count)
+        # A resample without two patients to compare has no impostors: nothing scores higher than a genuine pair.
+        placements[:, column] = _quadratic(table, drawn) / np.maximum(total, 1e-12)
+    ordered = np.sort(rank[~genuine])
+    plain = 1.0 - np.searchsorted(ordered, rank[genuine]) / len(ordered)
+    return _Measured(placements=placements, weights=drawn[:, owner] / np.bincount(owner)[owner], plain=plain)
+
+
+def _quadratic(table: Floats, drawn: Floats) -> Floats:
+    """drawn' table drawn for each resample: (P, P) and (R, P) -> (R,)."""
+    sums: Floats = ((drawn @ table) * drawn).sum(axis=1)
+    return sums
+
+
+def resampled(patients: int, *, seed: int) -> Floats:
+    """(1 + R, P): how often each patient is taken; once in the first row, at random in the R others."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(patients, np.full(patients, 1.0 / patients), size=_RESAMPLES)
+    return np.concatenate([np.ones((1, patients)), drawn.astype(np.float64)])
+
+
+def summarised(values: Floats) -> Estimate:
+    """The first of (1 + R,) values, and the interval that the others, those of resamples, give."""
+    tail = (1.0 - CONFIDENCE) / 2.0
+    low, high = np.nanquantile(values[1:], [tail, 1.0 - tail])
+    return Estimate(value=float(values[0]), low=float(low), high=float(high))
+
+
+def _estimate(values: Floats, weights: Floats, *, several: bool) -> Estimate:
+    sums = weights.sum(axis=1)
+    means = (values * weights).sum(axis=1) / np.where(sums > 0, sums, np.nan)
+    return summarised(means) if several else Estimate(value=float(means[0]), low=None, high=None)
