@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import itertools
+import os
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
@@ -53,7 +56,7 @@ def _aes_by_blocks(key: bytes, stream: int, words: int) -> npt.NDArray[np.uint32
 
 def test_the_field_is_the_inverted_key_stream_of_secret_and_image() -> None:
     shape, digest = (301, 300), b"d" * 32  # more than one part, and no whole number of them
-    parts = (b"veilray secret noise 1", digest, b"crop", b"301x300")
+    parts = (b"veilray secret noise 2", digest, b"crop", b"301x300")
     message = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
     key = hmac.new(b"s" * 32, message, "sha256").digest()
     uniform = (_aes_by_blocks(key, 0, 301 * 300).astype(np.float64) + 0.5) / 2**32
@@ -61,7 +64,8 @@ def test_the_field_is_the_inverted_key_stream_of_secret_and_image() -> None:
     inner = np.abs(uniform - 0.5) < 0.5 - 2**-8
     assert inner.mean() < 1
     assert np.abs(ndtr(values.astype(np.float64)) - uniform)[inner].max() < 1e-7
-    assert np.abs(values - ndtri(uniform))[inner].max() < 2e-6
+    # Float32 has words to 2^-25 of probability only, which is 2.6e-6 of a value where the tails begin.
+    assert np.abs(values - ndtri(uniform))[inner].max() < 4e-6
     # The tails take further bits, which move a value within 2^-32 of probability; float32 rounds it.
     assert np.abs(ndtr(values.astype(np.float64)) - uniform)[~inner].max() < 1e-8
 
@@ -89,8 +93,9 @@ def test_the_tails_reach_beyond_ten_standard_deviations_and_are_exact_there() ->
     shape = (2, 8)
     for word, sign in ((0, -1.0), (2**32 - 1, 1.0)):
 
-        def words(_: object, count: int, word: int = word) -> npt.NDArray[np.uint32]:
-            return np.full(count, word, dtype=np.uint32)
+        def words(bits: secret._Bits, count: int, word: int = word) -> npt.NDArray[np.uint32]:
+            turned = np.frombuffer(bits._plain[:4], dtype="<u4")  # what the cipher adds to its key stream
+            return np.full(count, word, dtype=np.uint32) ^ turned
 
         with mock.patch.object(secret._Bits, "words", words):
             values = _field(shape=shape) / ROOT
@@ -179,7 +184,27 @@ def test_noise_is_that_of_the_releases_made_so_far() -> None:
         std: hashlib.sha256(np.rint(_field(std, shape=(64, 64)) * 2**14).astype("<i4").tobytes()).hexdigest()[:16]
         for std in LEVELS
     }
-    assert digests == {0.1: "bc789cbf60259b65", 0.2: "153a4b4a9e5a7e86", 0.3: "5dcdf8a4bc137d8a"}
+    assert digests == {0.1: "1fb0c9b3f4382ccf", 0.2: "d0036e70a36c666c", 0.3: "2a6dd2bb53113a9e"}
+
+
+def test_noise_does_not_hang_on_the_processor_s_vector_instructions() -> None:
+    """To the last bit, with every instruction set that numpy could choose, and with none."""
+    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+
+    chosen = [name for name in __cpu_dispatch__ if __cpu_features__.get(name)]
+    if not chosen:
+        pytest.skip("numpy has no choice on this processor")
+    script = (
+        "import hashlib\nfrom veilray.obfuscation.secret import secret_field\n"
+        "field = secret_field(secret=b's' * 32, digest=b'd' * 32, geometry='', std=0.3, shape=(300, 301))\n"
+        "print(hashlib.sha256(field.tobytes()).hexdigest())"
+    )
+    environment = {**os.environ, "NPY_DISABLE_CPU_FEATURES": " ".join(chosen)}
+    plain = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    field = secret_field(secret=b"s" * 32, digest=b"d" * 32, geometry="", std=0.3, shape=(300, 301))
+    assert plain.stdout.strip() == hashlib.sha256(field.tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize("std", [0.0, 0.15, 0.2000001, -0.1, float("nan"), 10.0])

@@ -7,23 +7,22 @@ bit and says nothing new.
 
 Uniform bits come from AES-256 in counter mode (NIST SP 800-38A) under HMAC-SHA-256 (RFC 2104) of the secret and the
 image; to whoever lacks the secret they cannot be told from independent ones. It is a computational promise, and equal
-images of equal geometry get equal noise. Bits become normal values by inversion. 16 bits choose one of 65,536 bins of
-equal probability, 16 more a place in the bin, linearly; the outer 256 bins on each side are inverted in float64 with 52
+images of equal geometry get equal noise. 32 bits become a normal value by inversion: by partial fractions (see
+`benchmarks/secret_noise_fit.py`), and where the probability beyond is below 2^-8 on either side, in float64 with 52
 further bits. The distribution function is off the normal's by less than 1e-7, float32's rounding included, and the
-tails end at 10.6 standard deviations. Only tables, products and sums of float32 are used for all but the tails, so
-every machine draws the same; a logarithm's last bit may differ in the tails, and rounding to 16 bits hides it.
+tails end at 10.6 standard deviations. Only products, quotients and sums of float32 are used for all but the tails, each
+rounded as IEEE 754 has it and none fused, so every machine draws the same; a logarithm's last bit may differ in the
+tails, and rounding to 16 bits hides it.
 """
 
 from __future__ import annotations
 
 import functools
 import hmac
-from collections.abc import Mapping
+import math
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from veilray.errors import UsageError
 
@@ -38,10 +37,25 @@ SECRET_BYTES = 32
 _DRAWN = {0.2: 0, 0.1: 1, 0.3: 2}
 _TAIL_STREAM = 128
 
-_BINS = 1 << 16
-_TAIL_BINS = 256
 _PART = 1 << 16
+"""Pixels that are drawn at once: few enough for the processor's cache."""
 _ZEROS = memoryview(bytes(4 * _PART))
+# XORed to the key stream by the cipher, it turns words 0 to 2^32 - 1 into -2^31 to 2^31 - 1, in that order.
+_HALVES = memoryview(b"\x00\x00\x00\x80" * _PART)
+
+# With q = p - 1/2, the normal quantile is q times a sum of residue / (pole - q^2) and a constant: poles and residues.
+_FRACTIONS = (
+    (0.251126596, 1.756335911e-03),
+    (0.257931587, 8.380100371e-03),
+    (0.283401401, 3.453668834e-02),
+    (0.384934216, 1.538373921e-01),
+    (1.039780141, 1.084034343e00),
+)
+_CONSTANT = 0.903075163
+# Words are taken as they are, for q times 2^32.
+_UNIT = 2.0**32
+_INNER_SQUARE = np.float32((2.0**31 - 2.0**24) ** 2)
+"""Of words; beyond it, in 2^-8 of all cases on each side, are the tails."""
 
 
 def check_level(std: float) -> float:
@@ -66,16 +80,17 @@ def secret_field(
     check_level(std)
     key = _image_key(secret, digest, geometry, shape)
     field = np.empty(shape, dtype=np.float32)
-    pixels = torch.from_numpy(field).view(-1)
-    streams = {level: _NormalStream(key, _DRAWN[level]) for level in _ancestry(std)}
-    # Part by part, so that the whole path of a part stays in the processor's cache.
-    parts = {level: torch.empty(_PART) for level in streams}
-    for begin in range(0, len(pixels), _PART):
+    pixels = field.reshape(-1)
+    streams = [_NormalStream(key, _DRAWN[level], weight=weight) for level, weight in _weights(std).items()]
+    room = np.empty(min(_PART, pixels.size), dtype=np.float32)
+    for begin in range(0, pixels.size, _PART):
         target = pixels[begin : begin + _PART]
-        path = {level: target if level == std else part[: len(target)] for level, part in parts.items()}
-        for level, stream in streams.items():
-            stream.fill(path[level])
-            _to_path(path, level)
+        first, *others = streams
+        first.fill(target)
+        for stream in others:
+            more = room[: target.size]
+            stream.fill(more)
+            np.add(target, more, out=target)
     return field
 
 
@@ -84,18 +99,30 @@ def _image_key(secret: bytes, digest: bytes, geometry: str, shape: tuple[int, in
         raise UsageError("secret noise needs a secret and an image digest of 32 bytes each")
     height, width = shape
     mac = hmac.new(secret, digestmod="sha256")
-    for part in (b"veilray secret noise 1", digest, geometry.encode(), f"{height}x{width}".encode()):
+    for part in (b"veilray secret noise 2", digest, geometry.encode(), f"{height}x{width}".encode()):
         mac.update(len(part).to_bytes(8, "big") + part)
     return mac.digest()
 
 
-def _ancestry(std: float) -> list[float]:
-    """The levels to draw for `std`, in order: itself last, before it those its bridge hangs on, and theirs."""
-    needed = {std}
-    for level in reversed(_DRAWN):
-        if level in needed:
-            needed.update(near for near in _neighbours(level) if near)
-    return [level for level in _DRAWN if level in needed]
+def _weights(level: float) -> dict[float, float]:
+    """The path at `level` as a sum of normal values: by the level they are drawn for, how much of each.
+
+    In the order of drawing. With the neighbours' values w and v at times s < t < u, it is a bridge: their mean,
+    weighted by nearness, and variance (t - s) (u - t) / (u - s) of its own; beyond the last, w and variance t - s.
+    """
+    below, above = _neighbours(level)
+    low, time = below**2, level**2
+    if above is None:
+        shares, own = {below: 1.0}, time - low
+    else:
+        high = above**2
+        shares = {below: (high - time) / (high - low), above: (time - low) / (high - low)}
+        own = (time - low) * (high - time) / (high - low)
+    total = {level: math.sqrt(own)}
+    for near, share in shares.items():
+        for drawn, weight in _weights(near).items() if near else ():
+            total[drawn] = total.get(drawn, 0.0) + share * weight
+    return {drawn: total[drawn] for drawn in _DRAWN if drawn in total}
 
 
 @functools.cache
@@ -106,84 +133,58 @@ def _neighbours(level: float) -> tuple[float, float | None]:
     return below, min((other for other in earlier if other > level), default=None)
 
 
-def _to_path(path: Mapping[float, Tensor], level: float) -> None:
-    """Turn the standard normal values in `path[level]` into W(level^2), given its neighbours on the path; in place."""
-    value = path[level]
-    below, above = _neighbours(level)
-    low, time = below**2, level**2
-    # Products and sums apart: a fused one rounds differently, and not every processor has it.
-    if above is None:
-        value.mul_((time - low) ** 0.5)
-        if below:
-            value.add_(path[below])
-        return
-    high = above**2
-    value.mul_(((time - low) * (high - time) / (high - low)) ** 0.5)
-    value.add_(path[above].mul((time - low) / (high - low)))
-    if below:
-        value.add_(path[below].mul((high - time) / (high - low)))
-
-
 class _NormalStream:
-    """The standard normal values of one level of one image, in the order of the pixels."""
+    """The normal values of one level of one image times `weight`, in the order of the pixels."""
 
-    def __init__(self, key: bytes, number: int) -> None:
-        self._bits, self._tail_bits = _Bits(key, number), _Bits(key, _TAIL_STREAM + number)
-        self._start, self._step = (torch.from_numpy(table) for table in _tables())
-        self._bins = torch.empty(_PART, dtype=torch.int32)
-        self._slope, self._place = torch.empty(_PART), torch.empty(_PART)
+    def __init__(self, key: bytes, number: int, *, weight: float) -> None:
+        self._bits = _Bits(key, number, plain=_HALVES)
+        self._tail_bits = _Bits(key, _TAIL_STREAM + number, plain=_ZEROS)
+        self._weight = weight
+        self._square, self._term, self._sum = (np.empty(_PART, dtype=np.float32) for _ in range(3))
+        self._fractions = [
+            (np.float32(pole * _UNIT**2), np.float32(residue * _UNIT * weight)) for pole, residue in _FRACTIONS
+        ]
+        self._constant = np.float32(_CONSTANT / _UNIT * weight)
 
-    def fill(self, out: Tensor) -> None:
-        """The next values into `out`: (n,), float32, contiguous, n at most _PART."""
-        words = self._bits.words(len(out))
-        bins, slope, place = self._bins[: len(out)], self._slope[: len(out)], self._place[: len(out)]
-        numbers = bins.numpy().view(np.uint32)
-        np.bitwise_and(words, np.uint32(_BINS - 1), out=numbers)
-        place.copy_(bins)
-        np.right_shift(words, np.uint32(16), out=numbers)
-        torch.index_select(self._start, 0, bins, out=out)
-        torch.index_select(self._step, 0, bins, out=slope)
-        out.add_(slope.mul_(place))
-        _invert_tails(out.numpy(), words, self._tail_bits)
+    def fill(self, out: npt.NDArray[np.float32]) -> None:
+        """The next values into `out`: (n,), n at most _PART."""
+        words = self._bits.words(out.size).view(np.int32)
+        square, term, total = self._square[: out.size], self._term[: out.size], self._sum[: out.size]
+        np.copyto(out, words)
+        np.multiply(out, out, out=square)
+        (pole, residue), *others = self._fractions
+        np.divide(residue, np.subtract(pole, square, out=term), out=total)
+        for pole, residue in others:
+            np.divide(residue, np.subtract(pole, square, out=term), out=term)
+            np.add(total, term, out=total)
+        np.multiply(out, np.add(total, self._constant, out=total), out=out)
+        self._invert_tails(out, words, np.flatnonzero(square > _INNER_SQUARE))
 
+    def _invert_tails(
+        self, values: npt.NDArray[np.float32], words: npt.NDArray[np.int32], where: npt.NDArray[np.intp]
+    ) -> None:
+        """Put in the values at the places `where`, in place."""
+        from scipy.special import ndtri
 
-def _invert_tails(values: npt.NDArray[np.float32], words: npt.NDArray[np.uint32], bits: _Bits) -> None:
-    """Put in the values of the outer bins, in place."""
-    from scipy.special import ndtri
-
-    # The outer bins on both sides are one run of numbers that wraps round at 2^32.
-    turned = words + np.uint32(_TAIL_BINS << 16)
-    where = np.flatnonzero(turned < np.uint32(2 * _TAIL_BINS << 16))
-    upper = words[where] >= np.uint32(1 << 31)
-    depth = np.where(upper, ~words[where], words[where])
-    further = (bits.words(2 * len(where)).view(np.uint64) >> np.uint64(12)).astype(np.float64) + 0.5
-    tail = ndtri((depth + further * 2.0**-52) * 2.0**-32)
-    values[where] = np.where(upper, -tail, tail)
-
-
-@functools.cache
-def _tables() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """For each bin the normal quantile half a step above its lower edge, and the step: (65536,), float32 each."""
-    from scipy.special import ndtri
-
-    edges = np.zeros(_BINS + 1)
-    half = _BINS // 2
-    edges[1:half] = ndtri(np.arange(1, half) / _BINS)
-    edges[half + 1 : -1] = -edges[half - 1 : 0 : -1]
-    step = np.diff(edges) / _BINS
-    return (edges[:-1] + step / 2).astype(np.float32), step.astype(np.float32)
+        near = words[where].astype(np.int64)
+        upper = near >= 0
+        depth = np.where(upper, 2**31 - 1 - near, near + 2**31)
+        further = (self._tail_bits.words(2 * where.size).view(np.uint64) >> np.uint64(12)).astype(np.float64) + 0.5
+        tail = self._weight * ndtri((depth + further * 2.0**-52) * 2.0**-32)
+        values[where] = np.where(upper, -tail, tail)
 
 
 class _Bits:
-    """A stream of pseudorandom words: AES-256-CTR of zeros, the stream's number in the upper half of the counter."""
+    """A stream of pseudorandom words: AES-256-CTR of `plain`, the stream's number in the upper half of the counter."""
 
-    def __init__(self, key: bytes, stream: int) -> None:
+    def __init__(self, key: bytes, stream: int, *, plain: memoryview) -> None:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
         self._cipher = Cipher(algorithms.AES(key), modes.CTR(stream.to_bytes(8, "big") + bytes(8))).encryptor()
+        self._plain = plain
         self._room = bytearray(4 * _PART + 16)
 
     def words(self, count: int) -> npt.NDArray[np.uint32]:
         """The next words: (count,), uint32, the same on machines of either byte order; good until the next call."""
-        self._cipher.update_into(_ZEROS[: 4 * count], self._room)
+        self._cipher.update_into(self._plain[: 4 * count], self._room)
         return np.frombuffer(self._room, dtype="<u4", count=count).astype(np.uint32, copy=False)
