@@ -140,3 +140,5 @@ class NamedAttack:
     """Of the audit's time."""
     kinds: frozenset[VariantKind] = field(default_factory=lambda: frozenset({"clean", "noisy", "denoised"}))
     """Which variants it attacks."""
+    inputs: str = ""
+    """What else decides its results, such as a digest of weights."""

@@ -151,9 +151,12 @@ class Audited(AuditModel):
     """Patients with two images or more."""
     height: int
     width: int
-    variants: tuple[str, ...]
-    phantom: bool = False
-    """Whether whoever ran the audit says that the originals are phantoms, so that images may be shown."""
+    variants: dict[str, Literal["clean", "noisy", "denoised", "baseline"]]
+    """Name and kind of each."""
+    holds_clean: bool = False
+    """Whether the release holds the clean images too: then nothing protects them."""
+    subtractable: bool = False
+    """Whether the release's noise was made from a seed, by which it can be subtracted."""
     left_out: tuple[str, ...] = ()
     """Which images the audit left out, and why."""
 

@@ -1,0 +1,194 @@
+"""Run an audit: every attack on every variant, each result kept as soon as it is there, and what could not be run."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import veilray
+from veilray.errors import DataError, UsageError
+from veilray.files import read_json, write_json
+from veilray.privacy.data import AuditData, Budget, Effort, NamedAttack, Variant
+from veilray.privacy.formal import formal_side
+from veilray.privacy.results import (
+    AttackResult,
+    Audit,
+    Audited,
+    Composition,
+    Outcome,
+    Skipped,
+    write_audit,
+)
+
+ATTACKS = "attacks"
+"""Folder of an audit with a file for each attack on each variant; what is there need not be run again."""
+
+MINUTES: dict[Effort, float] = {"quick": 3.0, "default": 30.0, "full": 360.0}
+"""What an audit of some hundreds of images aims to take on two cores."""
+
+SEEDS: dict[Effort, tuple[int, ...]] = {"quick": (1,), "default": (1, 2, 3), "full": (1, 2, 3, 4, 5)}
+
+
+class Watcher(Protocol):
+    """Is told what an audit is at."""
+
+    def begins(self, attack: str, variant: str, *, reused: bool) -> None:
+        """An attack on a variant begins, or was found done."""
+
+    def at(self, what: str) -> None:
+        """What the attack is at, in a few words."""
+
+    def ends(self) -> None:
+        """The attack on that variant is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditPlan:
+    """All that an audit is to do."""
+
+    data: AuditData
+    variants: Sequence[Variant]
+    attacks: Sequence[NamedAttack]
+    effort: Effort
+    grey_step: float
+    release_digest: str | None = None
+    release_id: str | None = None
+    holds_clean: bool = False
+    subtractable: bool = False
+    left_out: tuple[str, ...] = ()
+    composition: Composition | None = None
+    not_possible: tuple[Skipped, ...] = ()
+    """What is known beforehand not to be possible."""
+    seeds: tuple[int, ...] | None = None
+    """In place of the usual ones."""
+    device: str = field(default_factory=lambda: f"CPU, {platform.machine()}")
+
+    @property
+    def steps(self) -> list[tuple[NamedAttack, Variant]]:
+        """Every attack with every variant that it attacks, in order."""
+        return [
+            (attack, variant) for attack in self.attacks for variant in self.variants if variant.kind in attack.kinds
+        ]
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """The seeds."""
+        return self.seeds or SEEDS[self.effort]
+
+
+def run_audit(plan: AuditPlan, out: Path, watcher: Watcher) -> Audit:
+    """Run what is not done yet, and write `audit.json` into `out`; the same plan and code find what is there.
+
+    An attack that the data cannot bear is listed as not tested; any other error ends the audit, which can be run again.
+    """
+    began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    outcomes: list[AttackResult | Skipped] = []
+    for attack, variant in plan.steps:
+        outcomes += _outcomes(plan, attack, variant, out, watcher)
+    levels = {one.name: one.std for one in plan.variants if one.kind == "noisy"}
+    height, width = plan.data.size
+    formal = (
+        formal_side(levels, height=height, width=width, grey_step=plan.grey_step, composition=plan.composition)
+        if levels
+        else None
+    )
+    audit = Audit(
+        veilray=veilray.__version__,
+        effort=plan.effort,
+        seeds=plan.drawn,
+        started=started,
+        seconds=round(time.monotonic() - began, 1),
+        device=plan.device,
+        audited=_audited(plan),
+        formal=formal,
+        composition=plan.composition,
+        outcomes=(*outcomes, *plan.not_possible),
+    )
+    write_audit(out, audit)
+    return audit
+
+
+class _Kept(BaseModel):
+    """A file of finished results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str
+    seconds: float
+    outcomes: tuple[Outcome, ...]
+
+
+def _outcomes(
+    plan: AuditPlan, attack: NamedAttack, variant: Variant, out: Path, watcher: Watcher
+) -> tuple[AttackResult | Skipped, ...]:
+    """The results of an attack on one variant: those of an earlier run of the same, or new ones."""
+    digest = _digest(plan, attack, variant)
+    path = out / ATTACKS / f"{attack.name.replace(' ', '-')}-{digest[:16]}.json"
+    kept = _read(path, digest)
+    watcher.begins(attack.name, variant.name, reused=kept is not None)
+    if kept is None:
+        began = time.monotonic()
+        found = _run(plan, attack, variant, watcher)
+        kept = _Kept(digest=digest, seconds=round(time.monotonic() - began, 1), outcomes=tuple(found))
+        write_json(path, kept.model_dump(mode="json"))
+    watcher.ends()
+    return kept.outcomes
+
+
+def _run(plan: AuditPlan, attack: NamedAttack, variant: Variant, watcher: Watcher) -> list[AttackResult | Skipped]:
+    attacked = sum(one.kind in attack.kinds for one in plan.variants)
+    seconds = 60.0 * MINUTES[plan.effort] * attack.share / max(1, attacked)
+    budget = Budget(effort=plan.effort, seconds=seconds)
+    try:
+        return attack.run(plan.data, [variant], budget=budget, seeds=plan.drawn, progress=watcher.at)
+    except (DataError, UsageError) as error:
+        return [Skipped(attack=attack.name, variant=variant.name, reason=str(error).rstrip("."))]
+
+
+def _read(path: Path, digest: str) -> _Kept | None:
+    with suppress(DataError, ValidationError):
+        kept = _Kept.model_validate(read_json(path))
+        if kept.digest == digest:
+            return kept
+    return None
+
+
+def _digest(plan: AuditPlan, attack: NamedAttack, variant: Variant) -> str:
+    parts: list[Any] = [plan.data.digest, variant.digest, variant.name, attack.name, attack.inputs]
+    parts += [plan.effort, plan.drawn, _code()]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _code() -> str:
+    """SHA-256 over this folder's code: results of other code are not those of this one."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _audited(plan: AuditPlan) -> Audited:
+    patients = plan.data.patient_ids
+    several = sum(count > 1 for count in Counter(patients).values())
+    return Audited(
+        originals_digest=plan.data.digest,
+        release_digest=plan.release_digest,
+        release_id=plan.release_id,
+        n_images=len(plan.data),
+        n_patients=plan.data.n_patients,
+        n_with_follow_ups=several,
+        height=plan.data.size[0],
+        width=plan.data.size[1],
+        variants={one.name: one.kind for one in plan.variants},
+        holds_clean=plan.holds_clean,
+        subtractable=plan.subtractable,
+        left_out=plan.left_out,
+    )

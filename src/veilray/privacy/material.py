@@ -1,0 +1,173 @@
+"""What an audit works on: the originals of a cohort with their labels, and the releases that were made of them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from veilray.cohort.cohort import Cohort
+from veilray.cohort.obfuscate import PSEUDONYMS
+from veilray.cohort.records import INDEX_FILE
+from veilray.cohort.release import Release
+from veilray.cohort.table import iterate_index
+from veilray.errors import CohortError, DataError
+from veilray.images.radiograph import FloatImage
+from veilray.privacy.data import AuditData, Labels, Rows, Variant
+
+_AGES = (0.0, 130.0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Originals:
+    """The audited images of a cohort."""
+
+    data: AuditData
+    rows: npt.NDArray[np.int64]
+    """(N,): their rows in the cohort."""
+    grey_step: float
+    """One grey level of the coarsest of them, in units of the [0, 1] range."""
+    left_out: tuple[str, ...]
+    """Which images of the cohort are not among them, and why."""
+
+
+def open_originals(cohort: Cohort, *, labels: Path | None = None) -> Originals:
+    """The images of the size that most images of a cohort have, with the labels of its index or of a CSV file.
+
+    The file names images in a column `image_id`, or `file`, of which the stem counts; it has any of the columns `sex`,
+    `age` and `view` or `view_position`. Raises CohortError where the cohort is damaged, DataError for a file that is
+    not such a list.
+    """
+    groups = cohort.groups(np.arange(len(cohort)))
+    rows = max(groups, key=len)
+    size = cohort.pixels.files[int(cohort.table.places[0].codes[rows[0]])].size
+    others = len(cohort) - len(rows)
+    left_out = (f"{others:,} images of another size than {size[0]} x {size[1]} pixels",) if others else ()
+    known = _labels(cohort, rows, labels)
+    told = json.dumps([known.sex, known.age, known.view])
+    depth = min(np.iinfo(cohort.dtype(int(row))).max for row in rows)
+    data = AuditData(
+        clean=lambda chosen: cohort.gather(rows[np.asarray(chosen)]),
+        patient_ids=tuple(cohort.patient_id(int(row)) for row in rows),
+        image_ids=tuple(cohort.image_id(int(row)) for row in rows),
+        labels=known,
+        size=size,
+        digest=hashlib.sha256(f"{cohort.digest}\n{rows.tolist()}\n{told}".encode()).hexdigest(),
+    )
+    return Originals(data=data, rows=rows, grey_step=1.0 / float(depth), left_out=left_out)
+
+
+def release_variant(release: Release, cohort: Cohort, originals: Originals, *, name: str) -> Variant:
+    """The images of a release, each at the row of its original, by the list of pseudonyms in the cohort's folder.
+
+    Raises DataError where the list is missing or does not fit, CohortError where none of the originals is in it.
+    """
+    names = _pseudonyms(release, cohort)
+    place_of = {image_id: place for place, image_id in enumerate(originals.data.image_ids)}
+    found: dict[int, int] = {}
+    for row in range(len(release)):
+        original = names.get(release.image_id(row))
+        if original is None:
+            raise DataError(
+                f"the list of pseudonyms of {release.path} lacks some of its images; make the release again"
+            )
+        if original in place_of:
+            found[place_of[original]] = row
+    if not found:
+        raise CohortError(f"{release.path} holds none of the audited images of {cohort.path}")
+    places = sorted(found)
+    at = np.full(len(originals.data), -1, dtype=np.int64)
+    at[places] = [found[place] for place in places]
+    sizes = {release.pixels.files[int(release.table.places[0].codes[at[place]])].size for place in places}
+    if sizes != {originals.data.size}:
+        raise CohortError(f"{release.path} has images of other sizes than its originals in {cohort.path}")
+
+    def draw(rows: Rows, _: int) -> FloatImage:
+        return release.gather_noisy(at[np.asarray(rows)])
+
+    noise = release.noise
+    return Variant(
+        name=name,
+        kind="noisy",
+        draw=draw,
+        digest=hashlib.sha256(f"{originals.data.digest}\n{release.digest}".encode()).hexdigest(),
+        draws=1,
+        mean=noise.single_mean,
+        std=noise.std_range[0],
+        clip=noise.clip,
+        rows=None if len(places) == len(originals.data) else tuple(places),
+    )
+
+
+def release_name(release: Release) -> str:
+    """How an audit names the images of a release."""
+    noise = release.noise
+    return f"release, noise {noise.std_text}" + ("" if noise.clip else ", not clamped")
+
+
+def _pseudonyms(release: Release, cohort: Cohort) -> dict[str, str]:
+    """Original image id by pseudonym."""
+    path = cohort.path / PSEUDONYMS / f"{release.record.release_id}.csv"
+    if not path.is_file():
+        raise DataError(
+            f"{cohort.path} has no list of pseudonyms of {release.path}: name the cohort that it was made from, at the "
+            "site that made it"
+        )
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return {line["image_id"]: line["original_image_id"] for line in csv.DictReader(stream)}
+    except (KeyError, csv.Error, UnicodeDecodeError):
+        raise DataError(f"{path} is not a list of pseudonyms; restore it from the backup") from None
+
+
+def _labels(cohort: Cohort, rows: npt.NDArray[np.int64], path: Path | None) -> Labels:
+    lines = list(iterate_index(cohort.path / INDEX_FILE))
+    told = _read_labels(path) if path is not None else {}
+    sex, age, view = [], [], []
+    for row in rows.tolist():
+        line = lines[row]
+        given = told.get(line.get("source", "")) or told.get(line["image_id"]) or line
+        sex.append(_sex(given.get("sex", "")))
+        age.append(_age(given.get("age", "")))
+        view.append((given.get("view") or given.get("view_position") or "").strip().upper() or None)
+    if path is not None and not any(
+        told.get(key) for row in rows for key in (lines[row]["image_id"], lines[row]["source"])
+    ):
+        raise DataError(f"{path} names none of the images of {cohort.path}; its image_id or file must be theirs")
+    return Labels(sex=tuple(sex), age=tuple(age), view=tuple(view))
+
+
+def _read_labels(path: Path) -> dict[str, dict[str, str]]:
+    """Lines of a file of labels by file name and by image id."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            columns = set(reader.fieldnames or ())
+            if not columns & {"image_id", "file"} or not columns & {"sex", "age", "view", "view_position"}:
+                raise DataError(f"{path} needs a column image_id or file, and any of sex, age, view")
+            found: dict[str, dict[str, str]] = {}
+            for line in reader:
+                for key in (line.get("file"), Path(line.get("file") or "").stem, line.get("image_id")):
+                    if key:
+                        found.setdefault(key, line)
+            return found
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a file of labels ({error})") from None
+
+
+def _sex(text: str) -> str | None:
+    value = text.strip().upper()[:1]
+    return value if value in ("M", "F", "O") else None
+
+
+def _age(text: str) -> float | None:
+    try:
+        age = float(text.strip().upper().removesuffix("Y"))
+    except ValueError:
+        return None
+    return age if _AGES[0] <= age <= _AGES[1] else None
