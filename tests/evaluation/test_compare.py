@@ -124,8 +124,8 @@ def test_only_a_significant_lead_is_marked_best(grid: list[Path]) -> None:
 
 def test_classical_methods_are_rows_and_are_compared_with_the_models(make_run: MakeRun) -> None:
     level = compare([make_run("a", methods=("noisy", "model", "bm3d"))]).levels[0]
-    assert [(arm.label, arm.kind) for arm in level.arms][:2] == [("Noisy input", "noisy"), ("bm3d", "classical")]
-    assert {(pair.first, pair.second) for pair in level.pairs} == {("U-Net, width 64", "bm3d")}
+    assert [(arm.label, arm.kind) for arm in level.arms][:2] == [("Noisy input", "noisy"), ("BM3D", "classical")]
+    assert {(pair.first, pair.second) for pair in level.pairs} == {("U-Net, width 64", "BM3D")}
 
 
 def test_a_metric_that_one_arm_lacks_is_not_compared(make_run: MakeRun) -> None:

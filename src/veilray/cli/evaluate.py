@@ -1,4 +1,4 @@
-"""veilray evaluate: score a run on a set it was not trained on."""
+"""veilray evaluate: score a network on a set it was not trained on, at its own noise or at others."""
 
 from __future__ import annotations
 
@@ -8,57 +8,164 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from veilray.cli.options import BACKBONE
+from veilray.errors import UsageError
 
 if TYPE_CHECKING:
-    from veilray.training.run import RunFolder
+    from veilray.evaluation.baselines.score import Classical
+    from veilray.evaluation.results import Summary
+    from veilray.evaluation.subject import Subject
+    from veilray.obfuscation.config import NoiseConfig
 
 
 def evaluate_command(
-    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    run: Annotated[str, typer.Argument(help="Run folder, or the name of a model that ships.", show_default=False)],
     data: Annotated[Path, typer.Option(help="The cohort or release it was trained on.", show_default=False)],
     split: Annotated[Literal["test", "validation"], typer.Option(help="Set to score.")] = "test",
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Classical methods to score too, as bm3d,nlm,tv,wavelet or bm3d-naive.", show_default=False),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(help="Score at these noise levels, as 0.1,0.2,0.3, each on its own.", show_default=False),
+    ] = None,
+    mean: Annotated[
+        float | None, typer.Option(help="With --std: mean of the noise; left out, the training's.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results; left out, the run's, with --std RUN/levels.", show_default=False),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="File of classical results that are done already, for runs to share.", show_default=False),
+    ] = None,
     lpips_backbone: Annotated[Path | None, BACKBONE] = None,
     download: Annotated[
         bool, typer.Option("--download/--no-download", help="Whether LPIPS may fetch torchvision's AlexNet (233 MB).")
     ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
-    """Score a run, image by image, and write its report; under torchrun the ranks share the images out.
+    """Score a network, image by image, and write a report; under torchrun the ranks share the images out.
 
-    LPIPS takes its AlexNet from --lpips-backbone, else downloads torchvision's; where neither works it is left out,
-    and the report says so.
+    Classical methods are tuned on validation images and computed on all cores. LPIPS takes its AlexNet from
+    --lpips-backbone, else downloads torchvision's; where neither works it is left out, and the report says so.
     """
     from veilray.cli.ranks import rank_device, working_group
-    from veilray.cli.reporting import evaluate_and_report, shared_metric
-    from veilray.evaluation.evaluate import check_digest
+    from veilray.cli.reporting import report_on, score_and_show, shared_metric
+    from veilray.evaluation.levels import at_noise
+    from veilray.evaluation.subject import check_data, open_subject
     from veilray.parallel.devices import pick_device
     from veilray.parallel.group import fails_together
     from veilray.training.data import TrainingImages
-    from veilray.training.run import RunFolder
 
     with working_group() as group:
         with fails_together(group):
-            folder, where = RunFolder(run), rank_device(group, pick_device(device))
+            subject, where = open_subject(run), rank_device(group, pick_device(device))
+            target = _target(subject, out, levels=std is not None)
+            classical = _classical(methods, cache or _cache(target, levels=std is not None), shared=group.joined)
+            noises = _noises(std, mean, subject)
             # One rank a machine reads every pixel.
-            images = TrainingImages.open(data, folder.config(), verify=group.local_rank == 0)
-            check_digest(folder, images)
+            images = TrainingImages.open(data, subject.config, verify=group.local_rank == 0)
+            check_data(subject, images)
+            parts = {target: images}
+            if noises:
+                _check_drawn(images)
+                parts = {
+                    folder: TrainingImages(images.data, at_noise(subject.config, noise))
+                    for folder, noise in _folders(target, noises).items()
+                }
         metric = shared_metric(lpips_backbone, download=download, group=group)
-        report = evaluate_and_report(folder, images, split=split, perceptual=metric, device=where, group=group)
-    if group.is_lead:
-        _print(folder, split, report)
+        for folder, part in parts.items():
+            summary = score_and_show(
+                *(subject, part),
+                out=folder,
+                split=split,
+                perceptual=metric,
+                device=where,
+                classical=classical,
+                group=group,
+            )
+            if group.is_lead:
+                _print(subject, summary, told=bool(noises))
+        if group.is_lead:
+            report = report_on(list(parts), images, out=target, device=where)
+            if report is not None:
+                typer.echo(f"report: {report}")
 
 
-def _print(folder: RunFolder, split: str, report: Path | None) -> None:
-    from veilray.evaluation.results import MODEL, NOISY, read_summary
+def _target(subject: Subject, out: Path | None, *, levels: bool) -> Path:
+    if out is not None:
+        return out
+    if subject.folder is None:
+        raise UsageError("--out is missing: name a folder for the results of a model that ships")
+    return subject.folder / "levels" if levels else subject.folder
 
-    summary = read_summary(folder.path)
-    typer.echo(f"{summary.n_images} {split} images of {summary.n_patients} patients, 95 % intervals by patient")
-    for method, name in ((NOISY, "noisy input"), (MODEL, folder.config().model.name)):
-        values = {key: value for key, value in summary.methods[method].items() if value is not None}
+
+def _cache(target: Path, *, levels: bool) -> Path:
+    # One for all levels: what is in it says at which noise it was computed.
+    return (target if levels else target / "evaluation") / "classical.jsonl"
+
+
+def _classical(methods: str | None, cache: Path, *, shared: bool) -> Classical | None:
+    from veilray.evaluation.baselines.methods import licence_notice, parse_methods
+    from veilray.evaluation.baselines.score import Classical
+
+    if methods is None:
+        return None
+    if shared:
+        raise UsageError("--methods uses all cores of one machine from one process: run this command without torchrun")
+    chosen = parse_methods(methods)
+    if licence_notice(chosen):
+        typer.echo(licence_notice(chosen), err=True)
+    return Classical(methods=chosen, cache=cache)
+
+
+def _noises(std: str | None, mean: float | None, subject: Subject) -> list[NoiseConfig]:
+    from veilray.evaluation.levels import parse_levels
+
+    if std is None:
+        if mean is not None:
+            raise UsageError("--mean needs --std: say at which noise levels to score")
+        return []
+    return parse_levels(std, mean=mean, trained=subject.config.noise)
+
+
+def _folders(target: Path, noises: list[NoiseConfig]) -> dict[Path, NoiseConfig]:
+    from veilray.evaluation.levels import level_name
+
+    return {target / level_name(noise): noise for noise in noises}
+
+
+def _check_drawn(images: object) -> None:
+    from veilray.cohort.cohort import Cohort
+    from veilray.training.data import TrainingImages
+
+    assert isinstance(images, TrainingImages)
+    if not isinstance(images.data, Cohort):
+        raise UsageError(f"{images.data.path} is a release, whose images have their noise: leave --std out")
+
+
+def _print(subject: Subject, summary: Summary, *, told: bool) -> None:
+    from veilray.evaluation.baselines.methods import METHODS
+    from veilray.evaluation.results import MODEL, NOISY
+
+    at = f" at noise {summary.noise.std_text}, mean {summary.noise.mean_text}" if told else ""
+    typer.echo(
+        f"{summary.n_images} {summary.split} images of {summary.n_patients} patients{at}, 95 % intervals by patient"
+    )
+    names = {NOISY: "noisy input", MODEL: subject.title}
+    for method, metrics in summary.methods.items():
+        values = {key: value for key, value in metrics.items() if value is not None}
         figures = ", ".join(f"{key} {v.mean:.4g} [{v.low:.4g}, {v.high:.4g}]" for key, v in values.items())
+        core = summary.core_seconds_per_image.get(method)
         if figures:  # a set of one patient has no mean
-            typer.echo(f"{name}: {figures}")
+            name = names.get(method) or METHODS[method].title
+            typer.echo(f"{name}: {figures}" + (f", {core:.3g} s an image on one core" if core is not None else ""))
+    for method, metrics in summary.model_minus.items():
+        gain = metrics.get("psnr")
+        if gain is not None:
+            over = f"{subject.title} minus {METHODS[method].title}"
+            typer.echo(f"{over}: psnr {gain.mean:+.4g} [{gain.low:+.4g}, {gain.high:+.4g}]")
     for note in summary.notes:
         typer.echo(note)
-    if report is not None:
-        typer.echo(f"report: {report}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,10 +11,12 @@ import typer
 
 from veilray.cli.ranks import shown_by_lead
 from veilray.errors import DataError, LpipsUnavailable
+from veilray.evaluation.baselines.score import Classical
 from veilray.evaluation.compare import compare
-from veilray.evaluation.evaluate import Perceptual, evaluate_run
+from veilray.evaluation.evaluate import Perceptual, evaluate
 from veilray.evaluation.panels import restore_panels
-from veilray.evaluation.results import no_mean
+from veilray.evaluation.results import Summary, no_mean, read_summary
+from veilray.evaluation.subject import Subject, open_subject
 from veilray.metrics.lpips import load_lpips
 from veilray.parallel.group import ALONE, Group, fails_together
 from veilray.report.render import render
@@ -59,19 +62,53 @@ def evaluate_and_report(
     None where there is nothing to report: the set is too small for a mean with an interval. Of a `group` all ranks
     score, and the lead reports.
     """
-    report = run.path / "report.html"
-    total = None if group.joined else len(images.sets[split])  # the lead sees its own share alone
-    with shown_by_lead(group, total, f"evaluating on {split}", "images") as bar:
-        summary = evaluate_run(
-            run, images, split=split, perceptual=perceptual, device=device, on_images=bar.advance, group=group
-        )
-    if not group.is_lead:
-        return None
-    if no_mean(summary):
-        typer.echo(f"no report: {no_mean(summary)}", err=True)
+    with fails_together(group):
+        subject = open_subject(run.path)
+    score_and_show(subject, images, out=run.path, split=split, perceptual=perceptual, device=device, group=group)
+    return report_on([run.path], images, out=run.path, device=device) if group.is_lead else None
+
+
+def score_and_show(
+    subject: Subject,
+    images: TrainingImages,
+    *,
+    out: Path,
+    split: str,
+    perceptual: Perceptual,
+    device: torch.device,
+    classical: Classical | None = None,
+    group: Group = ALONE,
+) -> Summary:
+    """Score a network on a set into the folder `out`, with a progress bar."""
+
+    @contextmanager
+    def show(description: str, total: int) -> Iterator[Callable[[int], None]]:
+        # Of a group the lead sees its own share alone.
+        with shown_by_lead(group, None if group.joined else total, description, "images") as bar:
+            yield bar.advance
+
+    return evaluate(
+        subject,
+        images,
+        out=out,
+        split=split,
+        perceptual=perceptual,
+        device=device,
+        classical=classical,
+        show=show,
+        group=group,
+    )
+
+
+def report_on(folders: Sequence[Path], images: TrainingImages, *, out: Path, device: torch.device) -> Path | None:
+    """Write `report.html` into the folder `out` on results in folders; None where one of them has no means."""
+    report = out / "report.html"
+    missing = next(filter(None, (no_mean(read_summary(folder)) for folder in folders)), "")
+    if missing:
+        typer.echo(f"no report: {missing}", err=True)
         report.unlink(missing_ok=True)  # it would show scores that are no longer there
         return None
-    write_report([run.path], data=str(images.data.path), out=report, device=device)
+    write_report(folders, data=str(images.data.path), out=report, device=device)
     return report
 
 

@@ -18,8 +18,8 @@ from veilray.evaluation.results import (
     read_scores,
     read_summary,
 )
+from veilray.evaluation.subject import subject_of_results
 from veilray.obfuscation.config import NoiseConfig
-from veilray.training.run import RunFolder
 
 NoiseKey = tuple[tuple[float, float], tuple[float, float], bool]
 
@@ -44,19 +44,20 @@ def noise_key(noise: NoiseConfig) -> NoiseKey:
 
 
 def _read(path: Path) -> Run:
-    folder = RunFolder(path)
     summary = read_summary(path)
+    subject = subject_of_results(path, summary)
     scores = read_scores(path)
     if MODEL not in summary.methods or not any(score.method == MODEL for score in scores):
         raise RunError(f"{path}: its evaluation has no scores of the trained model; evaluate the run again")
     _check_whole(path, summary, scores)
     return Run(
         folder=path,
-        config=folder.config(),
+        config=subject.config,
         summary=summary,
         scores=tuple(sorted(scores, key=lambda score: score.image_id)),
-        curve=tuple(folder.epochs()),
-        environment=folder.environment(),
+        curve=subject.curve,
+        environment=subject.environment,
+        source=subject.source,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from veilray.errors import UsageError
 from veilray.evaluation.alike import NoiseKey, noise_key, patients_of, read_runs, scores_of
+from veilray.evaluation.baselines.methods import METHODS
 from veilray.evaluation.comparison import HIGHER_IS_BETTER, Arm, Comparison, Level, Pair, Role, Run, Scores
 from veilray.evaluation.labels import arm_labels, differing, noise_labels, settings_of, setup_of
 from veilray.evaluation.results import METRICS, MODEL, NOISY
@@ -134,6 +135,7 @@ def _model_arm(label: str, settings: dict[str, str], runs: list[Run], images: _I
         scores=scores,
         metrics=_means(runs, MODEL, scores, images),
         training_seconds=float(np.mean(seconds)) if len(seconds) == len(runs) else None,
+        core_seconds=_core_seconds(runs, MODEL),
     )
 
 
@@ -146,7 +148,7 @@ def _input_arms(runs: Sequence[Run], images: _Images) -> list[Arm]:
         scores = {metric: _seed_average(speaker, method, metric) for metric in METRICS}
         arms.append(
             Arm(
-                label="Noisy input" if method == NOISY else method,
+                label=_title(method),
                 kind="noisy" if method == NOISY else "classical",
                 setup="",
                 runs=(),
@@ -154,9 +156,22 @@ def _input_arms(runs: Sequence[Run], images: _Images) -> list[Arm]:
                 scores=scores,
                 metrics=_means(speaker, method, scores, images),
                 training_seconds=None,
+                core_seconds=_core_seconds(speaker, method),
             )
         )
     return arms
+
+
+def _title(method: str) -> str:
+    if method == NOISY:
+        return "Noisy input"
+    return METHODS[method].title if method in METHODS else method
+
+
+def _core_seconds(runs: Sequence[Run], method: str) -> float | None:
+    found = [run.summary.core_seconds_per_image.get(method) for run in runs]
+    known = [value for value in found if value is not None]
+    return float(np.mean(known)) if len(known) == len(runs) else None
 
 
 def _seed_average(runs: Sequence[Run], method: str, metric: str) -> Scores | None:
@@ -176,13 +191,16 @@ def _means(
 
 
 def _pairs(arms: Iterable[Arm], images: _Images) -> tuple[Pair, ...]:
-    """Paired differences of all methods but the noisy input, which any method beats, with p-values uncorrected.
+    """Paired differences of all models with each other and with classical methods, with p-values uncorrected.
 
-    Models come before classical methods, so that a difference reads as what the model gained.
+    Not with the noisy input, which any method beats, and not of two classical methods, which nobody asks about here and
+    which would make the correction stricter. Models come first, so that a difference reads as what the model gained.
     """
     pairs = []
     compared = sorted((arm for arm in arms if arm.kind != "noisy"), key=lambda arm: arm.kind != "model")
     for first, second in combinations(compared, 2):
+        if first.kind != "model":
+            continue
         for metric in METRICS:
             mine, other = first.scores[metric], second.scores[metric]
             if mine is None or other is None:
@@ -225,8 +243,10 @@ def _judged(levels: Sequence[Level]) -> tuple[Level, ...]:
 
 
 def _best(arm: Arm, pairs: Sequence[Pair]) -> frozenset[str]:
-    """The metrics in which an arm beats every other, each difference significant."""
+    """The metrics in which a model beats every other method, each difference significant."""
     best = set()
+    if arm.kind != "model":
+        return frozenset()
     for metric in METRICS:
         mine = [pair for pair in pairs if pair.metric == metric and arm.label in (pair.first, pair.second)]
         better = 1.0 if HIGHER_IS_BETTER[metric] else -1.0

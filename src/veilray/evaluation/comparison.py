@@ -27,14 +27,17 @@ SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """One evaluated run folder, as read."""
+    """One evaluated run, at one noise, as read."""
 
     folder: Path
+    """Folder that holds the results: the run's own, or that of one of its noise levels."""
     config: RunConfig
     summary: Summary
     scores: tuple[ImageScore, ...]
     curve: tuple[EpochRecord, ...]
     environment: dict[str, Any]
+    source: str | Path
+    """What `Denoiser.load` takes."""
 
     @property
     def best_epoch(self) -> EpochRecord | None:
@@ -62,6 +65,8 @@ class Arm:
     """metric -> mean and interval over the images; None where it was not computed."""
     training_seconds: float | None
     """Mean over the seeds; None where no training is known."""
+    core_seconds: float | None = None
+    """Seconds of one core that an image takes; None where it was not measured."""
     best: frozenset[str] = frozenset()
     """Metrics in which it beats every other method of its noise level, each difference significant."""
 

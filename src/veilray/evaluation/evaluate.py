@@ -1,45 +1,58 @@
-"""Evaluate a run: score its network and its noisy input on every image of a set."""
+"""Evaluate a network: score it, its noisy input and classical methods on every image of a set."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from veilray.cohort.cohort import Cohort
-from veilray.errors import CohortError, DataError, RunError
-from veilray.evaluation.results import METRICS, MODEL, NOISY, ImageScore, Summary, write_results
-from veilray.files import sha256_file
+from veilray.errors import CohortError, RunError, UsageError
+from veilray.evaluation.baselines.score import Classical, ClassicalScores, score_classical
+from veilray.evaluation.results import MODEL, NOISY, ImageScore, Summary, write_results
+from veilray.evaluation.scoring import (
+    BOOTSTRAP_SEED,
+    CONFIDENCE,
+    RESAMPLES,
+    Perceptual,
+    differences,
+    means,
+    score_images,
+)
+from veilray.evaluation.subject import Subject, check_data, name_from, open_subject
+from veilray.evaluation.watching import Show, show_nothing
 from veilray.inference.denoiser import Denoiser
-from veilray.metrics.interval import Interval
-from veilray.metrics.lpips import LPIPS
-from veilray.metrics.psnr import psnr
-from veilray.metrics.ssim import ssim
-from veilray.metrics.statistics import clustered_bootstrap
 from veilray.parallel.devices import describe_device
 from veilray.parallel.group import ALONE, Group, fails_together
 from veilray.parallel.sharding import merged
-from veilray.training.config import RunConfig
-from veilray.training.data import Batch, Rows, TrainingImages
+from veilray.training.data import Rows, TrainingImages
 from veilray.training.run import RunFolder
 
-CONFIDENCE = 0.95
-RESAMPLES = 2000
-BOOTSTRAP_SEED = 0
 BATCH_SIZE = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Perceptual:
-    """LPIPS, or why it is not computed."""
+@dataclass(kw_only=True)
+class _Seconds:
+    """What the network took."""
 
-    network: LPIPS | None
-    note: str = ""
+    wall: float = 0.0
+    core: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What a summary says besides the scores."""
+
+    subject: Subject
+    out: Path
+    split: str
+    device: torch.device
+    seconds: _Seconds
+    notes: list[str] = field(default_factory=list)
 
 
 def evaluate_run(
@@ -49,46 +62,75 @@ def evaluate_run(
     split: str = "test",
     perceptual: Perceptual,
     device: torch.device,
-    on_images: Callable[[int], None] = lambda count: None,
+    show: Show = show_nothing,
     group: Group = ALONE,
 ) -> Summary:
-    """Score a run on every image of a set and write `evaluation/` in its folder.
+    """Score a run's network on every image of a set and write `evaluation/` in its folder; see `evaluate`."""
+    with fails_together(group):
+        subject = open_subject(run.path)
+    return evaluate(
+        subject,
+        images,
+        out=run.path,
+        split=split,
+        perceptual=perceptual,
+        device=device,
+        show=show,
+        group=group,
+    )
 
-    Noise is that of the configuration, drawn on the CPU from the test noise seed, the same for every run. Of a `group`
-    each rank scores every world_size-th batch, which gives the scores that one process gives, and the lead writes.
-    Raises CohortError where the data are not those the run was trained on, or the set is empty, and RunError where
-    ranks hold other weights than the lead.
+
+def evaluate(
+    subject: Subject,
+    images: TrainingImages,
+    *,
+    out: Path,
+    split: str = "test",
+    perceptual: Perceptual,
+    device: torch.device,
+    classical: Classical | None = None,
+    show: Show = show_nothing,
+    group: Group = ALONE,
+) -> Summary:
+    """Score a network on every image of a set and write `evaluation/` in the folder `out`.
+
+    Noise is that of `images`, drawn on the CPU from the test noise seed, the same for every network. Of a `group` each
+    rank scores every world_size-th batch, which gives the scores that one process gives, and the lead writes. Raises
+    CohortError where the data are not those the run was trained on, or the set is empty, RunError where ranks hold
+    other weights than the lead, and UsageError for classical methods in a group.
     """
     with fails_together(group):
-        check_digest(run, images)
+        if classical is not None and group.joined:
+            raise UsageError("classical methods are computed on all cores by one process: evaluate without torchrun")
+        notes = [note for note in (check_data(subject, images), perceptual.note) if note]
         if not len(images.sets[split]):
             raise CohortError(f"{images.data.path} has no images in its {split} set")
-        denoiser = Denoiser.load(run.path, device=device.type)
-    _check_weights(run, group)
+        denoiser = Denoiser.load(subject.source, device=device.type)
+    _check_weights(denoiser, subject, group)
     own: list[tuple[int, list[dict[str, Any]]]] = []
-    seconds = 0.0
-    with fails_together(group):
+    seconds = _Seconds()
+    with fails_together(group), show(f"evaluating on {split}", len(images.sets[split])) as advance:
         for number, rows in enumerate(_batches(images, split)):
             if number % group.world_size != group.rank:
                 continue
             # The same batches as one process makes: an image's output may hang, in its last bits, on its neighbours.
-            batch = images.held_out_batch(rows, device)
-            started = time.perf_counter()
-            output = denoiser.denoise(batch.noisy, mean=batch.known[:, 0], std=batch.known[:, 1])
-            _wait_for(device)
-            seconds += time.perf_counter() - started
-            scores = []
-            for method, estimate in ((NOISY, batch.noisy), (MODEL, output)):
-                scores += _score(method, estimate, batch, images, perceptual.network, run.config())
+            scores = _score(denoiser, images, rows, perceptual, device, seconds)
             own.append((number, [asdict(score) for score in scores]))
-            on_images(len(rows))
+            advance(len(rows))
     everyone = [ImageScore(**score) for scored in merged(own, group) for score in scored]
-    seconds, summary = sum(group.gather(seconds)), None
+    total = group.gather([seconds.wall, seconds.core])
+    summary = None
     with fails_together(group):
         if group.is_lead:
-            summary = _summarise(everyone, images, run.config(), split, device, seconds=seconds, note=perceptual.note)
-            write_results(run.path, summary, everyone)
+            spent = _Seconds(wall=sum(one[0] for one in total), core=sum(one[1] for one in total))
+            facts = _Facts(subject=subject, out=out, split=split, device=device, seconds=spent, notes=notes)
+            summary = _finish(everyone, images, facts, classical, perceptual, show)
     return Summary.model_validate(group.broadcast(summary and summary.model_dump(mode="json")))
+
+
+def check_digest(run: RunFolder, images: TrainingImages) -> None:
+    """Raise CohortError unless the data are the very ones that the run was trained on."""
+    check_data(open_subject(run.path), images)
 
 
 def _batches(images: TrainingImages, split: str) -> Iterator[Rows]:
@@ -98,98 +140,91 @@ def _batches(images: TrainingImages, split: str) -> Iterator[Rows]:
             yield rows[start : start + BATCH_SIZE]
 
 
-def _check_weights(run: RunFolder, group: Group) -> None:
+def _check_weights(denoiser: Denoiser, subject: Subject, group: Group) -> None:
     if not group.joined:
         return
-    digests = group.gather(sha256_file(run.best_weights))
+    assert denoiser.origin is not None  # it was loaded from a file
+    digests = group.gather(denoiser.origin.weights_sha256)
     with fails_together(group):
         for rank, digest in enumerate(digests):
             if digest != digests[0]:
-                raise RunError(f"rank {rank} finds other weights in {run.path} than rank 0: give all the same run")
-
-
-def check_digest(run: RunFolder, images: TrainingImages) -> None:
-    """Raise CohortError unless the data are the very ones that the run was trained on."""
-    expected = run.environment().get("cohort_digest")
-    if expected != images.data.digest:
-        raise CohortError(
-            f"{run.path} was trained on data with digest {str(expected)[:12]}, but {images.data.path} has "
-            f"{images.data.digest[:12]}: its test images may have been trained on; give the original cohort"
-        )
+                raise RunError(
+                    f"rank {rank} finds other weights in {subject.source} than rank 0: give all the same run"
+                )
 
 
 def _score(
-    method: str, estimate: Tensor, batch: Batch, images: TrainingImages, lpips: LPIPS | None, config: RunConfig
+    denoiser: Denoiser,
+    images: TrainingImages,
+    rows: Rows,
+    perceptual: Perceptual,
+    device: torch.device,
+    seconds: _Seconds,
 ) -> list[ImageScore]:
-    """Scores of (N, 1, H, W) estimates; all metrics see the clamped estimate, but for the paper's unclamped PSNR."""
-    clamped, clean = estimate.clamp(0.0, 1.0), batch.clean
-    columns = {
-        "psnr": psnr(clamped, clean, data_range=1.0),
-        "ssim": ssim(clamped, clean, data_range=1.0),
-        "ssim_3x3": ssim(clamped, clean, data_range=1.0, window=3),
-        "lpips": lpips(clamped, clean) if lpips is not None else None,
-        "psnr_unclamped": psnr(estimate, clean, data_range=1.0) if config.evaluate.unclamped_psnr else None,
-    }
-    values: dict[str, list[Any]] = {
-        name: [None] * len(batch.rows) if column is None else column.tolist() for name, column in columns.items()
-    }
+    """Scores of the noisy images and the network's output; adds to `seconds` what the network took."""
+    batch = images.held_out_batch(rows, device)
+    wall, core = time.perf_counter(), time.process_time()
+    output = denoiser.denoise(batch.noisy, mean=batch.known[:, 0], std=batch.known[:, 1])
+    _wait_for(device)
+    seconds.wall += time.perf_counter() - wall
+    seconds.core += time.process_time() - core
     return [
-        ImageScore(
-            image_id=images.image_id(int(row)),
-            patient_id=images.data.patient_id(int(row)),
-            method=method,
-            **{name: column[index] for name, column in values.items()},
-        )
-        for index, row in enumerate(batch.rows)
+        score
+        for method, estimate in ((NOISY, batch.noisy), (MODEL, output))
+        for score in score_images(method, estimate, batch.clean, rows, images, lpips=perceptual.network)
     ]
 
 
-def _summarise(
+def _finish(
     scores: list[ImageScore],
     images: TrainingImages,
-    config: RunConfig,
-    split: str,
-    device: torch.device,
-    *,
-    seconds: float,
-    note: str,
+    facts: _Facts,
+    classical: Classical | None,
+    perceptual: Perceptual,
+    show: Show,
 ) -> Summary:
-    own = [score for score in scores if score.method == MODEL]
-    means = {method: _means([score for score in scores if score.method == method]) for method in (NOISY, MODEL)}
+    """Add the classical methods, and write the results."""
+    others, baselines = None, None
+    if classical is not None:
+        rows = images.sets[facts.split]
+        others = score_classical(classical, images, rows, lpips=perceptual.network, show=show)
+        scores, baselines = [*scores, *others.scores], others.record(images)
+    summary = _summarise(scores, images, facts, others)
+    write_results(facts.out, summary, scores, baselines=baselines)
+    return summary
+
+
+def _summarise(
+    scores: Sequence[ImageScore], images: TrainingImages, facts: _Facts, others: ClassicalScores | None
+) -> Summary:
+    by_method: dict[str, list[ImageScore]] = {}
+    for score in scores:
+        by_method.setdefault(score.method, []).append(score)
+    own, found = by_method[MODEL], {method: means(mine) for method, mine in by_method.items()}
+    on_cpu = {MODEL: facts.seconds.core / len(own)} if facts.device.type == "cpu" else {}
     return Summary(
-        split=split,
+        split=facts.split,
         n_images=len(own),
         n_patients=len({score.patient_id for score in own}),
         cohort=str(images.data.path),
         cohort_digest=images.data.digest,
         noise=images.noise,
-        test_noise_seed=config.evaluate.noise_seed if isinstance(images.data, Cohort) else None,
+        test_noise_seed=images.config.evaluate.noise_seed if isinstance(images.data, Cohort) else None,
         confidence=CONFIDENCE,
         resamples=RESAMPLES,
         bootstrap_seed=BOOTSTRAP_SEED,
-        methods={method: values for method, (values, _) in means.items()},
-        notes=[*filter(None, [note]), *(reason for _, reasons in means.values() for reason in reasons)],
-        seconds_per_image={MODEL: seconds / len(own)},
-        device=describe_device(device),
+        methods={method: values for method, (values, _) in found.items()},
+        notes=[
+            *facts.notes,
+            *(others.notes() if others else []),
+            *(reason for _, reasons in found.values() for reason in reasons),
+        ],
+        seconds_per_image={MODEL: facts.seconds.wall / len(own), **(others.seconds if others else {})},
+        core_seconds_per_image={**on_cpu, **(others.core_seconds if others else {})},
+        model_minus={name: differences(own, by_method[name]) for name in (others.tuned if others else {})},
+        device=describe_device(facts.device),
+        model=name_from(facts.out, facts.subject),
     )
-
-
-def _means(scores: list[ImageScore]) -> tuple[dict[str, Interval | None], list[str]]:
-    """Each metric's mean with its interval, and why there is none where there is none."""
-    patients = [score.patient_id for score in scores]
-    means: dict[str, Interval | None] = {}
-    notes = []
-    for metric in METRICS:
-        values = [getattr(score, metric) for score in scores]
-        means[metric] = None
-        if None not in values:
-            try:
-                means[metric] = clustered_bootstrap(
-                    np.array(values), patients, resamples=RESAMPLES, seed=BOOTSTRAP_SEED, confidence=CONFIDENCE
-                )
-            except DataError as error:  # one patient alone, or an infinite PSNR: the images' scores still stand
-                notes.append(f"No mean of {metric} for {scores[0].method}: {error}.")
-    return means, notes
 
 
 def _wait_for(device: torch.device) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from veilray.errors import CohortError
 from veilray.evaluation.compare import panel_images
 from veilray.evaluation.comparison import Comparison, Level, Role
+from veilray.evaluation.levels import at_noise
 from veilray.images.radiograph import FloatImage
 from veilray.inference.denoiser import Denoiser
 from veilray.metrics.psnr import psnr
@@ -44,7 +45,7 @@ def restore_panels(comparison: Comparison, *, data: str, device: torch.device) -
     """
     panels = []
     for level in comparison.levels:
-        images = TrainingImages.open(data, level.models[0].runs[0].config)
+        images = TrainingImages.open(data, at_noise(level.models[0].runs[0].config, level.noise))
         if images.data.digest != comparison.cohort_digest:
             raise CohortError(f"{data} is not the cohort of the comparison (digest {comparison.cohort_digest[:12]})")
         for image_id, role in panel_images(comparison):
@@ -57,7 +58,7 @@ def _restore(
 ) -> Panel:
     row = next(row for row in images.sets[split] if images.image_id(int(row)) == image_id)
     batch = images.held_out_batch(np.array([row]), device)
-    denoisers = {arm.label: Denoiser.load(arm.runs[0].folder, device=device.type) for arm in level.models}
+    denoisers = {arm.label: Denoiser.load(arm.runs[0].source, device=device.type) for arm in level.models}
     mean, std = batch.known.unbind(dim=1)
     outputs = {
         label: denoiser.denoise(batch.noisy, mean=mean, std=std).clamp(0.0, 1.0)

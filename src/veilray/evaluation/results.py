@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +17,8 @@ from veilray.obfuscation.config import NoiseConfig
 
 PER_IMAGE = Path("evaluation/per_image.csv")
 SUMMARY = Path("evaluation/summary.json")
+BASELINES = Path("evaluation/baselines.json")
+"""How the strength of each classical method was chosen; only where some were scored."""
 
 NOISY = "noisy"
 """Method of the noisy input itself."""
@@ -45,6 +48,15 @@ class ImageScore:
 METRICS: tuple[str, ...] = ("psnr", "ssim", "ssim_3x3", "lpips", "psnr_unclamped")
 
 
+class PairedDifference(Interval):
+    """The model's scores minus a method's on the same images, with the interval of the mean."""
+
+    p_value: float
+    """Wilcoxon's signed-rank test on the patients' mean differences, two-sided, not corrected for testing several."""
+    share_won: float
+    """Share of images on which the model is better; a tie counts half."""
+
+
 class Summary(BaseModel):
     """`evaluation/summary.json`: means over the images with intervals clustered by patient."""
 
@@ -68,7 +80,16 @@ class Summary(BaseModel):
     notes: list[str]
     """What a reader must know, such as why LPIPS was not computed."""
     seconds_per_image: dict[str, float]
-    """Inference seconds an image, by method."""
+    """Inference seconds an image, by method: of the network on `device`, of a classical method in a process of one
+    thread."""
+    core_seconds_per_image: dict[str, float] = {}
+    """Processor seconds an image, by method: what one core would take. Not of a network on a GPU."""
+    model_minus: dict[str, dict[str, PairedDifference | None]] = {}
+    """method -> metric -> the model's advantage over it on the same images, for every classical method; None where it
+    was not computed."""
+    model: str = ""
+    """What was evaluated, where it is not the run whose folder holds this file: a run folder, from here if it is
+    relative, or `shipped:NAME`."""
     device: str
     """Hardware that evaluated."""
 
@@ -80,8 +101,13 @@ def no_mean(summary: Summary) -> str:
     return next((note for note in summary.notes if note.startswith("No mean of psnr")), "PSNR has no mean")
 
 
-def write_results(run: Path, summary: Summary, scores: Sequence[ImageScore]) -> None:
-    """Write `evaluation/per_image.csv` and `evaluation/summary.json` of a run: both, or none on a full disk."""
+def write_results(
+    run: Path, summary: Summary, scores: Sequence[ImageScore], *, baselines: dict[str, Any] | None = None
+) -> None:
+    """Write `evaluation/per_image.csv` and `evaluation/summary.json` of a run: both, or none on a full disk.
+
+    `baselines` goes into `evaluation/baselines.json`; without it one of an earlier evaluation is removed.
+    """
     names = [field.name for field in fields(ImageScore)]
     with replacing(run / PER_IMAGE) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -89,7 +115,11 @@ def write_results(run: Path, summary: Summary, scores: Sequence[ImageScore]) -> 
         for score in scores:
             writer.writerow(["" if getattr(score, name) is None else getattr(score, name) for name in names])
         stream.flush()  # while the old files still stand
+        if baselines is not None:
+            write_json(run / BASELINES, baselines)
         write_json(run / SUMMARY, summary.model_dump(mode="json"))
+    if baselines is None:
+        (run / BASELINES).unlink(missing_ok=True)
 
 
 def read_summary(run: Path) -> Summary:

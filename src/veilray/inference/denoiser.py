@@ -10,20 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veilray.errors import RunError, UsageError
-from veilray.files import sha256_file
+from veilray.errors import UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.inference.engine import Precision, pick_precision, prepare
 from veilray.inference.pooling import pool_group_norms
+from veilray.inference.source import open_weights
 from veilray.inference.tiles import Tile, plan_tiles, smallest_tile
 from veilray.models.build import DenoisingNetwork
 from veilray.models.layers import Window, pad_to_multiple, with_noise_maps
 from veilray.models.unetpp import UNetPlusPlus
-from veilray.models.weights import WEIGHTS_FILE, load_weights, model_of
+from veilray.models.weights import model_of
 from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.estimate import estimate_noise_std
 from veilray.parallel.devices import pick_device
-from veilray.training.run import RunFolder
 
 TILE = 1024
 SETTLED = 1e-6
@@ -86,43 +85,22 @@ class Denoiser:
         tile: int | None = None,
         head: int | None = None,
     ) -> Denoiser:
-        """A run folder (its best weights), the folder of an exported model, or a file of weights.
+        """A run folder (its best weights), an exported model's folder, a file of weights, or a shipped model's name.
 
         `head` k of a U-Net++ takes its output at X(0, k), by the smaller network that ends there; it is worth looking
         at where that head was trained (model.deep_supervision).
 
-        Raises UsageError where `path` is neither or the network has no such head, RunError where its weights are
+        Raises UsageError where `path` is none of them or the network has no such head, RunError where its weights are
         missing, damaged or of another model.
         """
-        place = Path(path)
-        if (place / WEIGHTS_FILE).is_file():
-            place = place / WEIGHTS_FILE
-        if place.is_dir():
-            run = RunFolder(place)
-            config = run.config()
-            if not run.best_weights.is_file():
-                raise RunError(f"{place} has no {run.best_weights.relative_to(place)}: its first epoch is not done yet")
-            file = run.best_weights
-            digest = sha256_file(file)
-            weights = load_weights(file, expected=config.model)
-            noise: NoiseConfig | None = config.noise
-        elif place.is_file():
-            file = place
-            digest = sha256_file(file)
-            weights = load_weights(file)
-            noise = weights.noise
-        else:
-            raise UsageError(
-                f"there is no model {str(path)!r}: give a run folder, an exported one or a .safetensors file"
-            )
-        if sha256_file(file) != digest:
-            raise RunError(f"{file} changed while it was read: training goes on; try again")
-        model = model_of(weights)
+        loaded = open_weights(path)
+        model = model_of(loaded.weights)
         if head is not None:
             if not isinstance(model, UNetPlusPlus):
                 raise UsageError(f"head = {head}: only a U-Net++ has several heads, and this is a {model.config.name}")
             model = model.pruned(head)
-        return cls(model, noise=noise, device=device, precision=precision, tile=tile, origin=Origin(digest, head))
+        origin = Origin(loaded.sha256, head)
+        return cls(model, noise=loaded.noise, device=device, precision=precision, tile=tile, origin=origin)
 
     def __call__(self, pixels: FloatImage, *, mean: float | None = None, std: float | None = None) -> FloatImage:
         """Denoise one radiograph: (H, W), float32, [0, 1] -> the same, clamped.

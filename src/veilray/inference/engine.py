@@ -40,7 +40,8 @@ def prepare(model: DenoisingNetwork, *, device: torch.device, dtype: torch.dtype
 
     It takes and gives float32. Each batch normalisation is folded into the convolution before it. Under bf16 the first
     and the last 3x3 convolution, the heads and the residual addition stay in float32: their rounding is nearly all that
-    bf16 costs (benchmarks/inference.py measures what is left).
+    bf16 costs (benchmarks/inference.py measures what is left). Networks other than U-Net and U-Net++ compute their
+    inner convolutions alone in bf16, and those that have none (TNRD) nothing.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     for module in network.modules():
@@ -69,6 +70,9 @@ def _lower(network: DenoisingNetwork, dtype: torch.dtype) -> None:
             first, last = network.nodes["x0_0"], network.nodes[f"x0_{len(network.heads)}"]
             heads = list(network.heads)
             network.heads = nn.ModuleList(nn.Sequential(_Cast(torch.float32), head) for head in heads)
+        case _:
+            _lower_inner(network, dtype)
+            return
     assert isinstance(first, nn.Sequential)
     assert isinstance(last, nn.Sequential)
     at_end = max(index for index, layer in enumerate(last) if isinstance(layer, nn.Conv2d))
@@ -78,6 +82,16 @@ def _lower(network: DenoisingNetwork, dtype: torch.dtype) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module not in exact:
             module.to(dtype)
+
+
+def _lower_inner(network: nn.Module, dtype: torch.dtype) -> None:
+    """Let every nn.Conv2d but the first and the last compute in `dtype`; between them values stay in float32."""
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    exact = {*convolutions[:1], *convolutions[-1:]}
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d) and child not in exact:
+                setattr(module, name, nn.Sequential(_Cast(dtype), child.to(dtype), _Cast(torch.float32)))
 
 
 class _Cast(nn.Module):

@@ -1,9 +1,10 @@
-"""Group normalisation of a tiled image by statistics of the whole image.
+"""Layers that average over the image, in a tiled one: by statistics of the whole image.
 
 A group normalisation that sees one tile uses that tile's mean and variance, so that each tile comes out a little
 brighter or darker than its neighbours. Here the sums of all tiles are pooled: passes over the tiles collect them, and
 the last pass normalises every tile with the same numbers, those of the whole image. The statistics of a layer depend on
 what the layers before it did, so each pass makes at least one more layer exact; the passes end when nothing changes.
+Attention between channels is made of sums over pixels too, and goes the same way.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from veilray.inference.tiles import Tile
+from veilray.models.restormer import ChannelAttention
 
 
 class Pool:
-    """What the group normalisations of one network share while an image is being tiled."""
+    """What the layers of one network that average over the image share while it is being tiled."""
 
     def __init__(self) -> None:
         self.mode: Literal["own", "collect", "apply"] = "own"
@@ -103,18 +105,59 @@ class PooledGroupNorm(nn.Module):
             self.pixels += count
 
 
+class PooledAttention(nn.Module):
+    """A ChannelAttention that can collect its sums over the tiles of an image and apply them: (N, C, H, W) -> same."""
+
+    def __init__(self, attention: ChannelAttention, pool: Pool) -> None:
+        super().__init__()
+        self.attention = attention
+        self.pool = pool
+        self.collected: Tensor | None = None
+        self.sums: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same, with the attention that the pool's mode asks for."""
+        queries_keys, values = self.attention.parts(x)
+        if self.pool.mode == "collect":
+            for part in self.pool.kept(queries_keys):
+                sums = self.attention.sums(part).cpu().double()  # MPS has no float64
+                self.collected = sums if self.collected is None else self.collected + sums
+        if self.pool.mode == "own" or self.sums is None:
+            return self.attention.mixed(values, self.attention.sums(queries_keys))
+        return self.attention.mixed(values, self.sums.to(x.device))
+
+    def settle(self) -> float:
+        """Turn what was collected into the sums. Returns by how much a cosine changed."""
+        if self.collected is None:
+            return 0.0
+        before, self.sums = self.sums, self.collected.float()
+        self.collected = None
+        if before is None:
+            return float("inf")
+        return (self.attention.cosines(self.sums) - self.attention.cosines(before)).abs().max().item()
+
+    def forget(self) -> None:
+        """Drop the sums of an image."""
+        self.collected, self.sums = None, None
+
+
 def _on_pixels(values: Tensor) -> Tensor:
     """(C,) or (N, C) -> (1 or N, C, 1, 1)."""
     return values.reshape(-1, values.shape[-1], 1, 1)
 
 
-def pool_group_norms(network: nn.Module) -> tuple[Pool, list[PooledGroupNorm]]:
-    """Replace every nn.GroupNorm in `network` by a pooled one with the same parameters."""
-    pool, norms = Pool(), []
+def pool_group_norms(network: nn.Module) -> tuple[Pool, list[PooledGroupNorm | PooledAttention]]:
+    """Replace every nn.GroupNorm and ChannelAttention in `network` by a pooled one with the same parameters."""
+    pool = Pool()
+    pooled: list[PooledGroupNorm | PooledAttention] = []
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.GroupNorm):
-                norm = PooledGroupNorm(child, pool)
-                setattr(module, name, norm)
-                norms.append(norm)
-    return pool, norms
+            match child:
+                case nn.GroupNorm():
+                    pooled.append(PooledGroupNorm(child, pool))
+                case ChannelAttention():
+                    pooled.append(PooledAttention(child, pool))
+                case _:
+                    continue
+            setattr(module, name, pooled[-1])
+    return pool, pooled

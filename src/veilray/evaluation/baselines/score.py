@@ -1,0 +1,151 @@
+"""Classical methods on the images of a set: tuned on the validation images, computed on all cores, scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from veilray.evaluation.baselines.cache import Key, ScoreCache
+from veilray.evaluation.baselines.cases import Case, case_key, load_case, spread
+from veilray.evaluation.baselines.methods import Method, Strength, packages, restore, warm_up
+from veilray.evaluation.baselines.tuning import TUNING_IMAGES, Tuned, tune
+from veilray.evaluation.results import ImageScore
+from veilray.evaluation.scoring import score_images
+from veilray.evaluation.watching import Advance, Show, show_nothing
+from veilray.images.radiograph import FloatImage
+from veilray.metrics.lpips import LPIPS
+from veilray.parallel.workers import available_cores
+from veilray.training.data import Rows, TrainingImages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classical:
+    """Which classical methods an evaluation is to score, and how."""
+
+    methods: tuple[Method, ...]
+    cache: Path | None = None
+    """File of what has been computed already, on this machine; None keeps nothing."""
+    workers: int = field(default_factory=available_cores)
+    tuning_images: int = TUNING_IMAGES
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassicalScores:
+    """What classical methods reached on a set."""
+
+    scores: tuple[ImageScore, ...]
+    """Method by method, image by image."""
+    seconds: dict[str, float]
+    """Seconds an image, by method, in a process of one thread."""
+    core_seconds: dict[str, float]
+    """Seconds of one core an image, by method."""
+    tuned: dict[str, Tuned]
+
+    def record(self, images: TrainingImages) -> dict[str, Any]:
+        """`evaluation/baselines.json`."""
+        some = next(iter(self.tuned.values()))
+        return {
+            "schema_version": 1,
+            "chosen_by": "highest mean PSNR, output clamped, over the tuning images",
+            "tuned_on": "validation",
+            "tuning_images": list(some.image_ids),
+            "cohort_digest": images.data.digest,
+            "noise": images.noise.model_dump(mode="json"),
+            "methods": {name: one.record() for name, one in self.tuned.items()},
+        }
+
+    def notes(self) -> list[str]:
+        """What a reader of the scores must know."""
+        some = next(iter(self.tuned.values()))
+        found = [
+            f"Classical methods were told the noise's true mean and std; their strength was chosen on "
+            f"{len(some.image_ids)} validation images (evaluation/baselines.json)."
+        ]
+        edge = [name for name, one in self.tuned.items() if one.at_edge]
+        if edge:
+            found.append(f"The strength of {', '.join(edge)} is at the edge of its grid: a better one may lie beyond.")
+        return found
+
+
+def score_classical(
+    plan: Classical, images: TrainingImages, rows: Rows, *, lpips: LPIPS | None, show: Show = show_nothing
+) -> ClassicalScores:
+    """Tune the methods of a plan for the noise of `images`, and score them on the images of `rows`."""
+    cache = ScoreCache(plan.cache)
+    tuned = tune(plan.methods, images, cache=cache, workers=plan.workers, count=plan.tuning_images, show=show)
+    found: dict[str, list[dict[str, Any]]] = {}
+    with show("classical methods", len(plan.methods) * len(rows)) as advance:
+        for method in plan.methods:
+            strength = tuned[method.name].strength
+            found[method.name] = _score(method, strength, images, rows.tolist(), cache, plan.workers, lpips, advance)
+    return ClassicalScores(
+        scores=tuple(ImageScore(**one["score"]) for results in found.values() for one in results),
+        seconds={name: _mean(results, "seconds") for name, results in found.items()},
+        core_seconds={name: _mean(results, "core_seconds") for name, results in found.items()},
+        tuned=tuned,
+    )
+
+
+def _score(
+    method: Method,
+    strength: Strength,
+    images: TrainingImages,
+    rows: Sequence[int],
+    cache: ScoreCache,
+    workers: int,
+    lpips: LPIPS | None,
+    advance: Advance,
+) -> list[dict[str, Any]]:
+    """For each image its scores, and the seconds it took."""
+    keys = {row: _key(method, strength, images, row, lpips=lpips is not None) for row in rows}
+    missing = [row for row in rows if cache.get(keys[row]) is None]
+    advance(len(rows) - len(missing))
+    items = ((method, strength, load_case(images, row)) for row in missing)
+    for case, estimate, seconds, core_seconds in spread(_restore, items, workers=workers):
+        (score,) = score_images(
+            method.name,
+            torch.from_numpy(estimate)[None, None],
+            torch.from_numpy(case.clean)[None, None],
+            _rows(case),
+            images,
+            lpips=lpips,
+        )
+        value = {"score": asdict(score), "seconds": seconds, "core_seconds": core_seconds}
+        cache.put(keys[case.row], value)
+        advance(1)
+    return [cache.get(key) for key in keys.values()]
+
+
+def _restore(item: tuple[Method, Strength, Case]) -> tuple[Case, FloatImage, float, float]:
+    """The estimate, with the seconds by the clock and the seconds of cores that this process used for it."""
+    method, strength, case = item
+    warm_up(method.smoother)
+    wall, core = time.perf_counter(), time.process_time()
+    estimate = restore(case.noisy, method, noise=case.noise, strength=strength)
+    return case, estimate, time.perf_counter() - wall, time.process_time() - core
+
+
+def _key(method: Method, strength: Strength, images: TrainingImages, row: int, *, lpips: bool) -> Key:
+    return {
+        "what": "score",
+        "method": method.name,
+        "strength": strength,
+        "packages": packages(method.smoother),
+        "lpips": lpips,
+        "unclamped": images.config.evaluate.unclamped_psnr,
+        **case_key(images, row),
+    }
+
+
+def _rows(case: Case) -> Rows:
+    return np.array([case.row], dtype=np.int64)
+
+
+def _mean(results: Sequence[dict[str, Any]], name: str) -> float:
+    return sum(one[name] for one in results) / max(len(results), 1)

@@ -1,0 +1,112 @@
+"""What is evaluated and compared: the network of a run folder, or one that ships, with how it was trained."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from veilray.errors import CohortError, RunError
+from veilray.evaluation.results import Summary
+from veilray.inference.source import SHIPPED, shipped_name
+from veilray.models.shipped.find import shipped_model
+from veilray.training.config import RunConfig
+from veilray.training.data import TrainingImages
+from veilray.training.run import EpochRecord, RunFolder
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """A trained network and what is known of its training."""
+
+    source: str | Path
+    """What `Denoiser.load` takes: the path of a run folder, or `shipped:NAME`."""
+    config: RunConfig
+    environment: dict[str, Any]
+    """Hardware, versions and data of the training; of a shipped network, what its card says."""
+    curve: tuple[EpochRecord, ...]
+    """Empty for a shipped network."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder; None for a shipped network."""
+        return self.source if isinstance(self.source, Path) else None
+
+    @property
+    def title(self) -> str:
+        """What it is called in what a command prints."""
+        return self.config.model.name if self.folder is not None else str(self.source).removeprefix(SHIPPED)
+
+
+def open_subject(source: str | Path) -> Subject:
+    """A run folder, or a shipped network by its name, which a `Path` never is.
+
+    Raises UsageError where there is no network of that name, RunError where the folder holds no run.
+    """
+    bare = isinstance(source, str) and Path(source).name == source
+    name = shipped_name(source) if bare else None
+    if name is not None:
+        return _shipped(name)
+    folder = Path(source)
+    run = RunFolder(folder)
+    config = run.config()
+    environment, curve = run.environment(), tuple(run.epochs())
+    return Subject(source=folder, config=config, environment=environment, curve=curve)
+
+
+def subject_of_results(folder: Path, summary: Summary) -> Subject:
+    """What the results in a folder are of: the run there, or the network that the summary names."""
+    if summary.model.startswith(SHIPPED):
+        return open_subject(summary.model)
+    return open_subject(Path(os.path.normpath(folder / summary.model)) if summary.model else folder)
+
+
+def name_from(folder: Path, subject: Subject) -> str:
+    """What a summary in `folder` calls its subject: empty for the run there, relative for a folder above."""
+    if subject.folder is None:
+        return str(subject.source)
+    here, there = folder.resolve(), subject.folder.resolve()
+    if here == there:
+        return ""
+    return os.path.relpath(there, here) if here.is_relative_to(there) else str(there)
+
+
+def check_data(subject: Subject, images: TrainingImages) -> str:
+    """What must be noted of the data that a subject is scored on; empty where they are those of its training.
+
+    Raises CohortError for a run and other data than it was trained on: its test images may have been trained on.
+    """
+    expected = subject.environment.get("cohort_digest")
+    if expected == images.data.digest:
+        return ""
+    if subject.folder is not None:
+        raise CohortError(
+            f"{subject.folder} was trained on data with digest {str(expected)[:12]}, but {images.data.path} has "
+            f"{images.data.digest[:12]}: its test images may have been trained on; give the original cohort"
+        )
+    trained = subject.environment.get("cohort")
+    return f"{subject.title} was trained on other data ({trained}); whether some images are in both is not known."
+
+
+def _shipped(name: str) -> Subject:
+    model = shipped_model(name)
+    card = model.card
+    try:
+        config = RunConfig.model_validate(card.config)
+    except ValidationError:
+        raise RunError(f"the card of {name} holds a configuration that this Veilray does not know") from None
+    environment = {
+        "veilray": card.trained_by,
+        "device": "",
+        "parameters": card.parameters,
+        "cohort": card.data.name,
+        "cohort_digest": card.data.cohort_digest,
+        "n_train": card.data.train_images,
+        "n_train_patients": card.data.train_patients,
+        "n_validation": card.data.validation_images,
+        "n_validation_patients": card.data.validation_patients,
+    }
+    return Subject(source=SHIPPED + name, config=config, environment=environment, curve=())
