@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
 from veilray.training.config import RunConfig
-from veilray.training.data import TrainingParts
+from veilray.training.data import Batch, TrainingParts
 from veilray.training.objectives import SupervisedObjective
 from veilray.training.setup import Setup
 from veilray.training.state import TrainingState
@@ -79,47 +79,53 @@ class Stepper:
 
     def _gradients(self, batch: TrainingParts, signals: Signals) -> Callable[[], Tensor]:
         """Add up the gradient; the function returned waits for what the ranks agree on."""
-        ranks = self._setup.group.world_size  # ddp takes the mean over them; we want the sum
-        total = torch.zeros(())
-        agreement: Callable[[], Tensor] = lambda: torch.empty(0)  # noqa: E731
-        for index, part in enumerate(batch.parts):
-            last = index + 1 == len(batch.parts)
-            with self._setup.exchange(self._objective, now=last):
-                losses = self._objective(part.network_input(self._config.model), part.clean)
-                loss = losses.sum()
-                total = loss.detach() + (total if index else 0.0)
-                self._clock.lap("forward")
-                if last:
-                    agreement = self._begin_agreement(total, signals)
-                self._state.scaler.scale(loss * ranks / batch.images).backward()
-                self._clock.lap_backward()
+        *before, last = batch.parts
+        total: Tensor | float = 0.0
+        for part in before:
+            with self._setup.exchange(self._objective, now=False):
+                loss = self._forward(part)
+                total = total + loss.detach()
+                self._backward(loss, batch.images)
+        with self._setup.exchange(self._objective, now=True):
+            loss = self._forward(last)
+            agreement = self._begin_agreement(total + loss.detach(), signals)
+            self._backward(loss, batch.images)
         return agreement
 
+    def _forward(self, part: Batch) -> Tensor:
+        """The sum of the losses of a part's images."""
+        loss: Tensor = self._objective(part.network_input(self._config.model), part.clean).sum()
+        self._clock.lap("forward")
+        return loss
+
+    def _backward(self, loss: Tensor, images: int) -> None:
+        ranks = self._setup.group.world_size  # ddp takes the mean over them; we want the sum
+        self._state.scaler.scale(loss * ranks / images).backward()
+        self._clock.lap_backward()
+
     def _begin_agreement(self, total: Tensor, signals: Signals) -> Callable[[], Tensor]:
-        """Begin to add up (sum of losses, ranks interrupted, ranks that failed) over all ranks."""
-        if not self._setup.group.joined:
-            return lambda: total[None]
-        message = torch.zeros(3, dtype=torch.float64, device=total.device)
+        """Begin to add up (sum of losses, ranks interrupted, ranks that failed) over all ranks, or over one."""
+        # MPS has no float64, and no ranks between which a sum could be rounded.
+        dtype = torch.float32 if total.device.type == "mps" else torch.float64
+        message = torch.zeros(3, dtype=dtype, device=total.device)
         message[0] = total
         message[1] = signals.interrupted
         message[2] = signals.failure is not None
         return self._setup.group.sum_later_(message)
 
     def _agreed(self, message: Tensor, images: int, signals: Signals, rate: float) -> Taken:
-        joined = self._setup.group.joined
-        # Alone the division is the tensor's own: in fp32, as the mean of the losses is.
-        values = message.tolist() if joined else (message / images).tolist()
+        total, interrupted, failed = message.tolist()
         if signals.failure is not None:
             raise signals.failure
-        if joined and values[2]:
+        if failed:
             raise ToldElsewhere(VeilrayError.exit_status)
-        loss = values[0] / images if joined else values[0]
+        loss = total / images
         if not math.isfinite(loss):
             raise self._told_by_lead(
                 f"the loss is {loss} at step {self._number}, learning rate {rate:g}: lower train.learning_rate, set "
                 "train.clip_norm, or try launch.precision = 'bf16' or 'fp32'"
             )
-        return Taken(loss=loss, interrupted=bool(values[1]) if joined else signals.interrupted)
+        return Taken(loss=loss, interrupted=bool(interrupted))
 
     def _update(self, rate: float) -> None:
         state, scaler = self._state, self._state.scaler
