@@ -11,6 +11,7 @@ from veilray.cli.site_keys import PASSPHRASE_FILE
 
 if TYPE_CHECKING:
     from veilray.exchange.keys.folder import KeyFolder
+    from veilray.exchange.ledger.ledger import Ledger
     from veilray.exchange.ledger.records import ReleaseLine
 
 ledger_app = typer.Typer(help="Look into the release ledger.", no_args_is_help=True, rich_markup_mode=None)
@@ -22,13 +23,20 @@ KEYS = typer.Argument(help="Key folder of Site One; the ledger lies in it.", sho
 def list_(
     keys: Annotated[Path, KEYS],
     events: Annotated[bool, typer.Option("--events", help="What happened, with names and reasons, instead.")] = False,
+    trained_on: Annotated[
+        Path | None,
+        typer.Option(help="Only models trained on this cohort or release, as it is now.", show_default=False),
+    ] = None,
     passphrase_file: Annotated[Path | None, PASSPHRASE_FILE] = None,
 ) -> None:
-    """List the releases: when, how many images, at which level, for whom, and whether they count."""
+    """List the releases: when, how many images, at which level, for whom, and whether they count; models too."""
     from veilray.cli.site_keys import open_keys
 
     folder = open_keys(keys, passphrase_file)
     with folder.ledger() as ledger:
+        if trained_on is not None:
+            _list_models(ledger, trained_on, folder)
+            return
         if events:
             for event in ledger.events():
                 said = f": {event.name}, {event.reason}" if event.name else ""
@@ -60,14 +68,29 @@ def settle(
     typer.echo(f"{release}: {'counts as released' if left else 'counts no more'}")
 
 
+def _list_models(ledger: Ledger, data: Path, folder: KeyFolder) -> None:
+    from veilray.cohort.open import open_data
+
+    tag = ledger.data_tag(open_data(data).digest)
+    found = [line for line in ledger.releases() if line.model is not None and line.model.trained_on == tag]
+    for line in found:
+        typer.echo(_describe(line, folder))
+    typer.echo(f"{len(found):,} models trained on {data}")
+
+
 def _describe(line: ReleaseLine, folder: KeyFolder) -> str:
-    release = line.release
     names = {card.fingerprint: card.name for card in folder.peers()}
-    receivers = ", ".join(names.get(one, f"{one[:16]}...") for one in release.receivers) or "receivers not named"
-    noise = "" if release.mode == "model-only" else f", {release.source} noise from std {line.least_std:g}"
-    clip = "" if release.clip or release.mode == "model-only" else ", unclamped"
-    what = f"{release.mode}, {line.images:,} images{noise}{clip}"
-    return f"{line.made} {release.release_id} {line.status}: {what}, {receivers}"
+    receivers = ", ".join(names.get(one, f"{one[:16]}...") for one in line.release.receivers) or "receivers not named"
+    return f"{line.made} {line.release.release_id} {line.status}: {_what(line)}, {receivers}"
+
+
+def _what(line: ReleaseLine) -> str:
+    release, model = line.release, line.model
+    if model is not None:
+        seen = f"{line.images:,} acquisitions of {model.patients:,} patients (data {model.trained_on[:16]})"
+        return f"{release.mode}, weights {model.weights_sha256}, trained on {seen}"
+    clip = "" if release.clip else ", unclamped"
+    return f"{release.mode}, {line.images:,} images, {release.source} noise from std {line.least_std:g}{clip}"
 
 
 def _sum_up(releases: list[ReleaseLine], stds: list[float]) -> None:

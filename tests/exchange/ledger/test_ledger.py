@@ -14,7 +14,7 @@ import pytest
 
 from veilray.errors import DataError, RefusedError, UsageError
 from veilray.exchange.keys.secret import Secret
-from veilray.exchange.ledger.ledger import Image, Ledger, Override, Release
+from veilray.exchange.ledger.ledger import Image, Ledger, Model, Override, Release
 
 KEY = Secret(b"l" * 32)
 RECEIVER, OTHER = "ab" * 32, "cd" * 32
@@ -157,6 +157,46 @@ def test_an_abandoned_release_counts_no_more(ledger: Ledger) -> None:
         "first": "committed",
         "none": "abandoned",
     }
+
+
+MODEL = Model(weights_sha256="ab" * 32, training_digest="c0ffee" * 10, images=60, patients=41)
+
+
+def test_a_model_is_a_release_that_exposes_no_image(ledger: Ledger, file: Path) -> None:
+    before = ledger.exposures()
+    ledger.reserve_model("bundle", MODEL, receivers=(RECEIVER, OTHER))
+    line = ledger.releases()[-1]
+    assert (line.status, line.images, line.release.mode) == ("reserved", 60, "model-only")
+    assert line.release.receivers == (RECEIVER, OTHER)
+    assert line.model is not None
+    assert (line.model.weights_sha256, line.model.patients) == ("ab" * 32, 41)
+    assert line.model.trained_on == ledger.data_tag("c0ffee" * 10) != ledger.data_tag("c0ffee" * 9)
+    assert b"c0ffee" not in file.read_bytes()
+    assert [each.model for each in ledger.releases()[:-1]] == [None]
+    assert ledger.exposures() == before
+    ledger.commit("bundle")
+    assert [event.what for event in ledger.events() if event.release_id == "bundle"] == ["reserved", "committed"]
+    with pytest.raises(UsageError, match="already"):
+        ledger.reserve_model("first", MODEL, receivers=(RECEIVER,))
+    assert len(ledger.releases()) == 2
+
+
+def test_a_ledger_from_before_models_keeps_what_is_in_it(ledger: Ledger, file: Path) -> None:
+    ledger.close()
+    with sqlite3.connect(file) as connection:
+        connection.execute("DROP TABLE models")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    with Ledger.open(file, key=KEY) as opened:
+        assert [line.release.release_id for line in opened.releases()] == ["first"]
+        opened.reserve_model("bundle", MODEL, receivers=())
+    with Ledger.open(file, key=KEY) as again:
+        assert [line.images for line in again.releases()] == [3, 60]
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA user_version = 3")
+    connection.close()
+    with pytest.raises(DataError, match="this version"):
+        Ledger.open(file, key=KEY)
 
 
 def test_misuse_is_told(ledger: Ledger) -> None:

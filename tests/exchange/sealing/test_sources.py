@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 from safetensors import safe_open
-from tests.exchange.sites import denoised_folder
+from tests.command_line import done
+from tests.exchange.sites import denoised_folder, make_sites
 
 from veilray.errors import DataError, RefusedError, RunError, VeilrayError
 from veilray.exchange.sealing.manifest import Kind
 from veilray.exchange.sealing.model_export import MODEL_FILES, ModelRecord, export_model
+from veilray.exchange.sealing.seal import seal
 from veilray.exchange.sealing.sources import sealable
 from veilray.files import sha256_file
 from veilray.inference.denoiser import Denoiser
@@ -90,6 +92,47 @@ def test_the_card_says_what_matters(run: Path, tmp_path: Path) -> None:
     assert f"{record.score.psnr['model'].mean:.2f}" in card
     shutil.rmtree(run / "evaluation")
     assert "Not measured." in _card_of(run, tmp_path / "other")
+
+
+def test_a_model_that_leaves_site_one_is_in_its_ledger(run: Path, tmp_path: Path) -> None:
+    sites, sealed = make_sites(tmp_path / "keys"), tmp_path / "a.veil"
+    bundle = seal(run, sealed, keys=sites.one, receivers=[sites.two.card, sites.stranger.card]).manifest
+    weights = next(part.sha256 for part in bundle.parts if part.name == "weights.safetensors")
+    with sites.one.ledger() as ledger:
+        line, *others = ledger.releases()
+        tag = ledger.data_tag(CANARY)
+    assert others == []
+    assert (line.release.release_id, line.release.mode, line.status) == (bundle.bundle_id, "model-only", "committed")
+    assert line.release.receivers == bundle.receivers
+    assert line.model is not None
+    assert (line.model.weights_sha256, line.model.trained_on) == (weights, tag)
+    assert (line.images, line.model.patients) == (691 + 86, 500 + 60)
+    said = done("ledger", "list", sites.one.path).out
+    assert f"{bundle.bundle_id} committed: model-only, weights {weights}, trained on 777 acquisitions" in said
+    assert f", two, {sites.stranger.card.fingerprint[:16]}..." in said  # whom nobody has pinned
+    assert CANARY not in said
+    seal(run, tmp_path / "b.veil", keys=sites.two, receivers=[sites.one.card])  # no ledger there, and none is needed
+
+
+def test_a_model_whose_sealing_fails_did_not_leave(run: Path, tmp_path: Path) -> None:
+    sites = make_sites(tmp_path / "keys")
+
+    def stop(count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        seal(run, tmp_path / "a.veil", keys=sites.one, receivers=[sites.two.card], advance=stop)
+    with sites.one.ledger() as ledger:
+        assert [line.status for line in ledger.releases()] == ["abandoned"]
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(environment | {"cohort_digest": None}))
+    with pytest.raises(RunError, match="on which data"):
+        seal(run, tmp_path / "a.veil", keys=sites.one, receivers=[sites.two.card])
+    (sites.one.path / "ledger.db").unlink()
+    (run / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(DataError, match="restore its backup"):
+        seal(run, tmp_path / "a.veil", keys=sites.one, receivers=[sites.two.card])
+    assert not (tmp_path / "a.veil").exists()
 
 
 def _card_of(run: Path, out: Path) -> str:

@@ -33,6 +33,14 @@ CREATE TABLE events (
 );
 """
 
+# Since version 2.
+MODELS_SCHEMA = """
+CREATE TABLE models (
+    release TEXT PRIMARY KEY REFERENCES releases, weights TEXT NOT NULL, trained_on TEXT NOT NULL,
+    patients INTEGER NOT NULL
+);
+"""
+
 
 class Acquisitions:
     """The acquisitions within one transaction."""

@@ -14,7 +14,8 @@ from typing import Literal
 
 Mode = Literal["noisy", "pairs", "model-only"]
 """What leaves: noisy images; noisy and clean ones; or nothing but a model that was trained on them."""
-NoiseSource = Literal["secret", "entropy", "seeded"]
+NoiseSource = Literal["secret", "entropy", "seeded", "none"]
+"""Where the noise of a release comes from; none where no image leaves."""
 
 
 @dataclass(frozen=True, kw_only=True)

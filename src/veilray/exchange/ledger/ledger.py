@@ -29,12 +29,14 @@ from typing import Self
 from veilray.errors import DataError, RefusedError, UsageError
 from veilray.exchange.keys.keyfile import check_private
 from veilray.exchange.keys.secret import Secret
-from veilray.exchange.ledger.book import SCHEMA, Acquisitions
+from veilray.exchange.ledger.book import MODELS_SCHEMA, SCHEMA, Acquisitions
 from veilray.exchange.ledger.exposure import Given, objection
+from veilray.exchange.ledger.listing import list_events, list_releases
 from veilray.exchange.ledger.records import (
     Event,
     Exposure,
     Image,
+    Model,
     Objection,
     Override,
     Release,
@@ -50,6 +52,7 @@ __all__ = [
     "Exposure",
     "Image",
     "Ledger",
+    "Model",
     "Objection",
     "Override",
     "Release",
@@ -59,7 +62,7 @@ __all__ = [
 
 LEDGER_FILE = "ledger.db"
 _APPLICATION = 0x7665696C  # "veil"
-_VERSION = 1
+_VERSION = 2
 _PATIENCE = 60.0
 """Seconds to wait for another process that writes."""
 
@@ -81,7 +84,9 @@ class Ledger:
             raise UsageError(f"{path} already exists; a ledger is never replaced") from None
         connection = sqlite3.connect(path, isolation_level=None)
         try:
-            connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {_APPLICATION};")
+            connection.executescript(
+                f"BEGIN IMMEDIATE; {SCHEMA} {MODELS_SCHEMA} PRAGMA application_id = {_APPLICATION};"
+            )
             connection.execute(f"PRAGMA user_version = {_VERSION}")
             connection.execute("INSERT INTO owner VALUES (?)", (_owner(key),))
             connection.execute("COMMIT")
@@ -106,6 +111,7 @@ class Ledger:
                 connection.execute("PRAGMA synchronous = EXTRA")
                 connection.execute("PRAGMA foreign_keys = ON")
                 ledger._check()
+            ledger._upgrade()
         except BaseException:
             connection.close()
             raise
@@ -152,36 +158,30 @@ class Ledger:
             self._settle(release_id, "committed" if left else "abandoned")
             self._note(release_id, "settled as released" if left else "settled as not released", name, reason)
 
+    def reserve_model(self, release_id: str, model: Model, *, receivers: Sequence[str]) -> None:
+        """Write down that a model is to leave; nothing is objected to, since no image does.
+
+        UsageError where the release's id is known already.
+        """
+        release = Release(release_id=release_id, receivers=tuple(receivers), mode="model-only", source="none")
+        with self._transaction():
+            self._insert(release, model.images)
+            values = (release_id, model.weights_sha256, self.data_tag(model.training_digest), model.patients)
+            self._connection.execute("INSERT INTO models VALUES (?, ?, ?, ?)", values)
+
+    def data_tag(self, digest: str) -> str:
+        """How the ledger names a cohort or release that models were trained on: 32 hexadecimal digits."""
+        return self._key.derive("veilray ledger training data", digest.encode()).reveal()[:16].hex()
+
     def releases(self) -> list[ReleaseLine]:
-        """Every release, oldest first."""
+        """Every release, models too, oldest first."""
         with self._explaining():
-            rows = self._connection.execute(
-                "SELECT id, receivers, mode, source, noise_id, clip, made, status, images,"
-                " (SELECT MIN(std) FROM given WHERE release = id) FROM releases ORDER BY made, rowid"
-            ).fetchall()
-        return [
-            ReleaseLine(
-                release=Release(
-                    release_id=row[0],
-                    receivers=tuple(json.loads(row[1])),
-                    mode=row[2],
-                    source=row[3],
-                    noise_id=row[4],
-                    clip=bool(row[5]),
-                ),
-                made=row[6],
-                status=row[7],
-                images=row[8],
-                least_std=row[9],
-            )
-            for row in rows
-        ]
+            return list_releases(self._connection)
 
     def events(self) -> list[Event]:
         """All that happened, oldest first."""
         with self._explaining():
-            rows = self._connection.execute("SELECT at, release, what, name, reason FROM events ORDER BY rowid")
-            return [Event(at=row[0], release_id=row[1], what=row[2], name=row[3], reason=row[4]) for row in rows]
+            return list_events(self._connection)
 
     def exposures(self, images: Sequence[Image] | None = None) -> list[Exposure]:
         """What has left of every acquisition; or, in their order, of those of `images` (their std has no say)."""
@@ -206,13 +206,7 @@ class Ledger:
 
     def _enter(self, release: Release, images: Sequence[Image]) -> Reserved:
         """Examine the images one by one, each also against those before it, and write them down."""
-        values = (release.release_id, _now(), "reserved", json.dumps(release.receivers))
-        more = (release.mode, release.source, release.noise_id, release.clip, len(images))
-        try:
-            self._connection.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, *more))
-        except sqlite3.IntegrityError:
-            raise UsageError(f"release {release.release_id} is in the ledger already") from None
-        self._note(release.release_id, "reserved")
+        self._insert(release, len(images))
         book = Acquisitions(self._connection, self._key)
         objections, voided = [], set()
         for number, image in enumerate(images):
@@ -234,6 +228,15 @@ class Ledger:
             book.add(known, image.sop_uid, image.digest, image.likeness, new)
         return Reserved(objections=tuple(objections), voided=tuple(sorted(voided - {release.release_id})))
 
+    def _insert(self, release: Release, images: int) -> None:
+        values = (release.release_id, _now(), "reserved", json.dumps(release.receivers))
+        more = (release.mode, release.source, release.noise_id, release.clip, images)
+        try:
+            self._connection.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, *more))
+        except sqlite3.IntegrityError:
+            raise UsageError(f"release {release.release_id} is in the ledger already") from None
+        self._note(release.release_id, "reserved")
+
     def _field(self, release: Release, image: Image, number: int) -> str:
         if release.source == "secret":
             parts = (release.noise_id.encode(), image.digest, image.geometry.encode())
@@ -252,12 +255,24 @@ class Ledger:
 
     def _check(self) -> None:
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if application != _APPLICATION or version != _VERSION:
+        if application != _APPLICATION or not 1 <= self._version() <= _VERSION:
             raise DataError(f"{self._path} is no release ledger of this version; restore its backup")
         owner = self._connection.execute("SELECT tag FROM owner").fetchall()
         if owner != [(_owner(self._key),)]:
             raise RefusedError(f"{self._path} belongs to other keys: restore the ledger and the keys that go together")
+
+    def _version(self) -> int:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
+    def _upgrade(self) -> None:
+        """Bring a ledger of version 1 to this one; what is in it stays."""
+        if self._version() == _VERSION:
+            return
+        with self._transaction():
+            if self._version() == 1:  # unless another process was quicker
+                self._connection.execute(MODELS_SCHEMA)
+                self._connection.execute(f"PRAGMA user_version = {_VERSION}")
 
     @contextmanager
     def _transaction(self, *, keep: bool = True) -> Iterator[None]:

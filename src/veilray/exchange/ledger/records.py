@@ -46,6 +46,30 @@ class Image:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that is to leave without any image, in mode model-only."""
+
+    weights_sha256: str
+    """Of the weights as they are sealed, in hexadecimal."""
+    training_digest: str
+    """Digest of the cohort or release that it was trained on; kept under a keyed hash."""
+    images: int
+    """Acquisitions that it was trained on or chosen by."""
+    patients: int
+    """Whose they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLine:
+    """What the ledger knows of a model that left."""
+
+    weights_sha256: str
+    trained_on: str
+    """`Ledger.data_tag` of its training data, in hexadecimal: models of the same data have the same one."""
+    patients: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Override:
     """Who answers for a release that the ledger would refuse, and why it is right all the same; kept."""
 
@@ -80,7 +104,10 @@ class ReleaseLine:
     """UTC, ISO 8601."""
     status: Status
     images: int
+    """That left; of a model, those that it was trained on or chosen by."""
     least_std: float
+    """0 where none left."""
+    model: ModelLine | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,6 +100,14 @@ def export_model(run: Path, out: Path) -> ModelRecord:
     return record
 
 
+def training_digest(run: Path) -> str:
+    """The digest of what a run was trained on, for the ledger alone; RunError where the run does not say it."""
+    digest = RunFolder(run).environment().get("cohort_digest")
+    if not isinstance(digest, str) or not digest:
+        raise RunError(f"{run / 'environment.json'} does not say on which data it trained")
+    return digest
+
+
 def _counts(folder: RunFolder) -> DataCounts:
     environment = folder.environment()
     names = {

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veilray.errors import DataError, RefusedError, UsageError
+from veilray.exchange.ledger.records import Model
 from veilray.exchange.sealing.bundle import BundleSource, Faithful, measure, streams_first
 from veilray.exchange.sealing.manifest import MAX_PARTS, MAX_RECEIVERS, Manifest, Part, encode_manifest
 from veilray.exchange.sealing.sequences import Sequences, log
@@ -44,7 +45,8 @@ def seal(
     """Seal a release folder, a run folder (its model only) or a folder of denoised images into the new file `out`.
 
     Signed by the key folder's Ed25519 key, encrypted by age to every receiver; anyone else, the sender included, cannot
-    open it. Memory does not grow with the size. `advance` is called with the bytes that were encrypted.
+    open it. Memory does not grow with the size. `advance` is called with the bytes that were encrypted. A model that
+    leaves Site One is written into its release ledger, under the bundle's id.
 
     Nothing is left behind when it fails. Raises RefusedError for a folder that must not leave, DataError where a file
     is damaged or changes meanwhile, UsageError where `out` exists or nobody is to receive it.
@@ -57,6 +59,8 @@ def seal(
     with ExitStack() as stack:
         found = _admit(stack, source, out, keys)
         manifest = _manifest(found, keys, fingerprints)
+        if found.model is not None and keys.role == "site-one":
+            stack.enter_context(_remembered(found.model, manifest, out, keys))
         signed = encode_manifest(manifest)
         tar = BundleSource(
             found.folder,
@@ -82,6 +86,21 @@ def seal(
         bytes=manifest.n_bytes,
     )
     return SealedBundle(path=out, manifest=manifest, notes=found.notes)
+
+
+@contextmanager
+def _remembered(model: Model, manifest: Manifest, out: Path, keys: KeyFolder) -> Iterator[None]:
+    """Write a model that leaves Site One into its ledger, from before the first byte of the bundle `out`."""
+    with keys.ledger() as ledger:
+        ledger.reserve_model(manifest.bundle_id, model, receivers=manifest.receivers)
+        try:
+            yield
+        except BaseException:
+            # Once the bundle has its name it may have been sent: then the reservation stays.
+            if not out.exists():
+                ledger.abandon(manifest.bundle_id)
+            raise
+        ledger.commit(manifest.bundle_id)
 
 
 def _admit(stack: ExitStack, source: Path, out: Path, keys: KeyFolder) -> Source:

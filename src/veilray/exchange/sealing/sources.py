@@ -13,6 +13,7 @@ from pathlib import Path
 from veilray.cohort.records import COHORT_FILE, RELEASE_FILE
 from veilray.cohort.release import Release
 from veilray.errors import DataError, RefusedError
+from veilray.exchange.ledger.records import Model
 from veilray.exchange.sealing.bundle import open_source
 from veilray.exchange.sealing.manifest import Kind
 from veilray.inference.record import DENOISED_RECORD, read_denoised
@@ -33,6 +34,8 @@ class Source:
     """Files, in the order of the bundle."""
     notes: tuple[str, ...] = ()
     """What whoever sends it must know."""
+    model: Model | None = None
+    """What the ledger is told of a model."""
 
 
 @contextmanager
@@ -52,12 +55,18 @@ def sealable(source: Path, *, near: Path) -> Iterator[Source]:
         yield _denoised(source)
     elif (source / "config.toml").is_file():
         # Only here: it brings torch, and 200 MB of memory, which a release does without.
-        from veilray.exchange.sealing.model_export import MODEL_FILES, export_model
+        from veilray.exchange.sealing.model_export import MODEL_FILES, export_model, training_digest
 
         near.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".model.", suffix=".part", dir=near) as folder:
-            export_model(source, Path(folder))
-            yield Source(kind="model", folder=Path(folder), names=MODEL_FILES)
+            record = export_model(source, Path(folder))
+            model = Model(
+                weights_sha256=record.weights_sha256,
+                training_digest=training_digest(source),
+                images=record.data.train_images + record.data.validation_images,
+                patients=record.data.train_patients + record.data.validation_patients,
+            )
+            yield Source(kind="model", folder=Path(folder), names=MODEL_FILES, model=model)
     else:
         raise RefusedError(
             f"{source} is neither a release nor a run nor a folder of denoised images; nothing else may be sealed"
