@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,16 @@ def test_each_image_goes_to_its_own_original(originals: Path, tmp_path: Path) ->
         np.testing.assert_allclose(read_radiograph(path).pixels, returned, atol=0.5 / 4095 + 1e-6)
         assert "mean 0.1, standard deviation 0.2" in derived.DerivationDescription
     assert sources == {f"{ROOT}.9.{index}" for index in range(3)}
+
+
+def test_what_names_patients_is_its_owners_alone(originals: Path, tmp_path: Path) -> None:
+    mask = os.umask(0o000)
+    try:
+        _run(_back(tmp_path / "back", _all_three()), originals, tmp_path / "new" / "out")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "new/out").stat().st_mode & 0o777 == 0o700
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "new/out").iterdir()] == [0o600] * 3
 
 
 def test_a_retry_makes_the_same_files_and_overwrites_none(originals: Path, tmp_path: Path) -> None:

@@ -72,6 +72,16 @@ def test_what_was_sealed_comes_out(tmp_path: Path, sites: Sites) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"keys", "source", "a.veil", "out"}
 
 
+def test_what_is_opened_is_its_owners_alone(tmp_path: Path, sites: Sites) -> None:
+    mask = os.umask(0o000)
+    try:
+        open_bundle(sealed(tmp_path, sites), tmp_path / "out", keys=sites.one)
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {0o600}
+
+
 def test_several_receivers_open_it_and_the_sender_does_not(tmp_path: Path, sites: Sites) -> None:
     source = denoised_folder(tmp_path / "source")
     both = [sites.one.card, sites.stranger.card]

@@ -39,6 +39,8 @@ def reattach(
 ) -> Iterator[Denoised]:
     """Match returned images to their originals and write each as a derived object, `out/SOP_INSTANCE_UID.dcm`.
 
+    The files, and `out` where it is made, are readable by their owner only: patients are named in them.
+
     `returned` are folders of PNG files with their `denoised.json`; `originals` files, folders or archives. `names`
     gives the pseudonyms that a SOP Instance UID may have been released under; `key` as for `derived_object`. Gives one
     `Denoised` for each returned image, with the reason where it has no original, another size or an object already.
@@ -103,7 +105,8 @@ def _match(
                     target = _target(image, uid, out, key)
                     pixels = read_radiograph(image.path).pixels
                     derived = derived_object(original, pixels, provenance=image.batch.provenance(), key=key)
-                    with replacing(target) as part:
+                    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    with replacing(target, mode=0o600) as part:
                         part.write_bytes(encode_dicom(derived))
                 except UsageError:
                     yield _left(image, "it is named but missing; denoise the release again")

@@ -250,7 +250,8 @@ class BundleSink(io.RawIOBase):
         if self._folder is None:
             yield None
             return
-        with (self._folder / part.name).open("xb") as stream:
+        handle = os.open(self._folder / part.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(handle, "wb") as stream:  # noqa: PTH123 - a descriptor
             yield stream
 
     def _skip_padding(self, size: int) -> Generator[None, memoryview, None]:

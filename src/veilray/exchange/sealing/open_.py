@@ -38,7 +38,7 @@ class OpenedBundle:
 def open_bundle(
     bundle: Path, out: Path, *, keys: KeyFolder, advance: Callable[[int], None] | None = None
 ) -> OpenedBundle:
-    """Open a bundle into the new folder `out`; one that holds the same bundle already is left as it is.
+    """Open a bundle into the new folder `out`, its owner's alone; one that holds it already is left as it is.
 
     Everything is decrypted into a hidden folder beside `out`, checked, flushed to the disk and renamed. Memory does not
     grow with the size. `advance` is called with the bytes that were checked. The refusal is noted in the key folder's
@@ -88,7 +88,7 @@ class _Intake:
             if not _holds(self.out, manifest):
                 raise UsageError(f"{self.out} already exists and is not this bundle, opened; name a new folder")
             return OpenedBundle(path=self.out, manifest=manifest, sender=self.sender, in_place=True)
-        with replacing_folder(self.out) as folder:
+        with replacing_folder(self.out, mode=0o700) as folder:
             manifest = self._unpack(folder)
             # Before the folder has its name: should the machine stop in between, the same bundle opens again.
             self.sequences.record(manifest)
