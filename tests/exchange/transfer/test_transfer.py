@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -256,6 +257,30 @@ def test_slow_clients_are_left(place: Place, large: Path) -> None:
         answer = web.post("/v1/uploads", content=make_ticket(large, keys=place.sender).model_dump_json())
         assert answer.json()["offset"] == 1000
     assert {line["reason"] for line in place.log()} == {"slow"}
+
+
+def test_silent_connections_shut_nobody_out(place: Place, bundle: Path) -> None:
+    with receiving(place, patience_seconds=2.0, max_connections=4) as address, contextlib.ExitStack() as stack:
+        where = urlsplit(address)
+        there = (where.hostname, where.port)
+        silent = [stack.enter_context(socket.create_connection(there, timeout=20)) for _ in range(40)]
+        assert not send_bundle(bundle, address, keys=place.sender, tls=place.tls, pause=_no_pause).already_there
+        begun = time.monotonic()
+        # Those that the server let go end at once, the others after its patience: asyncio's own is a minute.
+        assert [_ends(connection) for connection in silent] == [True] * 40
+        assert time.monotonic() - begun < 15
+    assert [line["reason"] for line in place.log() if line["event"] == "refused"] == ["connections"]
+
+
+def _no_pause(seconds: float) -> None:
+    raise AssertionError("the server did not answer at once")
+
+
+def _ends(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def test_a_certificate_of_another_authority_is_refused(place: Place, bundle: Path, shared: Path) -> None:

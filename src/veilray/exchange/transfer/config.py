@@ -53,9 +53,9 @@ class ReceiveConfig(_Section):
     keep_free_gb: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
     """Space that is never filled, in 10^9 bytes."""
     patience_seconds: float = Field(default=60.0, gt=0.0, le=3600.0)
-    """A client must send a request's header, and each 1 MiB of a body, in this time."""
+    """A client must end its TLS handshake, send a request's header, and each 1 MiB of a body, each in this time."""
     max_connections: int = Field(default=64, ge=2, le=4096)
-    """Connections at once; more are answered 503."""
+    """Connections at once; more are answered 503. As many again may be in their handshake, the silent ones go."""
     senders: tuple[SenderConfig, ...] = Field(min_length=1)
     """Who may send, and how much."""
 

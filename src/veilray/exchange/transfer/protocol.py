@@ -21,14 +21,18 @@ from veilray.exchange.keys.keyfile import check_private
 STATE_KEY = "client_certificate"
 
 
-def protocol_class(*, patience: float) -> type[asyncio.Protocol]:
-    """A protocol whose connections end when no whole request header has come for `patience` seconds."""
+def protocol_class(*, patience: float, known: Callable[[int], None]) -> type[asyncio.Protocol]:
+    """A protocol whose connections end when no whole request header has come for `patience` seconds.
+
+    `known` is told the descriptor of every connection that is through its handshake.
+    """
 
     class MutualTlsProtocol(H11Protocol):
         _watch: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            known(transport.get_extra_info("socket").fileno())
             tls = transport.get_extra_info("ssl_object")
             shown = tls.getpeercert(binary_form=True) if tls is not None else None
             # uvicorn copies this into every request's scope.

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import uvicorn
@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from veilray.errors import BundleError, UsageError
 from veilray.exchange.transfer.config import GB, ReceiveConfig, Sender, read_senders
+from veilray.exchange.transfer.listener import BACKLOG, BoundedListener, PatientLoop
 from veilray.exchange.transfer.protocol import STATE_KEY, protocol_class, server_context
 from veilray.exchange.transfer.spool import BLOCK, NoRoomError, Spool, Upload
 from veilray.exchange.transfer.ticket import MAX_TICKET_BYTES, check_ticket
@@ -180,11 +181,17 @@ class Receiver:
     listener: socket.socket
     address: str
     """`https://HOST:PORT`."""
+    patience: float
+    """Seconds for a TLS handshake."""
 
     def run(self) -> None:
         """Receive until SIGINT or SIGTERM, or until `server.should_exit` is set; what has come by then is safe."""
-        with contextlib.suppress(KeyboardInterrupt), self.listener:
-            self.server.run(sockets=[self.listener])
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            self.listener,
+            asyncio.Runner(loop_factory=lambda: PatientLoop(self.patience)) as runner,
+        ):
+            runner.run(self.server.serve(sockets=[self.listener]))
 
 
 def make_receiver(config: ReceiveConfig) -> Receiver:
@@ -197,32 +204,35 @@ def make_receiver(config: ReceiveConfig) -> Receiver:
         authority=config.authority,
         on_refusal=lambda reason: spool.log("refused", reason="tls", detail=reason),
     )
+    listener = _listen(config, on_crowd=lambda: spool.log("refused", reason="connections"))
     settings = uvicorn.Config(
         make_app(spool, senders, patience=config.patience_seconds),
-        http=protocol_class(patience=config.patience_seconds),
-        loop="asyncio",
+        http=protocol_class(patience=config.patience_seconds, known=listener.known),
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         limit_concurrency=config.max_connections,
+        backlog=BACKLOG,
         timeout_keep_alive=max(1, int(min(config.patience_seconds, 30))),
         timeout_graceful_shutdown=10,
         ssl_context_factory=lambda _config, _default: context,
     )
-    listener = _listen(config.host, config.port)
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"https://{host}:{listener.getsockname()[1]}"
-    return Receiver(server=uvicorn.Server(settings), listener=listener, address=address)
+    return Receiver(
+        server=uvicorn.Server(settings), listener=listener, address=address, patience=config.patience_seconds
+    )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(config: ReceiveConfig, *, on_crowd: Callable[[], None]) -> BoundedListener:
+    host, port = config.host, config.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    listener = BoundedListener(family, most=config.max_connections, on_crowd=on_crowd)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(128)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise UsageError(f"cannot listen on {host}, port {port}: {(error.strerror or 'error').lower()}") from None
