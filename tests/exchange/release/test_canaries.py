@@ -22,6 +22,7 @@ from pydicom.datadict import DicomDictionary
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import JPEGBaseline8Bit
 from tests.command_line import Finished, done, veilray
+from tests.exchange.release.confidential_tags import CONFIDENTIAL, ELSEWHERE
 from tests.images.dicom_files import build, compressed, save
 
 from veilray.exchange.keys.folder import KeyFolder
@@ -36,6 +37,17 @@ _NEEDED = {
     *("VOILUTSequence", "VOILUTFunction", "SpecificCharacterSet", "PixelData", "WindowCenter", "WindowWidth"),
     *("FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
     *("PixelDataProviderURL", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+}
+# Binary numbers, one for each representation: they would show in decimal, and those of 8 bytes as they are.
+_NUMBERS: dict[str, tuple[int | float, str]] = {
+    "US": (61_331, "<H"),
+    "SS": (-31_337, "<h"),
+    "UL": (3_133_731_337, "<I"),
+    "SL": (-1_733_713_371, "<i"),
+    "UV": (13_373_133_731_337_313, "<Q"),
+    "SV": (-13_373_133_731_337_313, "<q"),
+    "FL": (31_337.25, "<f"),
+    "FD": (731_337.125, "<d"),
 }
 _TEXTS = {"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"}
 _BYTES = {"OB", "OB or OW", "OW", "UN", "OD", "OF", "OL", "OV"}
@@ -61,31 +73,47 @@ def _value(vr: str, tag: int) -> tuple[Any, str] | None:
             return (text := f"0.17{number:09}"), text
         case "IS":
             return str(1_000_000_000 + number), str(1_000_000_000 + number)
-    return None
+        case "AS":
+            return "071Y", "071Y"
+        case "AT":
+            return 0x3133_7313, "31337313"
+    return (_NUMBERS[vr][0], "") if vr in _NUMBERS else None
 
 
 def _seed(dataset: Dataset) -> list[str]:
-    """Put a canary into every element of the data dictionary that the data set lacks, sequences included."""
+    """Put a canary into every element of the data dictionary, sequences included; those that the data set has and whose
+    value decides how its pixels are keep it."""
     canaries = []
-    for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
+    for tag, (vr, multiplicity, _, _, keyword) in DicomDictionary.items():
         if tag < 0x0008_0000 or not keyword or keyword in _NEEDED:
             continue
         if vr == "SQ":
-            item = Dataset()
-            item.PatientComments = f"{MARK}{tag:08X}"
-            dataset.add_new(tag, "SQ", [item])
+            dataset.add_new(tag, "SQ", [_item(tag)])
             continue
+        vr = vr.split()[0]
         drawn = _value(vr, tag)
-        there = keyword in dataset and vr not in _TEXTS | {"UI"}
-        if drawn is not None and not there:
-            dataset.add_new(tag, vr.split()[0], drawn[0])
-            canaries.append(drawn[1])
+        there = keyword in dataset and vr not in _TEXTS | {"UI"} and tag not in CONFIDENTIAL
+        if drawn is None or there:
+            continue
+        several = vr in _NUMBERS and multiplicity[0] in "3468"
+        dataset.add_new(tag, vr, [drawn[0]] * int(multiplicity[0]) if several else drawn[0])
+        canaries += [drawn[1]] if drawn[1] else []
     block = dataset.private_block(0x0009, f"{MARK} private", create=True)
     block.add_new(0x01, "LO", f"{MARK} private")
-    for group in (0x6000, 0x601E):
+    block.add_new(0x02, "FD", _NUMBERS["FD"][0])
+    for group in (0x5000, 0x501E, 0x6000, 0x601E):
         dataset.add_new((group << 16) | 0x0022, "LO", f"{MARK} overlay")
         dataset.add_new((group << 16) | 0x3000, "OW", f"{MARK} overlay plane".encode() + b"\0")
+        dataset.add_new((group << 16) | 0x4000, "LT", f"{MARK} overlay comment")
     return canaries
+
+
+def _item(tag: int) -> Dataset:
+    """An item of a sequence, with another in it."""
+    inner, outer = Dataset(), Dataset()
+    inner.PersonName, inner.FloatingPointValue = f"{MARK}{tag:08X}", _NUMBERS["FD"][0]
+    outer.PatientComments, outer.ReferencedPatientSequence = f"{MARK}{tag:08X}", [inner]
+    return outer
 
 
 def _dicom(folder: Path, number: int, *, jpeg: bool = False) -> list[str]:
@@ -182,6 +210,22 @@ def _found(content: bytes, canaries: list[str]) -> list[str]:
     return [canary for canary in canaries if any(shape in content for shape in _shapes(canary))]
 
 
+def _numbers_in(said: str, release: Path | None) -> list[str]:
+    """Binary numbers that were told in decimal, or stand in a file; of 2 and 4 bytes not looked for among pixels."""
+    files = [] if release is None else sorted(release.rglob("*.*"))
+    texts = [said, *(path.read_text() for path in files if path.suffix in (".json", ".csv"))]
+    found = []
+    for vr, (number, code) in _NUMBERS.items():
+        decimal = re.compile(rf"(?<![\d.]){re.escape(str(number))}(?!\d)")
+        if any(decimal.search(text) for text in texts):
+            found.append(vr)
+        raw = struct.pack(code, number)
+        places = [path.read_bytes() for path in files if path.suffix != ".npy" or len(raw) == 8]
+        if len(raw) >= 4 and any(raw in content for content in places):
+            found.append(f"{vr}, raw")
+    return found
+
+
 def _all_bytes(folder: Path) -> bytes:
     return b"\n".join(path.name.encode() + b"\n" + path.read_bytes() for path in sorted(folder.rglob("*")))
 
@@ -198,6 +242,7 @@ def _check(said: Finished, release: Path | None, seeded: tuple[Path, list[str], 
     cohort, canaries, _ = seeded
     content = (said.out + said.err).encode() + (_all_bytes(release) if release is not None else b"")
     assert _found(content, [MARK, *canaries]) == []
+    assert _numbers_in(said.out + said.err, release) == []
     if not clean:
         assert [secret for secret in _secrets(cohort) if secret in content] == []
 
@@ -208,6 +253,36 @@ def test_the_search_finds_what_it_looks_for() -> None:
     assert _found("CNRY".encode("utf-16"), ["CNRY"])
     assert _found(b"434e5259", ["CNRY"])
     assert not _found(b"CNR Y", ["CNRY"])
+
+
+def test_the_search_finds_numbers(tmp_path: Path) -> None:
+    assert _numbers_in("a 61331, b", None) == ["US"]
+    assert _numbers_in("161331 or 613310", None) == []
+    (tmp_path / "index.csv").write_text("a\n731337.125\n")
+    (tmp_path / "noisy.npy").write_bytes(b"xx" + struct.pack("<Q", _NUMBERS["UV"][0]))
+    assert _numbers_in("", tmp_path) == ["UV, raw", "FD"]
+
+
+def test_the_canaries_sit_in_all_that_the_basic_profile_names(seeded: tuple[Path, list[str], str]) -> None:
+    missing = []
+    dataset = dcmread(seeded[0].parent / f"{MARK}folder" / f"{MARK}file0.dcm")
+    assert dataset.file_meta.MediaStorageSOPInstanceUID in seeded[1]
+    known = {
+        "PatientSex",
+        "PatientAge",
+        "ViewPosition",
+    }  # which may leave, coded; SOPInstanceUID is one of the canaries
+    for tag in sorted(CONFIDENTIAL - ELSEWHERE):
+        element = dataset.get(tag)
+        if element is None:
+            missing.append(f"{tag:08X}")
+        elif element.VR == "SQ":
+            assert MARK in str(element.value[0]), element
+        elif element.keyword not in known:
+            text = element.value.decode() if isinstance(element.value, bytes) else str(element.value)
+            numbers = {str(number) for number, _ in _NUMBERS.values()}
+            assert any(canary in text for canary in (*seeded[1], MARK)) or text in numbers, element
+    assert missing == []
 
 
 def test_import_says_no_canary(seeded: tuple[Path, list[str], str]) -> None:
