@@ -19,6 +19,11 @@ from veilray.obfuscation.config import NoiseConfig
 CONFIGS = [
     ModelConfig(width=4, depth=3),
     ModelConfig(name="unetpp", width=4, depth=2, norm="group", residual=True, deep_supervision=True),
+    ModelConfig(name="attention_unet", width=4, depth=3, inputs="image+mean"),
+    ModelConfig(name="nafnet", width=4, depth=3, residual=True, inputs="image+mean+std", fold=4),
+    ModelConfig(name="restormer", width=4, depth=2, residual=True),
+    ModelConfig(name="dncnn", width=4, layers=4),
+    ModelConfig(name="tnrd", width=4, stages=2),
 ]
 
 
@@ -32,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_round_trip(config: ModelConfig, tmp_path: Path) -> None:
     model = build_model(config).to(memory_format=torch.channels_last)
-    model(torch.rand(2, 1, 16, 16))  # moves the running statistics, which must travel too
+    model(torch.rand(2, config.channels_in, 16, 16))  # moves the running statistics, which must travel too
     noise = NoiseConfig(mean=0.05, std=(0.1, 0.2))
     save_weights(tmp_path / "folder" / "a.safetensors", model, noise=noise)
     state = torch.get_rng_state()
@@ -40,8 +45,9 @@ def test_round_trip(config: ModelConfig, tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert again.config == config
     assert not again.training
-    x = torch.rand(1, 1, 16, 16)
-    assert torch.equal(again(x), model.eval().to(memory_format=torch.contiguous_format)(x))
+    x = torch.rand(1, config.channels_in, 16, 16)
+    torch.testing.assert_close(again(x), model.eval().to(memory_format=torch.contiguous_format)(x), rtol=0, atol=1e-6)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
     assert all(parameter.requires_grad for parameter in again.parameters())
     weights = load_weights(tmp_path / "folder" / "a.safetensors", expected=config)
     assert weights.noise == noise

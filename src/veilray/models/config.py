@@ -8,19 +8,34 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from veilray.errors import UsageError
 
-Architecture = Literal["unet", "unetpp", "nafnet"]
+Architecture = Literal["unet", "unetpp", "attention_unet", "nafnet", "restormer", "dncnn", "tnrd"]
 Inputs = Literal["image", "image+mean", "image+mean+std"]
 Fold = Literal[2, 4]
 
-TITLES: dict[str, str] = {"unet": "U-Net", "unetpp": "U-Net++", "nafnet": "NAFNet"}
+TITLES: dict[str, str] = {
+    "unet": "U-Net",
+    "unetpp": "U-Net++",
+    "attention_unet": "Attention U-Net",
+    "nafnet": "NAFNet",
+    "restormer": "Restormer",
+    "dncnn": "DnCNN",
+    "tnrd": "TNRD",
+}
 """How an architecture is written, by its name."""
 
-_USES: dict[str, set[str]] = {
-    "unet": {"depth", "norm", "block", "residual"},
-    "unetpp": {"depth", "norm", "block", "residual", "deep_supervision"},
-    "nafnet": {"depth", "residual", "inputs", "fold"},
+_USES: dict[str, tuple[str, ...]] = {
+    "unet": ("depth", "norm", "block", "residual", "inputs"),
+    "unetpp": ("depth", "norm", "block", "residual", "deep_supervision", "inputs"),
+    "attention_unet": ("depth", "norm", "block", "residual", "inputs"),
+    "nafnet": ("depth", "residual", "inputs", "fold"),
+    "restormer": ("depth", "residual", "inputs"),
+    "dncnn": ("layers", "inputs"),
+    "tnrd": ("stages",),
 }
 """Fields besides name and width that an architecture has a use for."""
+
+MOST_TNRD_FILTERS = 48
+"""Filters of 7 x 7 that are independent of one another and of a constant."""
 
 
 class ModelConfig(BaseModel):
@@ -29,9 +44,11 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Architecture = "unet"
-    """Architecture: `unet`, `unetpp` (U-Net++) or `nafnet` (gated blocks behind a pixel-unshuffle)."""
+    """Architecture: `unet`, `unetpp` (U-Net++), `attention_unet` (U-Net with gated skips), `nafnet` (gated blocks
+    behind a pixel-unshuffle), `restormer` (attention between channels), `dncnn` (a chain of convolutions) or `tnrd`
+    (learnt diffusion)."""
     width: int = Field(default=64, ge=1, le=1024)
-    """Channels of the first level; each level below has twice as many."""
+    """Channels of the first level, each level below having twice as many; of every layer in dncnn; filters in tnrd."""
     depth: int = Field(default=5, ge=2, le=8)
     """Number of levels, the bottleneck included; the input is halved depth - 1 times."""
     norm: Literal["batch", "group"] = "batch"
@@ -45,14 +62,26 @@ class ModelConfig(BaseModel):
 
     inputs: Inputs = "image"
     """What the network is given: the noisy image alone, or with it the mean of its noise, or mean and std."""
-
     fold: Fold = 2
     """NAFNet only: side in pixels of the squares that are folded into channels before the first layer."""
+    layers: int = Field(default=17, ge=3, le=64)
+    """dncnn only: number of convolutions."""
+    stages: int = Field(default=5, ge=1, le=20)
+    """tnrd only: number of diffusion steps, each with filters and influence functions of its own."""
 
     @property
     def channels_in(self) -> int:
         """Channels of the network's input: the image, then a constant map for each known parameter of the noise."""
         return 1 + self.inputs.count("+")
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the network normalises over the batch."""
+        return self.name == "dncnn" or ("norm" in _USES[self.name] and self.norm == "batch")
+
+    def options(self) -> dict[str, Any]:
+        """The fields that the architecture has a use for, which are the arguments of its class."""
+        return {name: getattr(self, name) for name in ("width", *_USES[self.name])}
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> ModelConfig:
@@ -61,6 +90,10 @@ class ModelConfig(BaseModel):
                 continue
             users = " or ".join(f"'{user}'" for user, used in _USES.items() if name in used)
             raise ValueError(f"{name} needs name = {users}; '{self.name}' has no use for it")
+        if self.name == "tnrd" and self.width > MOST_TNRD_FILTERS:
+            raise ValueError(f"width = {self.width}: 'tnrd' has {MOST_TNRD_FILTERS} filters of 7 x 7 at most")
+        if self.name == "restormer" and self.width % 2:
+            raise ValueError(f"width = {self.width}: 'restormer' needs an even one")
         return self
 
 
@@ -71,4 +104,5 @@ def checked_config(**fields: Any) -> ModelConfig:
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(f"no such model: {where} = {fault['input']!r}: {fault['msg']}") from None
+        named = f"{where} = {fault['input']!r}: " if where else ""
+        raise UsageError(f"no such model: {named}{fault['msg'].removeprefix('Value error, ')}") from None

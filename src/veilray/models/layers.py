@@ -66,6 +66,26 @@ def with_noise_maps(images: Tensor, known: Tensor) -> Tensor:
     return torch.cat([images, maps], dim=1)
 
 
+def noisy_image(x: Tensor) -> Tensor:
+    """(N, C, H, W), what a network is given -> (N, 1, H, W): the image, less its noise's mean where that is given."""
+    return x[:, :1] - x[:, 1:2] if x.shape[1] > 1 else x
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel: (N, C, H, W) -> the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        channels_last = x.permute(0, 2, 3, 1)  # a view without copying where x lies channels last
+        normed: Tensor = F.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, eps=1e-6)
+        return normed.permute(0, 3, 1, 2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """Where the tiles of a batch lie in the image they were cut from, in pixels; all multiples of the stride."""
@@ -112,7 +132,12 @@ def _upsample_axis(x: Tensor, axis: int, start: int, whole: int) -> Tensor:
 
 def block_span(span: Span) -> Span:
     """What the outputs of a block depend on in its input."""
-    return span[0] - 2, span[1] + 2
+    return wider(span, 2)
+
+
+def wider(span: Span, reach: int) -> Span:
+    """A span with `reach` more indices at either end."""
+    return span[0] - reach, span[1] + reach
 
 
 def pool_span(span: Span) -> Span:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veilray.models.config import Fold, Inputs, ModelConfig, checked_config
-from veilray.models.layers import Span, Window, hull, pad_to_multiple
+from veilray.models.layers import ChannelNorm, Span, Window, hull, noisy_image, pad_to_multiple, wider
 
 
 class NAFNet(nn.Module):
@@ -63,9 +63,7 @@ class NAFNet(nn.Module):
         ]
         if not self.config.residual:
             return output
-        base = x[:, :1] - x[:, 1:2] if self.config.inputs != "image" else x
-        denoised: Tensor = base + output
-        return denoised
+        return noisy_image(x) + output
 
     def forward_tiles(self, x: Tensor, window: Window) -> Tensor:
         """What `forward` gives for tiles of an image, which is `forward`: nothing depends on where a tile lies."""
@@ -111,23 +109,13 @@ class GatedBlock(nn.Module):
         return output
 
 
-class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel: (N, C, H, W) -> the same."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
-        channels_last = x.permute(0, 2, 3, 1)  # a view without copying where x lies channels last
-        normed: Tensor = F.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, eps=1e-6)
-        return normed.permute(0, 3, 1, 2)
-
-
 def _blocks(channels: int, level: int) -> nn.Sequential:
-    return nn.Sequential(*(GatedBlock(channels) for _ in range(1 if level == 0 else 2)))
+    return nn.Sequential(*(GatedBlock(channels) for _ in range(_count(level))))
+
+
+def _count(level: int) -> int:
+    """Blocks of a level on the way down, and again on the way up; each reaches one pixel farther."""
+    return 1 if level == 0 else 2
 
 
 def _gate(x: Tensor) -> Tensor:
@@ -137,19 +125,16 @@ def _gate(x: Tensor) -> Tensor:
 
 def _radius(pixel: int, depth: int, fold: int) -> int:
     """How far from output pixel `pixel` the input pixels lie that it depends on."""
-    span: Span = (pixel // fold, pixel // fold)  # of the folded image
-    span = span[0] - 1, span[1] + 1  # head
+    span: Span = wider((pixel // fold, pixel // fold), 1)  # of the folded image, through the head
     skipped: list[Span] = []
     for level in range(depth - 1):
-        reach = 1 if level == 0 else 2
-        span = span[0] - reach, span[1] + reach
+        span = wider(span, _count(level))
         skipped.append(span)
         span = span[0] // 2, span[1] // 2
     for level in reversed(range(depth)):
         if level < depth - 1:
             span = hull(skipped[level], (2 * span[0], 2 * span[1] + 1))
-        reach = 1 if level == 0 else 2
-        span = span[0] - reach, span[1] + reach
-    span = span[0] - 1, span[1] + 1  # stem
+        span = wider(span, _count(level))
+    span = wider(span, 1)  # stem
     first, last = fold * span[0], fold * (span[1] + 1) - 1
     return max(pixel - first, last - pixel)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from veilray.models.config import ModelConfig, checked_config
+from veilray.models.config import Inputs, ModelConfig, checked_config
 from veilray.models.layers import (
     Block,
     Norm,
@@ -17,6 +17,7 @@ from veilray.models.layers import (
     block_span,
     conv_block,
     hull,
+    noisy_image,
     pad_to_multiple,
     pool_span,
     transposed_span,
@@ -24,8 +25,9 @@ from veilray.models.layers import (
 
 
 class UNet(nn.Module):
-    """U-Net (Ronneberger et al. 2015) with padded convolutions: (N, 1, H, W) -> (N, 1, H, W), any H and W.
+    """U-Net (Ronneberger et al. 2015) with padded convolutions: (N, C, H, W) -> (N, 1, H, W), any H and W.
 
+    C is 1, or more where the noise's mean and std are inputs.
     `depth` levels of width, 2 width, 4 width, ... channels; 2x2 max pooling down, 2x2 transposed convolutions up, skips
     concatenated as [skip, upsampled], a 1x1 head. With `residual` the output is the input plus what the head gives.
     31,036,481 parameters at the defaults. Raises UsageError for a size or variant that does not exist.
@@ -39,15 +41,16 @@ class UNet(nn.Module):
         norm: Norm = "batch",
         block: Block = "conv-relu-conv-norm-relu",
         residual: bool = False,
+        inputs: Inputs = "image",
     ) -> None:
         super().__init__()
         self.config: ModelConfig = checked_config(
-            name="unet", width=width, depth=depth, norm=norm, block=block, residual=residual
+            name="unet", width=width, depth=depth, norm=norm, block=block, residual=residual, inputs=inputs
         )
         channels = [width * 2**level for level in range(depth)]
         self.encoder = nn.ModuleList(
             conv_block(before, after, norm=norm, block=block)
-            for before, after in zip([1, *channels], channels, strict=False)
+            for before, after in zip([self.config.channels_in, *channels], channels, strict=False)
         )
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(below, own, kernel_size=2, stride=2) for own, below in pairwise(channels)
@@ -71,11 +74,11 @@ class UNet(nn.Module):
         return self.config.norm == "group"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 1, H, W), about [0, 1] -> (N, 1, H, W), not clamped."""
+        """(N, C, H, W): noisy image about [0, 1], then maps of the inputs -> (N, 1, H, W), not clamped."""
         height, width = x.shape[-2:]
         padded = pad_to_multiple(x, self.stride)
         output = self._head(padded)[..., :height, :width]
-        return x + output if self.config.residual else output
+        return noisy_image(x) + output if self.config.residual else output
 
     def forward_tiles(self, x: Tensor, window: Window) -> Tensor:
         """What `forward` gives for tiles of an image; each tile's sides are multiples of the stride.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veilray.errors import UsageError
-from veilray.models.config import ModelConfig, checked_config
+from veilray.models.config import Inputs, ModelConfig, checked_config
 from veilray.models.layers import (
     Block,
     Norm,
@@ -16,6 +16,7 @@ from veilray.models.layers import (
     block_span,
     conv_block,
     hull,
+    noisy_image,
     pad_to_multiple,
     pool_span,
     upsample,
@@ -24,7 +25,8 @@ from veilray.models.layers import (
 
 
 class UNetPlusPlus(nn.Module):
-    """U-Net++ (Zhou et al. 2018): (N, 1, H, W) -> (N, 1, H, W), any H and W.
+    """U-Net++ (Zhou et al. 2018): (N, C, H, W) -> (N, 1, H, W), any H and W; C is 1, or more where the noise's mean and
+    std are inputs.
 
     Node X(i, 0) takes the max-pooled X(i-1, 0); node X(i, j) takes [X(i, 0), ..., X(i, j-1), X(i+1, j-1) upsampled],
     concatenated in this order, upsampled bilinearly with corners aligned. Level i has width 2^i channels. A 1x1 head
@@ -43,6 +45,7 @@ class UNetPlusPlus(nn.Module):
         block: Block = "conv-relu-conv-norm-relu",
         residual: bool = False,
         deep_supervision: bool = False,
+        inputs: Inputs = "image",
     ) -> None:
         super().__init__()
         self.config: ModelConfig = checked_config(
@@ -53,12 +56,13 @@ class UNetPlusPlus(nn.Module):
             block=block,
             residual=residual,
             deep_supervision=deep_supervision,
+            inputs=inputs,
         )
         channels = [width * 2**level for level in range(depth)]
-        inputs = {(level, 0): before for level, before in enumerate([1, *channels[:-1]])}
-        inputs |= {(i, j): j * channels[i] + channels[i + 1] for j in range(1, depth) for i in range(depth - j)}
+        taken = {(level, 0): before for level, before in enumerate([self.config.channels_in, *channels[:-1]])}
+        taken |= {(i, j): j * channels[i] + channels[i + 1] for j in range(1, depth) for i in range(depth - j)}
         self.nodes = nn.ModuleDict(
-            {_name(i, j): conv_block(count, channels[i], norm=norm, block=block) for (i, j), count in inputs.items()}
+            {_name(i, j): conv_block(count, channels[i], norm=norm, block=block) for (i, j), count in taken.items()}
         )
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, kernel_size=1) for _ in range(depth - 1))
 
@@ -84,7 +88,7 @@ class UNetPlusPlus(nn.Module):
         return self.config.norm == "group"
 
     def forward(self, x: Tensor, *, head: int | None = None) -> Tensor:
-        """(N, 1, H, W), about [0, 1] -> (N, 1, H, W), not clamped.
+        """(N, C, H, W): noisy image about [0, 1], then maps of the inputs -> (N, 1, H, W), not clamped.
 
         `head` k in 1..depth-1 takes the output at X(0, k) and computes only the nodes X(i, j) with i + j <= k; the last
         head is the default. Raises UsageError for a head that does not exist.
@@ -101,13 +105,13 @@ class UNetPlusPlus(nn.Module):
         depth = self._checked(head) + 1
         config = self.config.model_copy(update={"depth": depth, "deep_supervision": False})
         with torch.device("meta"):
-            smaller = UNetPlusPlus(**config.model_dump(exclude={"name"}))
+            smaller = UNetPlusPlus(**config.options())
         state = self.state_dict()
         smaller.load_state_dict({name: state[name].clone() for name in smaller.state_dict()}, assign=True)
         return smaller.train(self.training)
 
     def forward_heads(self, x: Tensor) -> list[Tensor]:
-        """(N, 1, H, W) -> depth - 1 outputs (N, 1, H, W), of X(0, 1), X(0, 2), ...: for deep supervision."""
+        """(N, C, H, W) -> depth - 1 outputs (N, 1, H, W), of X(0, 1), X(0, 2), ...: for deep supervision."""
         last = len(self.heads)
         return self._outputs(x, last=last, heads=list(range(1, last + 1)))
 
@@ -130,7 +134,7 @@ class UNetPlusPlus(nn.Module):
         height, width = x.shape[-2:]
         row = self._top_row(pad_to_multiple(x, self.stride), last=last, window=window)
         outputs = [self.heads[head - 1](row[head])[..., :height, :width] for head in heads]
-        return [x + output for output in outputs] if self.config.residual else outputs
+        return [noisy_image(x) + output for output in outputs] if self.config.residual else outputs
 
     def _top_row(self, x: Tensor, *, last: int, window: Window | None) -> list[Tensor]:
         """X(0, 0), ..., X(0, last), each (N, width, H, W)."""
