@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 import veilray
+from veilray.cli.audit import audit_command
 from veilray.cli.benchmark import benchmark_command
 from veilray.cli.compare import compare_command
 from veilray.cli.demo import demo_command
@@ -60,6 +61,7 @@ app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)
 app.command("benchmark")(benchmark_command)
 app.command("denoise")(denoise_command)
+app.command("audit")(audit_command)
 app.command("serve")(serve_command)
 
 

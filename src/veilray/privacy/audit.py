@@ -61,8 +61,7 @@ class AuditPlan:
     attacks: Sequence[NamedAttack]
     effort: Effort
     grey_step: float
-    release_digest: str | None = None
-    release_id: str | None = None
+    release_digests: tuple[str, ...] = ()
     holds_clean: bool = False
     subtractable: bool = False
     left_out: tuple[str, ...] = ()
@@ -76,8 +75,9 @@ class AuditPlan:
     @property
     def steps(self) -> list[tuple[NamedAttack, Variant]]:
         """Every attack with every variant that it attacks, in order."""
+        # Variant by variant, so that what attacks share of one is computed once.
         return [
-            (attack, variant) for attack in self.attacks for variant in self.variants if variant.kind in attack.kinds
+            (attack, variant) for variant in self.variants for attack in self.attacks if variant.kind in attack.kinds
         ]
 
     @property
@@ -180,8 +180,7 @@ def _audited(plan: AuditPlan) -> Audited:
     several = sum(count > 1 for count in Counter(patients).values())
     return Audited(
         originals_digest=plan.data.digest,
-        release_digest=plan.release_digest,
-        release_id=plan.release_id,
+        release_digests=plan.release_digests,
         n_images=len(plan.data),
         n_patients=plan.data.n_patients,
         n_with_follow_ups=several,

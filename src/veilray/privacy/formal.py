@@ -85,11 +85,11 @@ def formal_side(
     )
 
 
-def composition_of(stds: Sequence[float]) -> Composition | None:
+def composition_of(stds: Sequence[float], *, source: str) -> Composition | None:
     """From the composed std of each audited image, infinity where nothing of it left; None where nothing left at all.
 
-    The ledger composes: independent releases add their inverse variances, levels of one secret field count as the
-    least noisy one, and clean pixels leave a std of 0.
+    `source` says in a few words what knows of the releases. They are composed already: independent releases add their
+    inverse variances, levels of one secret field count as the least noisy one, and clean pixels leave a std of 0.
     """
     left = np.array([std for std in stds if std < math.inf], dtype=np.float64)
     if not len(left):
@@ -97,5 +97,9 @@ def composition_of(stds: Sequence[float]) -> Composition | None:
     bare = int((left == 0.0).sum())
     notes = (f"{bare} of {len(left)} images left without noise: nothing protects them",) if bare else ()
     return Composition(
-        acquisitions=len(left), least_std=float(left.min()), median_std=float(np.median(left)), notes=notes
+        source=source,
+        acquisitions=len(left),
+        least_std=float(left.min()),
+        median_std=float(np.median(left)),
+        notes=notes,
     )

@@ -97,7 +97,7 @@ def judge(policy: Policy, audit: Audit, *, policy_sha256: str) -> GateOutcome:
 
 def demand_passed(audit: Audit, *, release_digest: str, where: Path) -> GateOutcome:
     """The outcome of an audit's gate; RefusedError unless it was passed, by this very release."""
-    if audit.audited.release_digest != release_digest:
+    if release_digest not in audit.audited.release_digests:
         raise RefusedError(f"the audit in {where} is of another release, not of the one to be sealed; audit this one")
     if audit.gate is None:
         raise RefusedError(f"the audit in {where} had no gate to pass; audit again with --gate POLICY")

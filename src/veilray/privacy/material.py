@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from veilray.cohort.release import Release
 from veilray.cohort.table import iterate_index
 from veilray.errors import CohortError, DataError
 from veilray.images.radiograph import FloatImage
+from veilray.privacy.accounting import composed_std
 from veilray.privacy.data import AuditData, Labels, Rows, Variant
 
 _AGES = (0.0, 130.0)
@@ -108,6 +110,20 @@ def release_name(release: Release) -> str:
     """How an audit names the images of a release."""
     noise = release.noise
     return f"release, noise {noise.std_text}" + ("" if noise.clip else ", not clamped")
+
+
+def releases_together(releases: Sequence[Release], variants: Sequence[Variant], data: AuditData) -> list[float]:
+    """The std that each image is left with over several releases, (N,); infinity for an image that is in none.
+
+    Noise from a site's secret counts as one nested field, as it is where the releases are of one secret; other noise
+    is independent in each release. A release that holds the clean images leaves nothing.
+    """
+    fields: list[dict[str, list[float]]] = [{} for _ in range(len(data))]
+    for release, variant in zip(releases, variants, strict=True):
+        field = "secret" if release.record.noise_source == "secret" else release.digest
+        for row in variant.available(data).tolist():
+            fields[row].setdefault(field, []).append(0.0 if release.pairs else variant.std)
+    return [composed_std(of_image.values()) for of_image in fields]
 
 
 def _pseudonyms(release: Release, cohort: Cohort) -> dict[str, str]:

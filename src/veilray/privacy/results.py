@@ -128,10 +128,12 @@ class FormalSide(AuditModel):
 
 
 class Composition(AuditModel):
-    """What has left of the images before, from the ledger."""
+    """What has left of the images, over all their releases."""
 
+    source: str
+    """What knows of the releases: the ledger, or the releases that were named."""
     acquisitions: int
-    """How many of the audited images the ledger knows."""
+    """How many of the audited images left at all."""
     least_std: Finite
     """Composed over all releases, of the image that is protected least; 0 where clean pixels left."""
     median_std: Finite
@@ -142,9 +144,8 @@ class Audited(AuditModel):
     """What was audited."""
 
     originals_digest: str
-    release_digest: str | None
-    """Of the release, where one was audited."""
-    release_id: str | None = None
+    release_digests: tuple[str, ...]
+    """Of the releases that were audited; none where noise was made for the audit alone."""
     n_images: int
     n_patients: int
     n_with_follow_ups: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +56,14 @@ def denoised_variant(
 ) -> Variant:
     """What a denoiser makes of a variant's first draw: each image once, kept in `folder` while the audit runs.
 
-    `digest` names the denoiser; `most`: of how many images at most, spread over all. The file holds patients' images
-    and stays at Site One.
+    `digest` names the denoiser; `most`: of how many images at most, those of patients with several images first. The
+    file holds patients' images and stays at Site One.
     """
     rows = noisy.available(data)
     if most is not None and len(rows) > most:
-        rows = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))]
+        count = Counter(data.patient_ids[row] for row in rows.tolist())
+        alone = np.array([count[data.patient_ids[row]] == 1 for row in rows.tolist()])
+        rows = np.sort(rows[np.argsort(alone, kind="stable")][:most])
     whole = _digest(noisy.digest, f"denoised by {digest}")
     mean = noisy.mean
 

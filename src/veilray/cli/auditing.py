@@ -1,0 +1,252 @@
+"""What `audit` puts together before it attacks: originals, releases, levels of noise, a denoiser, the ledger."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from veilray.cli.progress import Reporter, progress
+from veilray.errors import LpipsUnavailable, UsageError
+from veilray.privacy.audit import AuditPlan
+from veilray.privacy.data import AuditData, Effort, NamedAttack, Variant
+from veilray.privacy.material import Originals, open_originals, release_name, release_variant, releases_together
+from veilray.privacy.results import Composition, Skipped
+from veilray.privacy.variants import baseline_variants, clean_variant, denoised_variant, simulated_variant
+
+if TYPE_CHECKING:
+    from veilray.cohort.cohort import Cohort
+    from veilray.cohort.release import Release
+    from veilray.inference.denoiser import Denoiser
+    from veilray.privacy.reconstruction import Perceptual
+    from veilray.report.audit import AuditPanel
+
+PRIVATE = "private"
+"""Folder of an audit for denoised images of patients, while the audit runs; it goes when the audit is done."""
+
+_NOISE_SEED = 20_017
+_DENOISED: dict[Effort, int | None] = {"quick": 48, "default": 420, "full": None}
+_SHOWN = 2
+_SAY_AGAIN = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """An audit, ready to run."""
+
+    plan: AuditPlan
+    private: Path
+
+    def panels(self) -> list[AuditPanel]:
+        """A few images of every variant, for a report that may show them."""
+        from veilray.report.audit import AuditPanel
+
+        shared = set(range(len(self.plan.data)))
+        for variant in self.plan.variants:
+            shared &= set(variant.available(self.plan.data).tolist())
+        rows = np.array(sorted(shared)[:_SHOWN], dtype=np.int64)
+        if not len(rows):
+            return []
+        return [AuditPanel(variant=one.name, images=one.draw(rows, 0)) for one in self.plan.variants]
+
+    def forget(self) -> None:
+        """Remove the denoised images."""
+        shutil.rmtree(self.private, ignore_errors=True)
+
+
+def plan_audit(
+    originals: Path,
+    releases: Sequence[Path],
+    *,
+    levels: Sequence[float],
+    mean: float,
+    denoiser: str | None,
+    labels: Path | None,
+    backbone: Path | None,
+    effort: Effort,
+    out: Path,
+    keys: Path | None,
+    passphrase_file: Path | None,
+) -> Prepared:
+    """Open and check everything; UsageError where there is nothing to attack, DataError where it does not fit."""
+    from veilray.cohort.cohort import Cohort
+    from veilray.cohort.release import Release
+
+    if not releases and not levels:
+        raise UsageError("nothing to attack: name a release, or levels of noise to try with --std 0.1,0.2,0.3")
+    cohort = Cohort.open(originals)
+    _check_out(out, [originals, *releases])
+    opened = [Release.open(path) for path in releases]
+    for folder in (cohort, *opened):
+        folder.verify()
+    found = open_originals(cohort, labels=labels)
+    of_releases = _of_releases(opened, cohort, found)
+    noisy = [
+        *of_releases,
+        *(simulated_variant(found.data, mean=mean, std=level, seed=_NOISE_SEED) for level in levels),
+    ]
+    restored = _restored(noisy, denoiser, found.data, effort=effort, folder=out / PRIVATE)
+    others = baseline_variants(found.data, seed=_NOISE_SEED) if effort == "full" else []
+    composition = _composition(cohort, found, opened, of_releases, keys, passphrase_file)
+    plan = AuditPlan(
+        data=found.data,
+        variants=[clean_variant(found.data), *noisy, *restored, *others],
+        attacks=_attacks(effort, backbone),
+        effort=effort,
+        grey_step=found.grey_step,
+        release_digests=tuple(release.digest for release in opened),
+        holds_clean=any(release.pairs for release in opened),
+        subtractable=any(release.record.subtractable for release in opened),
+        left_out=found.left_out,
+        composition=composition,
+        not_possible=tuple(_beforehand(effort, denoiser, keys)),
+    )
+    return Prepared(plan=plan, private=out / PRIVATE)
+
+
+class Watching:
+    """Shows an audit's progress: a bar over attacks and variants, and a line for what takes long."""
+
+    def __init__(self, bar: Reporter) -> None:
+        self._bar = bar
+        self._what = ""
+        self._said = time.monotonic()
+
+    @classmethod
+    @contextmanager
+    def over(cls, plan: AuditPlan) -> Iterator[Watching]:
+        """Watch the run of a plan."""
+        with progress(len(plan.steps), "auditing", "attacks on images") as bar:
+            yield cls(bar)
+
+    def begins(self, attack: str, variant: str, *, reused: bool) -> None:
+        """Say which attack begins."""
+        self._what = f"{attack}, {variant}"
+        self._said = time.monotonic()
+        self._bar.say(f"{self._what}{': from an earlier run' if reused else ''}")
+
+    def at(self, what: str) -> None:
+        """Say what the attack is at, if nothing was said for a while."""
+        if time.monotonic() - self._said >= _SAY_AGAIN:
+            self._said = time.monotonic()
+            self._bar.say(f"{self._what}: {what}")
+
+    def ends(self) -> None:
+        """Count it."""
+        self._bar.advance(1)
+
+
+def _check_out(out: Path, inputs: Sequence[Path]) -> None:
+    for folder in inputs:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"--out {out} lies inside {folder}; name a folder outside it")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder")
+
+
+def _of_releases(releases: Sequence[Release], cohort: Cohort, originals: Originals) -> list[Variant]:
+    names = [release_name(release) for release in releases]
+    if len({release.digest for release in releases}) < len(releases):
+        raise UsageError("a release is named twice; name each once")
+    numbered = [
+        name if names.count(name) == 1 else f"{name}, {release.record.release_id[:6]}"
+        for name, release in zip(names, releases, strict=True)
+    ]
+    return [
+        release_variant(release, cohort, originals, name=name) for name, release in zip(numbered, releases, strict=True)
+    ]
+
+
+def _restored(
+    noisy: Sequence[Variant], model: str | None, data: AuditData, *, effort: Effort, folder: Path
+) -> list[Variant]:
+    if model is None:
+        return []
+    from veilray.inference.denoiser import Denoiser
+
+    network: Denoiser = Denoiser.load(model)
+    if network.origin is None:
+        raise UsageError(f"--denoiser {model} has no file of weights; give a run folder or an exported model")
+    digest = f"{network.origin.weights_sha256} {network.origin.head}"
+    return [
+        denoised_variant(one, network, folder=folder, data=data, digest=digest, most=_DENOISED[effort]) for one in noisy
+    ]
+
+
+def _attacks(effort: Effort, backbone: Path | None) -> list[NamedAttack]:
+    from veilray.metrics.lpips import load_lpips
+    from veilray.privacy.attacks import attacks
+
+    perceptual: Perceptual | None = None
+    try:
+        perceptual = load_lpips(backbone, download=False)
+    except LpipsUnavailable:
+        if backbone is not None:
+            raise
+    return attacks(effort=effort, backbone=backbone, perceptual=perceptual)
+
+
+def _composition(
+    cohort: Cohort,
+    originals: Originals,
+    releases: Sequence[Release],
+    variants: Sequence[Variant],
+    keys: Path | None,
+    passphrase_file: Path | None,
+) -> Composition | None:
+    """What left of the images before, by the ledger; without it, by the releases at hand."""
+    from veilray.privacy.formal import composition_of
+
+    if keys is not None:
+        return composition_of(_exposures(cohort, originals, keys, passphrase_file), source="the ledger")
+    if len(releases) < 2:
+        return None
+    return composition_of(releases_together(releases, variants, originals.data), source="the releases named here")
+
+
+def _exposures(cohort: Cohort, originals: Originals, keys: Path, passphrase_file: Path | None) -> list[float]:
+    """The composed std of each audited image, by the ledger; infinity where nothing of it left."""
+    from veilray.cli.site_keys import open_keys
+    from veilray.exchange.ledger.likeness import likeness
+    from veilray.exchange.ledger.records import Image
+    from veilray.exchange.reattaching.originals import read_originals
+
+    known = read_originals(cohort)
+    images = [
+        Image(
+            sop_uid=known[row].sop_uid,
+            digest=known[row].digest,
+            likeness=likeness(cohort.gather(np.array([row]))[0]),
+            geometry="",
+            std=1.0,
+        )
+        for row in originals.rows.tolist()
+    ]
+    with open_keys(keys, passphrase_file).ledger() as ledger:
+        return [exposure.std for exposure in ledger.exposures(images)]
+
+
+def _beforehand(effort: Effort, denoiser: str | None, keys: Path | None) -> list[Skipped]:
+    """What this audit does not even try."""
+    found = []
+    if denoiser is None:
+        reason = "no denoiser was given (--denoiser): what a trained network makes of the images was not attacked"
+        found.append(Skipped(attack="reconstruction", reason=reason))
+    elif effort == "quick":
+        reason = "under --quick denoised images are only linked and scored"
+        found += [Skipped(attack=name, reason=reason) for name in ("re-identification", "attribute inference")]
+    if effort != "full":
+        reason = "other obfuscations for scale, such as blur and pixelation, are attacked under --full"
+        found.append(Skipped(attack="all", reason=reason))
+    if keys is None:
+        reason = "no ledger was given (--keys): what left of these images in other releases is not in these figures"
+        found.append(Skipped(attack="composition", reason=reason))
+    reason = "whether a patient was in the training set of a released model is not attacked by this command"
+    found.append(Skipped(attack="membership inference", reason=reason))
+    return found
