@@ -6,6 +6,8 @@ Not for use between sites: their IT has an authority, or makes one whose key is 
 from __future__ import annotations
 
 import ipaddress
+import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,18 +16,22 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from veilray.errors import UsageError
 from veilray.exchange.keys.keyfile import write_private
 from veilray.files import replacing_folder
 
 DAYS = 30
-_USAGE = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
+_SERVER, _AUTHORITY = "server", "ca"
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
-def make_test_authority(out: Path) -> None:
-    """Write `ca.pem`, and `server` and `client` each as `.pem` and `.key` (0600), into the new folder `out`.
+def make_test_authority(out: Path, *, clients: Sequence[str] = ("client",)) -> None:
+    """Write `ca.pem`, and `server` and every client each as `.pem` and `.key` (0600), into the new folder `out`.
 
-    EC P-256, valid for 30 days, the server for localhost, 127.0.0.1 and ::1 only. UsageError where `out` exists.
+    EC P-256, valid for 30 days, the server for localhost, 127.0.0.1 and ::1 only. UsageError where `out` exists, or the
+    clients' names are no names for files or not different.
     """
+    _check_names(clients)
     with replacing_folder(out, mode=0o700) as folder:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = _name("Veilray test authority")
@@ -36,24 +42,39 @@ def make_test_authority(out: Path) -> None:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
-        write_private(folder / "ca.pem", authority.public_bytes(serialization.Encoding.PEM))
-        for name in _USAGE:
-            _issue(folder, name, key, authority)
+        write_private(folder / f"{_AUTHORITY}.pem", authority.public_bytes(serialization.Encoding.PEM))
+        _issue(folder, _SERVER, ExtendedKeyUsageOID.SERVER_AUTH, key, authority)
+        for name in clients:
+            _issue(folder, name, ExtendedKeyUsageOID.CLIENT_AUTH, key, authority)
 
 
-def _issue(folder: Path, name: str, issuer_key: ec.EllipticCurvePrivateKey, issuer: x509.Certificate) -> None:
+def _check_names(clients: Sequence[str]) -> None:
+    for name in clients:
+        if not _NAME.fullmatch(name) or name in (_SERVER, _AUTHORITY):
+            raise UsageError(f"{name!r} names no client: use a to z, 0 to 9 and -, but not {_SERVER} or {_AUTHORITY}")
+    if not clients or len(set(clients)) < len(clients):
+        raise UsageError("every client needs a name of its own")
+
+
+def _issue(
+    folder: Path,
+    name: str,
+    usage: x509.ObjectIdentifier,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Certificate,
+) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     builder = (
         _certificate(_name(f"Veilray test {name}"), issuer.subject, key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([_USAGE[name]]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
             critical=False,
         )
     )
-    if name == "server":
+    if name == _SERVER:
         addresses = [ipaddress.ip_address(text) for text in ("127.0.0.1", "::1")]
         names = [x509.DNSName("localhost"), *(x509.IPAddress(address) for address in addresses)]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from veilray.errors import BundleError, VeilrayError
+from veilray.errors import BundleError, DataError, VeilrayError
 from veilray.exchange.transfer.config import GB, Sender
 from veilray.exchange.transfer.ticket import Ticket
 from veilray.files import sync, write_json
@@ -43,6 +43,18 @@ class _PartState(BaseModel):
 
     size: int = Field(ge=1)
     offset: int = Field(ge=0)
+
+
+def part_progress(state: Path) -> tuple[int, int]:
+    """Size of an upload that has begun, and how much of it is safe, from its `.json` file.
+
+    FileNotFoundError where it is gone, DataError where it is damaged.
+    """
+    try:
+        known = _PartState.model_validate_json(state.read_bytes())
+    except ValidationError:
+        raise DataError(f"{state} is damaged; delete it, and the upload begins anew") from None
+    return known.size, known.offset
 
 
 class Upload:
