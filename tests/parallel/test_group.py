@@ -69,6 +69,31 @@ sys.exit(main._status([]))
 """
 
 
+BEFORE_JOINING = """
+import json, sys, torch
+from veilray.cli import main
+from veilray.errors import UsageError
+from veilray.parallel.group import fails_together
+from veilray.parallel.joining import joined, met
+
+def command():
+    with met(timeout=30) as ranks:
+        assert not torch.distributed.is_initialized()
+        seen = [ranks.gather([ranks.rank, "\u00e9"]), ranks.broadcast("lead" if ranks.is_lead else None)]
+        with fails_together(ranks):
+            if str(ranks.rank) in sys.argv[1]:
+                raise UsageError("no such file")
+        with joined(torch.device("cpu"), timeout=30, ranks=ranks) as group:
+            print(json.dumps([*seen, group.gather(group.rank), group.backend]))
+            if str(group.rank) in sys.argv[2]:
+                raise ZeroDivisionError("division by zero")
+            group.barrier()
+
+main.app = lambda args: command()
+sys.exit(main._status([]))
+"""
+
+
 def _lines(text: str) -> list[str]:
     """What a rank said, but for gloo's own greeting."""
     return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
@@ -94,6 +119,29 @@ def test_an_error_on_any_rank_ends_all_and_is_told_once(ranks: str, said: str | 
     assert [_lines(result.out) for result in results] == [[], []]
     assert _lines(results[0].err) == [said or "veilray: the cohort is damaged"]
     assert _lines(results[1].err) == []
+
+
+def test_ranks_agree_before_they_join() -> None:
+    results = run_ranks(BEFORE_JOINING, arguments=["none", "none"])
+    assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
+    for result in results:
+        assert json.loads(_lines(result.out)[-1]) == [[[0, "é"], [1, "é"]], "lead", [0, 1], "gloo"]
+
+
+@pytest.mark.parametrize("ranks", ["1", "01"])
+def test_an_error_before_they_join_is_told_once(ranks: str) -> None:
+    results = run_ranks(BEFORE_JOINING, arguments=[ranks, "none"])
+    assert [result.status for result in results] == [2, 2]
+    (line,) = [line for result in results for line in _lines(result.err)]
+    assert line.endswith("no such file")
+    assert ("rank 1" in line) == (ranks == "1")
+
+
+def test_an_error_that_nobody_foresaw_is_told_once() -> None:
+    results = run_ranks(BEFORE_JOINING, arguments=["none", "1"])
+    assert [result.status for result in results] == [1, 1]
+    (line,) = [line for result in results for line in _lines(result.err)]
+    assert "unexpected ZeroDivisionError: division by zero" in line
 
 
 def test_a_rank_that_ends_is_noticed_by_the_others() -> None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Item = TypeVar("Item")
-Backend = Literal["none", "gloo", "nccl"]
-SAID = "veilray/said"
+Backend = Literal["none", "store", "gloo", "nccl"]
+SAID, GATHERED = "veilray/said", "veilray/gathered"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Group:
     local_world_size: int = 1
     """Processes on this machine."""
     backend: Backend = "none"
-    """What carries the tensors of the device: gloo, nccl, or none in a process that is alone."""
+    """What carries the tensors of the device: gloo, nccl, or none in a process that is alone. `store`: the ranks have
+    met, and only what JSON can hold crosses, through the launcher's store."""
     _store: Any = field(default=None, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
@@ -100,6 +101,8 @@ class Group:
         """Every rank's value, by rank, on every rank; a value is anything that JSON can hold."""
         if not self.joined:
             return [value]
+        if self.backend == "store":
+            return self._gather_in_store(value)
         import torch
         import torch.distributed as dist
 
@@ -115,10 +118,25 @@ class Group:
             dist.all_gather(parts, padded)
         return [_decoded(part[: int(length)]) for part, length in zip(parts, sizes, strict=True)]
 
+    def _gather_in_store(self, value: Any) -> list[Any]:
+        with lost_ranks_explained():
+            number = self._store.add(f"{GATHERED}/{self.rank}", 1)  # how many there have been, as on every rank
+            keys = [f"{GATHERED}/{rank}/{number}" for rank in range(self.world_size)]
+            self._store.set(keys[self.rank], json.dumps(value))
+            values = [json.loads(self._store.get(key)) for key in keys]
+            # The lead's process may hold the store, and end it with itself.
+            if self.is_lead:
+                self._store.wait([f"{key}/read" for key in keys[1:]])
+            else:
+                self._store.set(f"{keys[self.rank]}/read", "")
+        return values
+
     def broadcast(self, value: Any) -> Any:
         """The lead's value on every rank; what the others pass is not looked at."""
         if not self.joined:
             return value
+        if self.backend == "store":
+            return self._gather_in_store(value if self.is_lead else None)[0]
         import torch
         import torch.distributed as dist
 

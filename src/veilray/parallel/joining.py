@@ -5,78 +5,113 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
-from veilray.parallel.group import ALONE, Backend, Group, first_line
+from veilray.parallel.group import ALONE, Backend, Group, fails_together, first_line, lost_ranks_explained
 from veilray.parallel.rendezvous import OVER, lasting, new_life
 
 if TYPE_CHECKING:
     import torch
 
 
-@contextlib.contextmanager
-def joined(device: torch.device, *, timeout: float = 600.0, shared: bool = False) -> Iterator[Group]:
-    """Join the group that `torchrun`'s environment (RANK, WORLD_SIZE, ...) describes; `ALONE` where there is none.
+MEETING_SECONDS = 600.0
+"""Longest wait for the other ranks where nothing has said yet how long it is to be."""
 
-    Tensors on CUDA cross by NCCL, or by gloo where ranks share a GPU (`shared`); those on the CPU by gloo. An exchange
-    that takes longer than `timeout` seconds fails. An error inside the block is told once: other ranks raise
-    ToldElsewhere. Raises UsageError where the environment is wrong or a port in use, LostRankError where the others
-    cannot be reached.
+
+@contextlib.contextmanager
+def met(*, timeout: float = MEETING_SECONDS) -> Iterator[Group]:
+    """The ranks that `torchrun`'s environment (RANK, WORLD_SIZE, ...) describes, before they are `joined`.
+
+    They can agree on what JSON can hold, such as how to join; `ALONE` where there is no such environment. An error
+    inside the block is told once: other ranks raise ToldElsewhere, and so do all that a launcher starts again after an
+    error that would only come back. Raises UsageError where the environment is wrong or a port in use, LostRankError
+    where the others cannot be reached.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
     import torch.distributed as dist
 
-    group = _begin(device, timeout=timeout, shared=shared)
+    group = _meet(timeout)
     try:
-        yield group
+        with lost_ranks_explained():
+            yield group
     except ToldElsewhere:
         raise
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        status = error.exit_status if isinstance(error, VeilrayError) else VeilrayError.exit_status
+        if not isinstance(error, (LostRankError, KeyboardInterrupt)):
+            group.end_for_good(status)
         if not group.is_first("error"):
-            raise ToldElsewhere(VeilrayError.exit_status) from None
-        raise
-    except VeilrayError as error:
-        if not isinstance(error, LostRankError):
-            group.end_for_good(error.exit_status)
-        if not group.is_first("error"):
-            raise ToldElsewhere(error.exit_status) from error
+            raise ToldElsewhere(status) from error
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # still, after an error: the others must not learn of it before it is told
+            dist.destroy_process_group()
 
 
-def _begin(device: torch.device, *, timeout: float, shared: bool) -> Group:
-    import torch
+@contextlib.contextmanager
+def joined(
+    device: torch.device, *, timeout: float = 600.0, shared: bool = False, ranks: Group | None = None
+) -> Iterator[Group]:
+    """Join the group of the ranks that have `met`; where `ranks` is None they meet first. `ALONE` where there is none.
+
+    Tensors on CUDA cross by NCCL, or by gloo where ranks share a GPU (`shared`); those on the CPU by gloo. An exchange
+    that takes longer than `timeout` seconds fails. Raises what `met` raises, and UsageError where there are fewer GPUs
+    than ranks.
+    """
+    if ranks is None:
+        with met(timeout=timeout) as found, joined(device, timeout=timeout, shared=shared, ranks=found) as group:
+            yield group
+        return
+    if not ranks.joined:
+        yield ranks
+        return
     import torch.distributed as dist
+
+    yield _join(ranks, device, timeout=timeout, shared=shared)
+    dist.destroy_process_group()
+
+
+def _meet(timeout: float) -> Group:
     from torch.distributed.rendezvous import rendezvous
 
     place = {name: _number(name, default) for name, default in _PLACE.items()}
-    backend: Backend = "nccl" if device.type == "cuda" and not shared else "gloo"
-    before = Group(place["RANK"], place["WORLD_SIZE"], place["LOCAL_RANK"], place["LOCAL_WORLD_SIZE"], backend)
-    own = before.device(device, shared=shared)
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
-    wait = timedelta(seconds=timeout)
     try:
-        store, rank, world_size = next(rendezvous("env://", before.rank, before.world_size, timeout=wait))
+        wait = timedelta(seconds=timeout)
+        store, rank, world_size = next(rendezvous("env://", place["RANK"], place["WORLD_SIZE"], timeout=wait))
         _leave_if_over(store)
         store = new_life(store, rank=rank, world_size=world_size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        raise _no_group(error) from error
+    return Group(rank, world_size, place["LOCAL_RANK"], place["LOCAL_WORLD_SIZE"], "store", store)
+
+
+def _join(ranks: Group, device: torch.device, *, timeout: float, shared: bool) -> Group:
+    import torch
+    import torch.distributed as dist
+
+    backend: Backend = "nccl" if device.type == "cuda" and not shared else "gloo"
+    with fails_together(ranks):
+        own = ranks.device(device, shared=shared)
+        if own.type == "cuda":
+            torch.cuda.set_device(own)
+    try:
         dist.init_process_group(
             # Small messages stay on the CPU, and need not wait for the GPU.
             "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            timeout=wait,
+            store=ranks._store,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=timedelta(seconds=timeout),
             device_id=own if backend == "nccl" else None,
         )
     except (RuntimeError, ValueError) as error:
         raise _no_group(error) from error
-    return Group(rank, world_size, before.local_rank, before.local_world_size, backend, store)
+    return replace(ranks, backend=backend)
 
 
 _PLACE: Mapping[str, int | None] = {"RANK": None, "WORLD_SIZE": None, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
