@@ -113,8 +113,9 @@ def _reattached(
 
     if receiver is None:
         raise UsageError("--receiver is missing: each receiver's pseudonyms are others")
-    secrets = keys.pseudonym_keys(keys.peer(receiver).fingerprint)
-    # Those of retired keys too: what was released before a rotation may come back after it.
+    # Under every card that the receiver has had, and by retired keys too: what was released before either changed may
+    # come back after it.
+    secrets = [secret for known in keys.receiver_ids(receiver) for secret in keys.pseudonym_keys(known)]
     names = [Pseudonyms(secret.reveal()) for secret in secrets]
     return reattach(inputs, originals, out, names=lambda uid: [name.image(uid) for name in names], key=_uid_key(keys))
 

@@ -29,8 +29,8 @@ _ROTATED = {
         "refuses what the new one signs. The old key is deleted."
     ),
     "receiving": (
-        "Send the new card to every partner. The old key is kept for what is still under way to it; once that is "
-        "opened, or if it was stolen, delete its file."
+        "Send the new card to every partner, who refuses what is sealed from now on until it is pinned. The old key is "
+        "kept for what is still under way to it; once that is opened, or if it was stolen, delete its file."
     ),
     "noise": (
         "New images get noise from the new secret. An image that left before would get independent noise, which "
@@ -184,12 +184,10 @@ def restore(
 
 
 def _what_is_forgotten(folder: KeyFolder) -> str:
+    opened = "Bundles opened since the backup was made could be passed off as new ones."
     if folder.role == "site-two":
-        return "Bundles opened since the backup was made could be passed off as new ones."
-    return (
-        "Releases made since the backup was made are not in its ledger: do not release those images again. Its "
-        "sequences are old too: partners refuse bundles until they have passed the last one."
-    )
+        return opened
+    return f"Releases made since then are not in its ledger: do not release those images again. {opened}"
 
 
 def _confirm(question: str, *, instead: str) -> None:

@@ -79,7 +79,7 @@ def _list_models(ledger: Ledger, data: Path, folder: KeyFolder) -> None:
 
 
 def _describe(line: ReleaseLine, folder: KeyFolder) -> str:
-    names = {card.fingerprint: card.name for card in folder.peers()}
+    names = {known: card.name for card in folder.peers() for known in folder.fingerprints_of(card)}
     receivers = ", ".join(names.get(one, f"{one[:16]}...") for one in line.release.receivers) or "receivers not named"
     return f"{line.made} {line.release.release_id} {line.status}: {_what(line)}, {receivers}"
 

@@ -28,6 +28,7 @@ def test_all_of_a_folder_comes_back(tmp_path: Path) -> None:
     keys = KeyFolder.create(tmp_path / "keys", name="hospital")
     keys.pin(CARD)
     keys.rotate("pseudonyms")
+    keys.rotate("receiving")
     digest = hashlib.sha256(b"image").digest()
     with keys.ledger() as ledger:
         release = Release(release_id="r", receivers=(), mode="noisy", source="entropy")
@@ -40,6 +41,7 @@ def test_all_of_a_folder_comes_back(tmp_path: Path) -> None:
     assert _contents(restored.path) == _contents(keys.path)
     assert restored.signing_key().private_bytes_raw() == keys.signing_key().private_bytes_raw()
     assert restored.peers() == [CARD]
+    assert [former.why for former in restored.former_cards()] == ["own"]
     with restored.ledger() as ledger:
         assert [line.status for line in ledger.releases()] == ["reserved"]
     for path in [restored.path, *restored.path.rglob("*")]:

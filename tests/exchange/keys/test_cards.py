@@ -112,6 +112,27 @@ def test_another_card_under_a_known_name_is_refused_unless_replaced(keys: KeyFol
     assert keys.peers() == [new]
 
 
+def test_a_partner_keeps_its_id_through_new_cards_and_loses_it_when_unpinned(keys: KeyFolder) -> None:
+    cards = [_other(), _other("Centre"), _other()]
+    keys.pin(_other("another"))
+    for card in cards:
+        keys.pin(card, replace=True)
+        assert keys.receiver_id(card) == cards[0].fingerprint
+    assert keys.fingerprints_of(cards[2]) == [card.fingerprint for card in reversed(cards)]
+    keys.unpin("centre")
+    keys.pin(cards[2])  # it was the wrong one to unpin
+    assert keys.receiver_id(cards[2]) == cards[0].fingerprint
+    keys.unpin("centre")
+    new = _other()
+    keys.pin(new)  # somebody else may have the name now
+    assert keys.receiver_id(new) == new.fingerprint
+    assert keys.receiver_ids("centre") == [new.fingerprint, *(card.fingerprint for card in reversed(cards))]
+    keys.unpin("centre")
+    assert keys.receiver_ids("centre") == [new.fingerprint, *(card.fingerprint for card in reversed(cards))]
+    with pytest.raises(RefusedError, match="no card of nobody"):
+        keys.receiver_ids("nobody")
+
+
 def test_keys_have_one_name(keys: KeyFolder) -> None:
     keys.pin(CARD)
     same = make_card(name="alias", signing_key=Ed25519PrivateKey.from_private_bytes(b"k" * 32), age_recipient=RECIPIENT)

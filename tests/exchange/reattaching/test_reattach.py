@@ -140,7 +140,7 @@ def test_a_record_can_name_no_path_and_no_image_of_no_release(originals: Path, t
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_finds_originals_by_this_site_s_keys_before_and_after_a_rotation(
+def test_the_command_finds_originals_by_this_site_s_keys_before_and_after_rotations(
     originals: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("pyrage")
@@ -157,7 +157,13 @@ def test_the_command_finds_originals_by_this_site_s_keys_before_and_after_a_rota
     assert "3 images attached" in result.out
     keys.rotate("pseudonyms")
     done(*words, "--receiver", "centre", "--out", tmp_path / "later")
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in (tmp_path / "later").iterdir()}
+    other.rotate("receiving")
+    keys.pin(other.card, replace=True)
+    done(*words, "--receiver", "centre", "--out", tmp_path / "latest")
+    keys.unpin("centre")
+    done(*words, "--receiver", "centre", "--out", tmp_path / "last")
+    made = [{path.name for path in (tmp_path / name).iterdir()} for name in ("out", "later", "latest", "last")]
+    assert made == [made[0]] * 4
     assert veilray(*words, "--receiver", "nobody", "--out", tmp_path / "no").status == 4
     for extra in ([], ["--receiver", "centre", "--model", tmp_path], ["--receiver", "centre", "--mean", "0"]):
         result = veilray(*words, *extra, "--out", tmp_path / "no")

@@ -107,6 +107,16 @@ def test_the_same_again_is_the_same_and_another_receiver_gets_other_names(
         assert {exposure.std for exposure in ledger.exposures()} == {0.2}
 
 
+def test_a_receiver_that_rotates_its_keys_keeps_its_pseudonyms(cohort: Cohort, keys: KeyFolder, tmp_path: Path) -> None:
+    before = _make(cohort, _request(keys), tmp_path / "before").written
+    two = KeyFolder.open(tmp_path / "keys/two")
+    two.rotate("signing")
+    keys.pin(two.card, replace=True)
+    after = _make(cohort, _request(keys), tmp_path / "after").written
+    assert list(Release.open(after.path).image_ids) == list(Release.open(before.path).image_ids)
+    assert list(Release.open(after.path).patient_ids) == list(Release.open(before.path).patient_ids)
+
+
 def test_coded_fields_leave_as_asked(cohort: Cohort, keys: KeyFolder, tmp_path: Path) -> None:
     fields = ("view", "spacing", "sex", "age", "days")
     made = _make(cohort, _request(keys, fields=fields), tmp_path / "release")

@@ -27,6 +27,7 @@ from tests.exchange.sites import (
 )
 
 from veilray.errors import BundleError, DataError, UsageError
+from veilray.exchange.keys.folder import KeyKind
 from veilray.exchange.sealing.bundle import BundleSink, BundleSource, measure
 from veilray.exchange.sealing.manifest import Manifest, decode_manifest, encode_manifest
 from veilray.exchange.sealing.open_ import open_bundle
@@ -195,10 +196,38 @@ def test_a_bundle_that_was_forwarded_is_refused(tmp_path: Path, sites: Sites) ->
     assert refusal(forwarded, tmp_path / "out", sites).reason == "receiver"
 
 
-def test_bundles_of_before_a_rotation_open_after_it(tmp_path: Path, sites: Sites) -> None:
+@pytest.mark.parametrize("kinds", [["receiving"], ["signing"], ["receiving", "signing", "receiving"]])
+def test_bundles_of_before_a_rotation_open_after_it(tmp_path: Path, sites: Sites, kinds: list[KeyKind]) -> None:
     bundle = sealed(tmp_path, sites)
-    sites.one.rotate("receiving")
+    for kind in kinds:
+        sites.one.rotate(kind)
     open_bundle(bundle, tmp_path / "out", keys=sites.one)
+
+
+def test_bundles_of_before_their_senders_rotation_open_if_it_signs_as_before(tmp_path: Path, sites: Sites) -> None:
+    first, second = sealed(tmp_path, sites), sealed(tmp_path, sites, name="b")
+    sites.two.rotate("receiving")
+    third = sealed(tmp_path, sites, name="c")
+    assert refusal(third, tmp_path / "out", sites).reason == "sender"  # not pinned yet
+    sites.one.pin(sites.two.card, replace=True)
+    assert open_bundle(second, tmp_path / "out", keys=sites.one).sender == "two"
+    assert refusal(first, tmp_path / "older", sites).reason == "replay"
+    open_bundle(third, tmp_path / "third", keys=sites.one)
+    assert refusal(sealed_before(second), tmp_path / "older", sites).reason == "replay"
+
+
+def sealed_before(bundle: Path) -> Path:
+    """A copy of a bundle that was opened, as an attacker keeps it."""
+    return Path(shutil.copy(bundle, bundle.with_name("kept.veil")))
+
+
+def test_what_a_replaced_key_signed_is_refused_and_the_reason_said(tmp_path: Path, sites: Sites) -> None:
+    bundle = sealed(tmp_path, sites)
+    sites.two.rotate("signing")
+    sites.one.pin(sites.two.card, replace=True)
+    error = refusal(bundle, tmp_path / "out", sites)
+    assert error.reason == "replaced"
+    assert "ask two to seal it again" in str(error)
 
 
 def test_parts_that_are_not_those_of_the_manifest_are_refused(tmp_path: Path, sites: Sites) -> None:
@@ -318,7 +347,7 @@ def test_an_opening_that_is_killed_can_be_repeated(tmp_path: Path, sites: Sites)
         "from veilray.exchange.sealing import open_, sequences\n"
         "kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "record = sequences.Sequences.record\n"
-        "sequences.Sequences.record = lambda self, manifest: (record(self, manifest), kill())\n"
+        "sequences.Sequences.record = lambda self, *about: (record(self, *about), kill())\n"
         "open_.open_bundle(Path(sys.argv[1]), Path(sys.argv[2]), keys=KeyFolder.open(Path(sys.argv[3])))\n"
     )
     words = [sys.executable, "-c", script, bundle, tmp_path / "out", sites.one.path]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from veilray.errors import DataError, UsageError
 from veilray.exchange.keys.folder import LOCK_FILE, KeyFolder
+from veilray.exchange.keys.former import FORMER
 from veilray.exchange.keys.keyfile import decrypt_with, encrypt_with, read_private, write_private
 from veilray.exchange.keys.keystate import STATE_FILE
 from veilray.exchange.keys.peers import PEERS
@@ -22,11 +23,12 @@ from veilray.exchange.ledger.ledger import LEDGER_FILE
 from veilray.files import replacing_folder
 
 _MOST_BYTES = 2**32
-_FOLDERS = (PEERS, "exchange")
+_FOLDERS = (PEERS, FORMER, "exchange")
 # All that is taken into a backup and out of one.
 _NAMES = re.compile(
     rf"{re.escape(STATE_FILE)}|{re.escape(LOCK_FILE)}|{re.escape(LEDGER_FILE)}|[a-z]+-[0-9]{{1,5}}\.key"
-    rf"|{PEERS}/[A-Za-z0-9][A-Za-z0-9._-]{{0,62}}\.json|exchange/(?:sequences\.json|log\.jsonl)"
+    rf"|{PEERS}/[A-Za-z0-9][A-Za-z0-9._-]{{0,62}}\.json|{FORMER}/[0-9]{{1,6}}\.json"
+    r"|exchange/(?:sequences\.json|log\.jsonl)"
 )
 
 

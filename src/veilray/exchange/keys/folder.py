@@ -9,6 +9,7 @@
       receiving-1.key       age X25519 identity: opens bundles that are for this site
       lock.age              where there is a passphrase: the age identity that the key files are encrypted to
       peers/NAME.json       pinned cards
+      former/N.json         cards that were replaced, unpinned or rotated away
       ledger.db             Site One: the release ledger
 
 All key files are 0600. Rotation writes the next number, then `keys.json`; a kill between leaves the old key in use.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from veilray.errors import DataError, RefusedError, UsageError
 from veilray.exchange.keys.card import PublicCard, check_name, make_card
+from veilray.exchange.keys.former import Former, add_former
 from veilray.exchange.keys.keyfile import (
     AGE_HEADER,
     KEY_BYTES,
@@ -156,7 +158,7 @@ class KeyFolder:
         return self.noise_secret().derive("veilray name of a noise secret").reveal()[:8].hex()
 
     def pseudonym_key(self, receiver: str) -> Secret:
-        """The key of pseudonyms for one receiver, by its card's fingerprint: 32 bytes, another for each receiver."""
+        """The key of pseudonyms for one receiver, by its `receiver_id`: 32 bytes, another for each receiver."""
         return self.pseudonym_keys(receiver)[0]
 
     def pseudonym_keys(self, receiver: str) -> tuple[Secret, ...]:
@@ -182,6 +184,28 @@ class KeyFolder:
     def peer(self, name_or_fingerprint: str) -> PublicCard:
         """The pinned card of that name or fingerprint (64 hex digits); RefusedError where none is pinned."""
         return Peers(self.path).find(name_or_fingerprint)
+
+    def fingerprints_of(self, card: PublicCard) -> list[str]:
+        """Fingerprints of a pinned partner, newest first: of its card, and of those that this one replaced."""
+        return Peers(self.path).fingerprints(card)
+
+    def receiver_id(self, card: PublicCard) -> str:
+        """What pseudonyms for a partner hang on: the fingerprint of its first card, whatever replaced that since."""
+        return self.fingerprints_of(card)[-1]
+
+    def receiver_ids(self, name_or_fingerprint: str) -> list[str]:
+        """All that pseudonyms for a partner may ever have hung on; RefusedError where it was never pinned."""
+        return Peers(self.path).ever(name_or_fingerprint)
+
+    def former_cards(self) -> list[Former]:
+        """Cards that were replaced, unpinned or rotated away, oldest first."""
+        return Peers(self.path).former()
+
+    def own_fingerprints(self) -> set[str]:
+        """Fingerprints that bundles for this site may name: its own, and those it had before rotations."""
+        recipients = [str(identity.to_public()) for identity in self.age_identities()]
+        kept = {replace(self.card, age_recipient=recipient).fingerprint for recipient in recipients}
+        return kept | {one.card.fingerprint for one in self.former_cards() if one.why == "own"}
 
     def pin(self, card: PublicCard, *, replace: bool = False) -> None:
         """Trust a card from now on. Its fingerprint must have been compared with its owner over another channel.
@@ -224,6 +248,8 @@ class KeyFolder:
             data = encode_plain(Secret(secrets.token_bytes(KEY_BYTES)), kind=kind)
         self._write(kind, number, data)
         card = make_card(name=self.card.name, signing_key=signing, age_recipient=recipient)
+        if card.fingerprint != self.card.fingerprint:
+            add_former(self.path, self.card, "own")
         self._save(replace(self._state, card=card, current={**self._state.current, kind: number}))
         if kind not in KEPT:
             for old in range(1, number):

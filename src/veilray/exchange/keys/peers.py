@@ -7,6 +7,7 @@ from pathlib import Path
 
 from veilray.errors import DataError, RefusedError
 from veilray.exchange.keys.card import PublicCard, parse_card
+from veilray.exchange.keys.former import Former, add_former, chain, read_former
 from veilray.exchange.keys.keyfile import read_private, write_private
 
 PEERS = "peers"
@@ -32,6 +33,23 @@ class Peers:
         known = ", ".join(card.name for card in cards) or "nobody yet"
         raise RefusedError(f"no card of {name_or_fingerprint} is pinned in {self.folder}; pinned: {known}")
 
+    def fingerprints(self, card: PublicCard) -> list[str]:
+        """Fingerprints of a pinned partner, newest first: of its card, and of those that this one replaced."""
+        return chain(card, self.former())
+
+    def ever(self, name_or_fingerprint: str) -> list[str]:
+        """Fingerprints of every card that was ever pinned under a name; RefusedError where none was."""
+        former = [one.card for one in reversed(self.former()) if one.why != "own"]
+        cards = [*self.all(), *former]
+        names = {card.name.casefold() for card in cards if name_or_fingerprint in (card.name, card.fingerprint)}
+        if not names:
+            self.find(name_or_fingerprint)
+        return list(dict.fromkeys(card.fingerprint for card in cards if card.name.casefold() in names))
+
+    def former(self) -> list[Former]:
+        """The cards that were replaced or unpinned, and the site's own from before rotations, oldest first."""
+        return read_former(self.folder)
+
     def pin(self, card: PublicCard, *, replace: bool) -> None:
         """Keep a card. RefusedError where other keys have its name, unless `replace`, or its keys another name."""
         # By letters of either case: some file systems do not tell them apart, and no reader should have to.
@@ -44,14 +62,18 @@ class Peers:
         for known in self.all():
             if known.fingerprint == card.fingerprint and known.name != card.name:
                 raise RefusedError(f"these keys are pinned already, under the name {known.name}")
+        for known in same_name:
+            if known.fingerprint != card.fingerprint:
+                add_former(self.folder, known, "replaced")
         write_private(self._file(card), card.to_text().encode())
         for known in same_name:
             if known.name != card.name:
                 self._file(known).unlink()
 
     def unpin(self, name_or_fingerprint: str) -> PublicCard:
-        """Forget a card, which is returned; RefusedError where it is not pinned."""
+        """Trust a card no more, which is returned; RefusedError where it is not pinned."""
         card = self.find(name_or_fingerprint)
+        add_former(self.folder, card, "unpinned")
         self._file(card).unlink()
         return card
 

@@ -200,7 +200,7 @@ def _names(parties: Parties | None) -> Pseudonyms:
     if parties is None:
         # A key that is forgotten at once: a patient has one name in this release and another in the next.
         return Pseudonyms(secrets.token_bytes(32))
-    return Pseudonyms(parties.keys.pseudonym_key(parties.receiver.fingerprint).reveal())
+    return Pseudonyms(parties.keys.pseudonym_key(parties.keys.receiver_id(parties.receiver)).reveal())
 
 
 def _geometry(cohort: Cohort, original: Original, blanks: Blanks) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from veilray.errors import BundleError, RefusedError, UsageError, VeilrayError
+from veilray.errors import BundleError, UsageError, VeilrayError
 from veilray.exchange.keys.keyfile import AGE_HEADER
 from veilray.exchange.sealing.bundle import BundleSink, Faithful, streams_first
 from veilray.exchange.sealing.manifest import Manifest, decode_manifest
@@ -91,7 +91,7 @@ class _Intake:
         with replacing_folder(self.out, mode=0o700) as folder:
             manifest = self._unpack(folder)
             # Before the folder has its name: should the machine stop in between, the same bundle opens again.
-            self.sequences.record(manifest)
+            self.sequences.record(manifest, self.keys.fingerprints_of(self.keys.peer(self.sender)))
         return OpenedBundle(path=self.out, manifest=manifest, sender=self.sender, in_place=False)
 
     def _unpack(self, folder: Path | None) -> Manifest:
@@ -132,7 +132,7 @@ class _Intake:
         card = self._pinned(manifest.sender)
         self._verify(card, signed, signature)
         self.manifest, self.sender = manifest, card.name
-        if not set(manifest.receivers) & _own_fingerprints(self.keys):
+        if not set(manifest.receivers) & self.keys.own_fingerprints():
             raise BundleError(
                 f"the bundle of {card.name} is not addressed to this site: somebody else forwarded it; ask "
                 f"{card.name} for one of your own",
@@ -140,7 +140,7 @@ class _Intake:
             )
         if self.in_place:
             return manifest  # nothing will be written: whatever its age, it is harmless
-        self.sequences.check(manifest)
+        self.sequences.check(manifest, self.keys.fingerprints_of(card))
         free = shutil.disk_usage(self.out.parent).free
         if manifest.n_bytes > free:
             raise VeilrayError(
@@ -150,14 +150,21 @@ class _Intake:
         return manifest
 
     def _pinned(self, fingerprint: str) -> PublicCard:
-        try:
-            return self.keys.peer(fingerprint)
-        except RefusedError:
-            raise BundleError(
-                f"the bundle says it is from {fingerprint[:16]}..., whose card is not pinned; if you expected it, "
-                "compare the whole fingerprint with its owner and pin the card",
-                reason="sender",
-            ) from None
+        """The sender's pinned card, or a replaced one with the same signing key."""
+        cards = self.keys.peers()
+        for card in cards:
+            if card.fingerprint == fingerprint:
+                return card
+        for former in self.keys.former_cards():
+            if former.card.fingerprint == fingerprint and former.why == "replaced":
+                for card in cards:
+                    if fingerprint in self.keys.fingerprints_of(card):
+                        return _successor(former.card, card)
+        raise BundleError(
+            f"the bundle says it is from {fingerprint[:16]}..., whose card is not pinned; if you expected it, compare "
+            "the whole fingerprint with its owner and pin the card",
+            reason="sender",
+        )
 
     @staticmethod
     def _verify(card: PublicCard, signed: bytes, signature: bytes) -> None:
@@ -171,18 +178,22 @@ class _Intake:
             ) from None
 
 
+def _successor(former: PublicCard, card: PublicCard) -> PublicCard:
+    """The card that replaced a sender's; BundleError unless both sign with one key, which may have been stolen."""
+    if former.signing_key != card.signing_key:
+        raise BundleError(
+            f"the bundle was signed with a key that {card.name} has replaced since; ask {card.name} to seal it again",
+            reason="replaced",
+        )
+    return card
+
+
 def _check_header(stream: BinaryIO) -> None:
     """BundleError where a file does not begin like age's (age-encryption.org/v1) with a header of sensible length."""
     start = stream.read(_MOST_HEADER)
     stream.seek(0)
     if not start.startswith(AGE_HEADER) or b"\n--- " not in start:
         raise BundleError("this is not a bundle: it does not begin as age encryption does", reason="format")
-
-
-def _own_fingerprints(keys: KeyFolder) -> set[str]:
-    """This site's fingerprint, and those it had with receiving keys that were retired since."""
-    recipients = [str(identity.to_public()) for identity in keys.age_identities()]
-    return {replace(keys.card, age_recipient=recipient).fingerprint for recipient in recipients}
 
 
 def _holds(folder: Path, manifest: Manifest) -> bool:

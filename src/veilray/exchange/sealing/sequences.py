@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,18 +69,18 @@ class Sequences:
             self._write(state.model_copy(update={"sealed": state.sealed | dict.fromkeys(receivers, sequence)}))
             return sequence
 
-    def check(self, manifest: Manifest) -> None:
+    def check(self, manifest: Manifest, senders: Sequence[str]) -> None:
         """BundleError where a bundle is older than the newest opened of its sender, or has its sequence but not its id.
 
-        The newest itself may be opened as often as one likes.
+        The newest itself may be opened as often as one likes. `senders` are all fingerprints that the sender has had.
         """
-        _check(self._read(), manifest)
+        _check(self._read(), manifest, senders)
 
-    def record(self, manifest: Manifest) -> None:
+    def record(self, manifest: Manifest, senders: Sequence[str]) -> None:
         """Note that a bundle was opened, once it has been checked as a whole. BundleError as `check`."""
         with self._locked():
             state = self._read()
-            _check(state, manifest)
+            _check(state, manifest, senders)
             opened = _Opened(sequence=manifest.sequence, bundle_id=manifest.bundle_id)
             self._write(state.model_copy(update={"opened": state.opened | {manifest.sender: opened}}))
 
@@ -107,8 +107,9 @@ class Sequences:
             os.close(handle)
 
 
-def _check(state: _State, manifest: Manifest) -> None:
-    newest = state.opened.get(manifest.sender)
+def _check(state: _State, manifest: Manifest, senders: Sequence[str]) -> None:
+    opened = [state.opened[sender] for sender in {manifest.sender, *senders} if sender in state.opened]
+    newest = max(opened, key=lambda one: one.sequence, default=None)
     if newest is None or manifest.sequence > newest.sequence or manifest.bundle_id == newest.bundle_id:
         return
     raise BundleError(

@@ -88,7 +88,7 @@ class PatientLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self._patience = patience
 
-    async def create_server(self, *arguments: Any, **options: Any) -> asyncio.Server:  # type: ignore[override]
+    async def create_server(self, *arguments: Any, **options: Any) -> asyncio.Server:
         """As asyncio's, with the deadline."""
         options.setdefault("ssl_handshake_timeout", self._patience)
         return await super().create_server(*arguments, **options)
