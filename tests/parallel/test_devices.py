@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from veilray.errors import UsageError
-from veilray.parallel.devices import describe_device, multiplies_bf16, pick_device, use_huge_pages
+from veilray.parallel.devices import (
+    describe_device,
+    is_out_of_memory,
+    multiplies_bf16,
+    pick_device,
+    use_huge_pages,
+)
 
 
 def _have(monkeypatch: pytest.MonkeyPatch, *, cuda: bool, mps: bool) -> None:
@@ -52,6 +58,15 @@ def test_bf16_counts_only_where_the_processor_multiplies_it(monkeypatch: pytest.
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, **({flag: True} if flag else {})})
     assert multiplies_bf16(torch.device("cpu")) == (flag is not None)
     assert not multiplies_bf16(torch.device("mps"))
+
+
+def test_memory_that_cannot_be_had_is_known_as_such() -> None:
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"))
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(raised.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_huge_pages_are_asked_for_before_torch_and_a_user_s_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:

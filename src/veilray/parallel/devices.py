@@ -48,6 +48,13 @@ def multiplies_bf16(device: torch.device) -> bool:
             return False
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had: on the host, or as torch says it of a device."""
+    # torch's allocator on the CPU raises a plain RuntimeError.
+    kind, text = type(error).__name__, str(error)
+    return isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "DefaultCPUAllocator: " in text
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory in use at once so far: tensors on a GPU, or this process's resident memory; 0 where nobody counts."""
     import torch

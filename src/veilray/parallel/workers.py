@@ -14,6 +14,7 @@ from multiprocessing.connection import wait
 from typing import TypeVar
 
 from veilray.errors import VeilrayError
+from veilray.parallel.quota import quota_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,9 +25,8 @@ WINDOW = 4
 
 def available_cores() -> int:
     """Cores that this process may use, which in a container or a batch job are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, quota_cores() or cores)
 
 
 def ordered_map(
