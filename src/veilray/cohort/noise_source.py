@@ -7,13 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.records import NoiseKind
 from veilray.images.radiograph import FloatImage
 from veilray.obfuscation.config import NoiseConfig
-from veilray.obfuscation.noise import entropy_normal, fill_standard_normal, keyed_draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +25,8 @@ class NoiseSource:
 
 def entropy_noise(noise: NoiseConfig) -> NoiseSource:
     """From the operating system's entropy: no seed exists, so none can leak, and nothing can be drawn again."""
+    from veilray.obfuscation.noise import entropy_normal  # it brings torch, which secret noise does without
+
     low, high = noise.std_range
 
     def draw(_: int, shape: tuple[int, int]) -> tuple[FloatImage, float]:
@@ -40,6 +40,10 @@ def entropy_noise(noise: NoiseConfig) -> NoiseSource:
 
 def seeded_noise(noise: NoiseConfig, *, cohort: Cohort, seed: int) -> NoiseSource:
     """From a seed and the original image ids, for research: whoever knows both can subtract it."""
+    import torch
+
+    from veilray.obfuscation.noise import fill_standard_normal, keyed_draw
+
     prefix = f"release/{noise.single_mean}/{noise.std}/{noise.clip}/"
 
     def draw(row: int, shape: tuple[int, int]) -> tuple[FloatImage, float]:

@@ -51,6 +51,19 @@ class SourceItem:
     rejection: str | None = None
 
 
+def item_bytes(item: SourceItem) -> bytes:
+    """The bytes of a file that was found; ImageError with the reason where it cannot be read."""
+    if item.rejection is not None:
+        raise ImageError(item.rejection)
+    if item.path is None:
+        return item.data or b""
+    try:
+        check_bytes(item.path.stat().st_size)
+        return item.path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"it cannot be read: {error.strerror or error}") from None
+
+
 def find_images(paths: Iterable[str | Path]) -> Iterator[SourceItem]:
     """Every file under `paths` in a stable order: folders sorted, with their subfolders; archives in their own order.
 

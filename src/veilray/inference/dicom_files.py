@@ -10,11 +10,11 @@ from veilray.errors import ImageError, UsageError
 from veilray.files import replacing
 from veilray.images.derived import derived_object, derived_uid, encode_dicom, is_derived
 from veilray.images.dicom import is_dicom, parse_dicom
-from veilray.images.limits import check_bytes
 from veilray.images.read import read_radiograph_bytes
-from veilray.images.sources import SourceItem, find_images
+from veilray.images.sources import SourceItem, find_images, item_bytes
 from veilray.inference.denoiser import Denoiser
-from veilray.inference.files import Denoised, denoise_settings
+from veilray.inference.files import denoise_settings
+from veilray.inference.outcome import Denoised
 from veilray.inference.record import DenoisedBatch, new_batch
 
 
@@ -62,16 +62,3 @@ def _file(item: SourceItem, out: Path, denoiser: Denoiser, batch: DenoisedBatch,
         with replacing(target) as part:
             part.write_bytes(encode_dicom(derived))
     return target
-
-
-def item_bytes(item: SourceItem) -> bytes:
-    """The bytes of a file that was found; ImageError with the reason where it cannot be read."""
-    if item.rejection is not None:
-        raise ImageError(item.rejection)
-    if item.path is None:
-        return item.data or b""
-    try:
-        check_bytes(item.path.stat().st_size)
-        return item.path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"it cannot be read: {error.strerror or error}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +17,7 @@ from veilray.images.read import read_radiograph, read_radiograph_bytes
 from veilray.images.sources import SourceItem, find_images
 from veilray.images.write import write_png
 from veilray.inference.denoiser import Denoiser
+from veilray.inference.outcome import Denoised as Denoised
 from veilray.inference.record import (
     DENOISED_RECORD,
     DenoisedRelease,
@@ -31,17 +31,6 @@ from veilray.parallel.sharding import merged, owner
 
 ENDINGS = ("png", "jpg", "jpeg", "dcm", "dicom")
 """Endings that are not part of an image's name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Denoised:
-    """What became of one input."""
-
-    source: str
-    target: Path | None
-    """The PNG that was written; None where there is none."""
-    reason: str = ""
-    """Why there is none."""
 
 
 def denoise_inputs(

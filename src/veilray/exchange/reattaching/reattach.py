@@ -13,9 +13,8 @@ from veilray.files import replacing
 from veilray.images.derived import derived_object, derived_uid, encode_dicom
 from veilray.images.dicom import is_dicom, parse_dicom
 from veilray.images.read import read_radiograph
-from veilray.images.sources import SourceItem, find_images
-from veilray.inference.dicom_files import item_bytes
-from veilray.inference.files import Denoised
+from veilray.images.sources import SourceItem, find_images, item_bytes
+from veilray.inference.outcome import Denoised
 from veilray.inference.record import DENOISED_RECORD, DenoisedBatch, read_denoised
 
 _PSEUDONYM = re.compile(r"[0-9a-f]{32}")

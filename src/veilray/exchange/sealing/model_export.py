@@ -65,7 +65,8 @@ class ModelRecord(_Record):
     """The noise that the model was trained to take away."""
     parameters: int = Field(ge=1)
     epochs: int = Field(ge=1)
-    loss: Literal["l1", "mse"]
+    loss: str = Field(pattern=r"^[a-z0-9_]{1,32}$")
+    """Name of the training loss."""
     data: DataCounts
     score: Score | None
     """As measured where it was trained; None where it was not."""
