@@ -40,6 +40,10 @@ def evaluate_command(
         Path | None,
         typer.Option(help="File of classical results that are done already, for runs to share.", show_default=False),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes for classical methods; left out, one a core.", show_default=False),
+    ] = None,
     lpips_backbone: Annotated[Path | None, BACKBONE] = None,
     download: Annotated[
         bool, typer.Option("--download/--no-download", help="Whether LPIPS may fetch torchvision's AlexNet (233 MB).")
@@ -63,7 +67,9 @@ def evaluate_command(
         with fails_together(group):
             subject, where = open_subject(run), rank_device(group, pick_device(device))
             target = _target(subject, out, levels=std is not None)
-            classical = _classical(methods, cache or _cache(target, levels=std is not None), shared=group.joined)
+            classical = _classical(
+                methods, cache or _cache(target, levels=std is not None), workers, shared=group.joined
+            )
             noises = _noises(std, mean, subject)
             # One rank a machine reads every pixel.
             images = TrainingImages.open(data, subject.config, verify=group.local_rank == 0)
@@ -107,9 +113,10 @@ def _cache(target: Path, *, levels: bool) -> Path:
     return (target if levels else target / "evaluation") / "classical.jsonl"
 
 
-def _classical(methods: str | None, cache: Path, *, shared: bool) -> Classical | None:
+def _classical(methods: str | None, cache: Path, workers: int | None, *, shared: bool) -> Classical | None:
     from veilray.evaluation.baselines.methods import licence_notice, parse_methods
     from veilray.evaluation.baselines.score import Classical
+    from veilray.parallel.workers import available_cores
 
     if methods is None:
         return None
@@ -118,7 +125,7 @@ def _classical(methods: str | None, cache: Path, *, shared: bool) -> Classical |
     chosen = parse_methods(methods)
     if licence_notice(chosen):
         typer.echo(licence_notice(chosen), err=True)
-    return Classical(methods=chosen, cache=cache)
+    return Classical(methods=chosen, cache=cache, workers=workers or available_cores())
 
 
 def _noises(std: str | None, mean: float | None, subject: Subject) -> list[NoiseConfig]:

@@ -57,6 +57,7 @@ def _context(comparison: Comparison, panels: Sequence[Panel]) -> Mapping[str, An
         "abstract": text.abstract(comparison),
         "metrics": shown,
         "rows": {level.label: [_scores_row(arm, shown) for arm in level.arms] for level in comparison.levels},
+        "timed": any(arm.kind == "classical" for arm in arms),
         "pairs": [(level, _pairs_by_arms(level)) for level in comparison.levels if level.pairs],
         "curves": {
             level.label: figures.learning_curves(level, styles)
@@ -99,7 +100,12 @@ def _scores_row(arm: Arm, metrics: Sequence[str]) -> dict[str, Any]:
                 "best": metric in arm.best,
             }
         )
-    return {"arm": arm, "cells": cells, "seconds": text.seconds(arm.training_seconds)}
+    return {
+        "arm": arm,
+        "cells": cells,
+        "core_seconds": text.core_seconds(arm.core_seconds),
+        "seconds": text.seconds(arm.training_seconds),
+    }
 
 
 def _pairs_by_arms(level: Level) -> list[tuple[str, list[Pair]]]:

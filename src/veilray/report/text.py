@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from veilray.evaluation.comparison import Arm, Comparison, Level, Pair
 from veilray.evaluation.labels import percent
 from veilray.metrics.interval import Interval
@@ -61,6 +63,13 @@ def share(value: float) -> str:
 def seconds(value: float | None) -> str:
     """A duration in seconds as in the paper's tables; a dash where it is not known."""
     return "–" if value is None else number(value, 1)
+
+
+def core_seconds(value: float | None) -> str:
+    """The time of one core in seconds, with two digits that count; a dash where it is not known."""
+    if value is None:
+        return "–"
+    return number(value, max(0, 1 - math.floor(math.log10(value))) if 0 < value < 10 else 0)
 
 
 def count(number_of: int, noun: str, plural: str = "") -> str:

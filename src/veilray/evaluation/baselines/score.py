@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from veilray.evaluation.scoring import score_images
 from veilray.evaluation.watching import Advance, Show, show_nothing
 from veilray.images.radiograph import FloatImage
 from veilray.metrics.lpips import LPIPS
-from veilray.parallel.workers import available_cores
 from veilray.training.data import Rows, TrainingImages
 
 
@@ -31,7 +30,8 @@ class Classical:
     methods: tuple[Method, ...]
     cache: Path | None = None
     """File of what has been computed already, on this machine; None keeps nothing."""
-    workers: int = field(default_factory=available_cores)
+    workers: int = 1
+    """Processes; 1 means this one."""
     tuning_images: int = TUNING_IMAGES
 
 
@@ -79,11 +79,12 @@ def score_classical(
     """Tune the methods of a plan for the noise of `images`, and score them on the images of `rows`."""
     cache = ScoreCache(plan.cache)
     tuned = tune(plan.methods, images, cache=cache, workers=plan.workers, count=plan.tuning_images, show=show)
+    work = [_Work(method, tuned[method.name].strength, row) for method in plan.methods for row in rows.tolist()]
+    with show("classical methods", len(work)) as advance:
+        _score_missing(work, images, cache, plan.workers, lpips, advance)
     found: dict[str, list[dict[str, Any]]] = {}
-    with show("classical methods", len(plan.methods) * len(rows)) as advance:
-        for method in plan.methods:
-            strength = tuned[method.name].strength
-            found[method.name] = _score(method, strength, images, rows.tolist(), cache, plan.workers, lpips, advance)
+    for one in work:
+        found.setdefault(one.method.name, []).append(cache.get(one.key(images, lpips=lpips is not None)))
     return ClassicalScores(
         scores=tuple(ImageScore(**one["score"]) for results in found.values() for one in results),
         seconds={name: _mean(results, "seconds") for name, results in found.items()},
@@ -92,34 +93,51 @@ def score_classical(
     )
 
 
-def _score(
-    method: Method,
-    strength: Strength,
+class _Work(NamedTuple):
+    """One image to be denoised by one method."""
+
+    method: Method
+    strength: Strength
+    row: int
+
+    def key(self, images: TrainingImages, *, lpips: bool) -> Key:
+        """Everything that decides its scores and its seconds."""
+        return {
+            "what": "score",
+            "method": self.method.name,
+            "strength": self.strength,
+            "packages": packages(self.method.smoother),
+            "lpips": lpips,
+            "unclamped": images.config.evaluate.unclamped_psnr,
+            **case_key(images, self.row),
+        }
+
+
+def _score_missing(
+    work: Sequence[_Work],
     images: TrainingImages,
-    rows: Sequence[int],
     cache: ScoreCache,
     workers: int,
     lpips: LPIPS | None,
     advance: Advance,
-) -> list[dict[str, Any]]:
-    """For each image its scores, and the seconds it took."""
-    keys = {row: _key(method, strength, images, row, lpips=lpips is not None) for row in rows}
-    missing = [row for row in rows if cache.get(keys[row]) is None]
-    advance(len(rows) - len(missing))
-    items = ((method, strength, load_case(images, row)) for row in missing)
-    for case, estimate, seconds, core_seconds in spread(_restore, items, workers=workers):
+) -> None:
+    """Fill the cache with the scores and seconds of each piece of work."""
+    keys = [one.key(images, lpips=lpips is not None) for one in work]
+    missing = [(key, one) for key, one in zip(keys, work, strict=True) if cache.get(key) is None]
+    advance(len(work) - len(missing))
+    items = ((one.method, one.strength, load_case(images, one.row)) for _, one in missing)
+    done = spread(_restore, items, workers=workers)
+    for (key, one), (case, estimate, seconds, core_seconds) in zip(missing, done, strict=True):
         (score,) = score_images(
-            method.name,
+            one.method.name,
             torch.from_numpy(estimate)[None, None],
             torch.from_numpy(case.clean)[None, None],
-            _rows(case),
+            np.array([one.row], dtype=np.int64),
             images,
             lpips=lpips,
         )
-        value = {"score": asdict(score), "seconds": seconds, "core_seconds": core_seconds}
-        cache.put(keys[case.row], value)
+        cache.put(key, {"score": asdict(score), "seconds": seconds, "core_seconds": core_seconds})
         advance(1)
-    return [cache.get(key) for key in keys.values()]
 
 
 def _restore(item: tuple[Method, Strength, Case]) -> tuple[Case, FloatImage, float, float]:
@@ -129,22 +147,6 @@ def _restore(item: tuple[Method, Strength, Case]) -> tuple[Case, FloatImage, flo
     wall, core = time.perf_counter(), time.process_time()
     estimate = restore(case.noisy, method, noise=case.noise, strength=strength)
     return case, estimate, time.perf_counter() - wall, time.process_time() - core
-
-
-def _key(method: Method, strength: Strength, images: TrainingImages, row: int, *, lpips: bool) -> Key:
-    return {
-        "what": "score",
-        "method": method.name,
-        "strength": strength,
-        "packages": packages(method.smoother),
-        "lpips": lpips,
-        "unclamped": images.config.evaluate.unclamped_psnr,
-        **case_key(images, row),
-    }
-
-
-def _rows(case: Case) -> Rows:
-    return np.array([case.row], dtype=np.int64)
 
 
 def _mean(results: Sequence[dict[str, Any]], name: str) -> float:

@@ -68,10 +68,11 @@ def tune(
 
     The test images are never read. Ties go to the strength that comes first in the grid.
     """
-    rows = tuning_rows(images, count)
+    rows = tuning_rows(images, count).tolist()
     smoothers = list(dict.fromkeys(method.smoother for method in methods))
     with show("tuning classical methods", len(smoothers) * len(rows)) as advance:
-        found = {smoother: _table(smoother, images, rows.tolist(), cache, workers, advance) for smoother in smoothers}
+        _try_missing([(smoother, row) for smoother in smoothers for row in rows], images, cache, workers, advance)
+    found = {smoother: _means(smoother, images, rows, cache) for smoother in smoothers}
     tuned = {}
     for method in methods:
         strengths, means = grid(method.smoother), found[method.smoother][int(method.naive)]
@@ -79,26 +80,25 @@ def tune(
             method=method,
             strength=strengths[int(np.argmax(means))],
             tried=tuple(zip(strengths, means, strict=True)),
-            image_ids=tuple(images.image_id(row) for row in rows.tolist()),
+            image_ids=tuple(images.image_id(row) for row in rows),
         )
     return tuned
 
 
-def _table(
-    smoother: Smoother,
-    images: TrainingImages,
-    rows: Sequence[int],
-    cache: ScoreCache,
-    workers: int,
-    advance: Advance,
-) -> list[list[float]]:
-    """Mean PSNR of each strength of the grid, through the mean map, then naively: 2 x len(grid)."""
-    missing = [row for row in rows if cache.get(_key(smoother, images, row)) is None]
-    advance(len(rows) - len(missing))
-    items = ((smoother, load_case(images, row)) for row in missing)
-    for row, scores in zip(missing, spread(_try_all, items, workers=workers), strict=True):
+def _try_missing(
+    work: Sequence[tuple[Smoother, int]], images: TrainingImages, cache: ScoreCache, workers: int, advance: Advance
+) -> None:
+    """Fill the cache with what each smoother reaches on each image."""
+    missing = [(smoother, row) for smoother, row in work if cache.get(_key(smoother, images, row)) is None]
+    advance(len(work) - len(missing))
+    items = ((smoother, load_case(images, row)) for smoother, row in missing)
+    for (smoother, row), scores in zip(missing, spread(_try_all, items, workers=workers), strict=True):
         cache.put(_key(smoother, images, row), scores)
         advance(1)
+
+
+def _means(smoother: Smoother, images: TrainingImages, rows: Sequence[int], cache: ScoreCache) -> list[list[float]]:
+    """Mean PSNR of each strength of the grid, through the mean map, then naively: 2 x len(grid)."""
     table = np.array([cache.get(_key(smoother, images, row)) for row in rows], dtype=np.float64)
     means: list[list[float]] = table.mean(axis=0).tolist()
     return means
