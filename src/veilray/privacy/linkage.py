@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +22,21 @@ from veilray.privacy.matched_filter import (
 )
 from veilray.privacy.results import AttackResult, Skipped
 
+_Float = TypeVar("_Float", bound="np.floating[Any]")
+
 NAME = "linkage"
 ATTACKER = "holder of the originals, matched filter"
 SIDES = (2, 4, 8, 16, 32, 64)
 """Sides of the central patches for which linkage is measured as well, in pixels."""
 CHECK_GALLERY = 24
-"""Images in each gallery of the check against the closed form."""
+"""Images in each gallery of the check against the closed form, at most."""
 
 _BLOCK = 64
 _PROBES_AT_ONCE = 512
 _MOST_PROBES = {"quick": 96, "default": 400, "full": 100_000}
 _CHECKED = {"quick": 96, "default": 600, "full": 1200}
 _WANTED = 0.8
+_FEWEST = 3
 _BOUNDED = 16
 
 
@@ -175,6 +179,8 @@ class CheckedLinkage:
     """(n,): the probes."""
     repeats: int
     """Draws of the noise."""
+    gallery: int
+    """Images in a gallery."""
 
     @property
     def deviation(self) -> float:
@@ -210,7 +216,10 @@ def check_closed_form(data: AuditData, variant: Variant, *, most: int, seed: int
         wins.append(distances.argmin(axis=-1) == np.arange(len(members)))
         predicted += [gallery_success(seen, variances[place], place) for place in range(len(members))]
     found = np.concatenate(wins, axis=1).mean(axis=0)
-    return CheckedLinkage(side=side, wins=found, predicted=np.array(predicted), rows=rows, repeats=repeats)
+    chances = np.array(predicted)
+    return CheckedLinkage(
+        side=side, wins=found, predicted=chances, rows=rows, repeats=repeats, gallery=len(galleries[0])
+    )
 
 
 def _noisy_patches(variant: Variant, rows: npt.NDArray[np.int64], side: int, number: int) -> npt.NDArray[np.float64]:
@@ -233,13 +242,13 @@ def _check(data: AuditData, variant: Variant, *, most: int, seed: int) -> Attack
         value=value,
         low=low,
         high=high,
-        chance=1.0 / min(CHECK_GALLERY, len(checked.rows)),
+        chance=1.0 / checked.gallery,
         predicted=float(checked.predicted.mean()),
         n_images=len(checked.rows),
         n_patients=len(checked.rows),
         notes=(
             f"made hard on purpose, to compare with the closed form: the central {checked.side} x {checked.side} "
-            f"pixels, in galleries of {min(CHECK_GALLERY, len(checked.rows))} patients, drawn {checked.repeats} times",
+            f"pixels, in galleries of {checked.gallery} patients, drawn {checked.repeats} times",
             f"measured minus predicted: {checked.deviation:+.1f} standard deviations of what the noise makes of it",
         ),
     )
@@ -265,9 +274,9 @@ def _galleries(data: AuditData, variant: Variant, *, most: int, seed: int) -> li
     # Images that look the same in the middle, such as copies, have no closed form: each gallery keeps one of them.
     chosen = np.array(sorted(first.values()), dtype=np.int64)
     chosen = generator.permutation(chosen)[:most]
-    size = min(CHECK_GALLERY, len(chosen))
-    if size < 3:
+    if len(chosen) < _FEWEST:
         return []
+    size = len(chosen) // -(-len(chosen) // CHECK_GALLERY)
     return [chosen[begin : begin + size] for begin in range(0, len(chosen) - size + 1, size)]
 
 
@@ -292,6 +301,6 @@ def _gather(data: AuditData, rows: npt.NDArray[np.int64]) -> FloatImage:
     return np.concatenate([data.clean(block) for block in np.split(rows, range(_BLOCK, len(rows), _BLOCK))])
 
 
-def _centre(images: npt.NDArray[np.floating], side: int) -> npt.NDArray[np.floating]:
+def _centre(images: npt.NDArray[_Float], side: int) -> npt.NDArray[_Float]:
     top, left = (images.shape[axis] // 2 - side // 2 for axis in (1, 2))
     return images[:, top : top + side, left : left + side]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,6 @@ class NoiseTrial:
         self._data, self._variant, self._rows, self._seed = data, variant, rows, seed
         self._clean = data.clean(rows)
         self._secret = hashlib.sha256(f"secret of the audit {seed}".encode()).digest()
-        self._law = {"mean": variant.mean, "std": variant.std, "clip": variant.clip}
 
     def why_no_secret(self) -> str:
         """Why secret nested noise cannot be tried at this level; empty where it can."""
@@ -42,9 +42,11 @@ class NoiseTrial:
 
     def average(self, counts: Sequence[int], *, nested: bool) -> AttackResult | Skipped:
         """PSNR of the average of ever more releases."""
-        curve, last = [], np.zeros(0)
+        variant, curve, last = self._variant, [], np.zeros(0)
         for count in counts:
-            estimate = averaged(self._releases(count, nested=nested), **self._law)
+            estimate = averaged(
+                self._releases(count, nested=nested), mean=variant.mean, std=variant.std, clip=variant.clip
+            )
             last = psnr_of(estimate, self._clean)
             curve.append((float(count), float(np.mean(last[np.isfinite(last)])) if np.isfinite(last).any() else 99.0))
         gain = curve[-1][1] - curve[0][1]
@@ -63,8 +65,8 @@ class NoiseTrial:
         other = self._other_level(nested=nested)
         weak_std, strong_std = min(std, other), max(std, other)
         weak, strong = (self._level(level, nested=nested) for level in (weak_std, strong_std))
-        law = {"mean": self._variant.mean, "clip": self._variant.clip}
-        estimate = subtracted(weak, strong, weak_std=weak_std, strong_std=strong_std, **law)  # type: ignore[arg-type]
+        mean, clip = self._variant.mean, self._variant.clip
+        estimate = subtracted(weak, strong, mean=mean, weak_std=weak_std, strong_std=strong_std, clip=clip)
         way = "Veilray's secret noise" if nested else "one seeded field scaled to two levels"
         return self._scored(
             psnr_of(estimate, self._clean),
@@ -114,9 +116,11 @@ class NoiseTrial:
 
     def _recovered(self, noisy: FloatImage, fields: FloatImage, hits: npt.NDArray[np.float64]) -> tuple[str, ...]:
         """What a found seed gives back, in a sentence."""
-        shares, errors = [], []
+        variant, shares, errors = self._variant, [], []
         for place in np.flatnonzero(hits).tolist():
-            image, whole = without_field(noisy[place], fields[place], **self._law)
+            image, whole = without_field(
+                noisy[place], fields[place], mean=variant.mean, std=variant.std, clip=variant.clip
+            )
             shares.append(float(whole.mean()))
             errors.append(float(np.abs(image - self._clean[place])[whole].max(initial=0.0)))
         if not shares:
@@ -126,15 +130,14 @@ class NoiseTrial:
             f"error of at most {255 * max(errors):.2g} grey levels",
         )
 
-    def _scored(self, values: npt.NDArray[np.float64], **options: object) -> AttackResult | Skipped:
-        return score_record(self._data, self._variant.name, self._rows, values, seeds=(self._seed,), **options)  # type: ignore[arg-type]
+    def _scored(self, values: npt.NDArray[np.float64], **options: Any) -> AttackResult | Skipped:
+        return score_record(self._data, self._variant.name, self._rows, values, seeds=(self._seed,), **options)
 
     def _releases(self, count: int, *, nested: bool) -> Iterator[FloatImage]:
+        # A level of secret noise leaves again as it left before, to the bit.
+        again = self._level(self._variant.std, nested=True) if nested else None
         for number in range(count):
-            if nested:  # a level leaves again as it left before
-                yield self._level(self._variant.std, nested=True)
-            else:
-                yield self._noisy(self._fresh(number) * np.float32(self._variant.std))
+            yield again if again is not None else self._noisy(self._fresh(number) * np.float32(self._variant.std))
 
     def _level(self, std: float, *, nested: bool) -> FloatImage:
         """The images at a level: of one secret's nested noise, or of one seeded field scaled."""

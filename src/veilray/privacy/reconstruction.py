@@ -22,7 +22,7 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 """LPIPS: (N, 1, H, W) twice -> (N,)."""
 
 _SCORED = {"quick": 48, "default": 400, "full": 100_000}
-_TRIED = {"quick": 8, "default": 32, "full": 64}
+_TRIED = {"quick": 32, "default": 64, "full": 96}
 _RELEASES = {"quick": (1, 2, 4, 8), "default": (1, 2, 4, 8, 16, 32), "full": (1, 2, 4, 8, 16, 32, 64)}
 _SEEDS = {"quick": 1 << 12, "default": 1 << 16, "full": 1 << 20}
 _BLOCK = 16
@@ -86,7 +86,7 @@ def _fidelity(
 def _without_network(
     data: AuditData, variant: Variant, *, budget: Budget, seed: int, progress: Progress
 ) -> list[AttackResult | Skipped]:
-    rows = _spread(variant.available(data), _TRIED[budget.effort])
+    rows = _spread(_one_each(data, variant.available(data)), _TRIED[budget.effort])
     trial = NoiseTrial(data, variant, rows, seed=seed)
     progress("averaging releases")
     found: list[AttackResult | Skipped] = [trial.average(_RELEASES[budget.effort], nested=False)]
@@ -109,3 +109,11 @@ def _spread(rows: Rows, most: int) -> npt.NDArray[np.int64]:
     if len(kept) <= most:
         return kept
     return kept[np.unique(np.linspace(0, len(kept) - 1, most).astype(np.int64))]
+
+
+def _one_each(data: AuditData, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The first image of each patient: for noise alone it does not matter which, and patients are what counts."""
+    first: dict[str, int] = {}
+    for row in rows.tolist():
+        first.setdefault(data.patient_ids[row], row)
+    return np.array(sorted(first.values()), dtype=np.int64)

@@ -116,7 +116,7 @@ class _Store:
 def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
     n_bytes = int(np.prod(shape)) * dtype.itemsize
     mode = "r+" if path.is_file() and path.stat().st_size == n_bytes else "w+"
-    found = np.memmap(path, dtype=dtype, mode=mode, shape=shape)
+    found: Any = np.memmap(path, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload]
     path.chmod(0o600)
     return found
 
@@ -196,7 +196,8 @@ def _block_means(images: FloatImage, block: int) -> FloatImage:
 
 
 def _rounded(images: FloatImage) -> FloatImage:
-    rounded: FloatImage = np.rint(np.clip(images, 0.0, 1.0) * LEVELS_OF_GREY).astype(np.float32) / LEVELS_OF_GREY
+    rounded: FloatImage = np.rint(np.clip(images, 0.0, 1.0) * LEVELS_OF_GREY).astype(np.float32)
+    rounded /= np.float32(LEVELS_OF_GREY)
     return rounded
 
 

@@ -62,7 +62,7 @@ def _context(audit: Audit, panels: Sequence[AuditPanel]) -> Mapping[str, Any]:
         "drawings": drawings(audit),
         "formal": audit.formal,
         "adjacencies": _adjacencies(audit),
-        "skipped": audit.skipped,
+        "skipped": _not_tested(audit),
         "panels": [(panel.variant, [_data_uri(image) for image in panel.images]) for panel in panels],
         "words": audit_text,
     }
@@ -75,10 +75,10 @@ def _attacks(audit: Audit) -> list[str]:
 
 def _table(audit: Audit, attack: str) -> dict[str, Any]:
     """A table of one attack: a row for each metric and attacker, a column for each kind of image."""
-    results = [one for one in audit.results if one.attack == attack]
+    # Parts of an attacker are for who looks into audit.json.
+    results = [one for one in audit.results if one.attack == attack and not one.attacker.startswith("part of")]
     variants = [name for name in audit.audited.variants if any(one.variant == name for one in results)]
     variants += [name for name in dict.fromkeys(one.variant for one in results) if name not in variants]
-    # Where there are many kinds of images they go down the page and the metrics across would be too many: keep rows.
     rows: dict[tuple[str, str], dict[str, AttackResult]] = {}
     for one in results:
         rows.setdefault((one.metric, one.attacker), {})[one.variant] = one
@@ -128,6 +128,14 @@ def _notes(results: Sequence[AttackResult]) -> list[str]:
     return [
         f"{', '.join(dict.fromkeys(whose)) if len(whose) < 4 else 'several'}: {note}." for note, whose in said.items()
     ]
+
+
+def _not_tested(audit: Audit) -> list[tuple[str, str, str]]:
+    """Attack, images and reason of what was not tested; each reason once for all the images that it holds for."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for one in audit.skipped:
+        where.setdefault((one.attack, one.reason), []).append(one.variant)
+    return [(attack, ", ".join(filter(None, names)), reason) for (attack, reason), names in where.items()]
 
 
 def _adjacencies(audit: Audit) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from veilray.privacy.gate import PASSED
 from veilray.privacy.results import FEW_PATIENTS, AttackResult, Audit, FormalLevel, few_patients_note
-from veilray.report.text import listed, number, share
+from veilray.report.text import listed, number
 
 METADATA = "sex, view and age alone"
 """The attacker who sees no pixels, as re-identification names it."""
@@ -88,22 +88,21 @@ def gate_sentence(audit: Audit) -> str:
     return "Gate not passed: " + "; ".join(breach.reason for breach in audit.gate.breaches) + "."
 
 
-def figure(result: AttackResult, *, ends: bool = True) -> str:
+def figure(result: AttackResult) -> str:
     """A figure with its interval, and in the same breath where it is from few patients."""
+    few = few_patients_note(result.n_patients) if result.n_patients < FEW_PATIENTS else ""
+    beside = "; ".join(filter(None, [interval_text(result), few]))
     text = value_text(result.metric, result.value)
-    few = ""
-    if result.n_patients < FEW_PATIENTS:
-        few = f", {few_patients_note(result.n_patients)}"
-    if result.low is None or result.high is None or not ends:
-        return f"{text}{f' ({few[2:]})' if few else ''}"
-    return f"{text} ({interval_text(result)}{few})"
+    return f"{text} ({beside})" if beside else text
 
 
 def interval_text(result: AttackResult) -> str:
-    """The ends of the interval, `0.83 to 0.91`; empty where there is none."""
+    """The ends of the interval, `0.830 to 0.910`; empty where there is none."""
     if result.low is None or result.high is None:
         return ""
-    return f"{value_text(result.metric, result.low)} to {value_text(result.metric, result.high)}"
+    low, high = (value_text(result.metric, end) for end in (result.low, result.high))
+    unit = high.rpartition(_NBSP)[2] if _NBSP in high else ""
+    return f"{low.removesuffix(_NBSP + unit)} to {high}"
 
 
 def value_text(metric: str, value: float) -> str:
@@ -129,8 +128,8 @@ def metric_name(metric: str) -> str:
 
 
 def epsilon_text(epsilon: float) -> str:
-    """An epsilon with three digits, or a power of ten where it says nothing any more."""
-    return "0" if epsilon == 0.0 else f"{epsilon:.3g}" if epsilon < 10_000 else number(epsilon, 0)
+    """An epsilon with three digits."""
+    return f"{epsilon:.3g}" if epsilon < 100.0 else number(epsilon, 0)
 
 
 def _of_release(audit: Audit) -> Verdict:
@@ -147,21 +146,19 @@ def _linkage(audit: Audit) -> Verdict:
     whole = _seen(audit, "linkage", "top_1")
     if whole:
         gallery = number(audit.audited.n_images, 0)
-        sentences.append(f"finds the one of {gallery} originals in at least {_each(whole)} of cases.")
-    patch = sorted({one.metric for one in audit.results if one.metric.startswith("top_1_patch_")})
-    for metric in patch[:1]:
+        sentences.append(f"finds the right one of {gallery} originals in at least {_each(whole)}.")
+    for metric in sorted({one.metric for one in audit.results if one.metric.startswith("top_1_patch_")})[:1]:
         small = _seen(audit, "linkage", metric)
         side = metric.removeprefix("top_1_patch_")
         if small:
             sentences.append(f"The central {side} × {side} pixels alone are enough in at least {_each(small)}.")
-    checked = list(_by_variant(audit, "linkage", "top_1_checked").values())
+    checked = _by_variant(audit, "linkage", "top_1_checked")
     if checked:
         pairs = "; ".join(
-            f"{value_text(one.metric, one.value)} measured, {value_text(one.metric, one.predicted or 0.0)} predicted "
-            f"({one.variant})"
-            for one in checked
+            f"measured {figure(one)}, predicted {value_text(one.metric, one.predicted or 0.0)} for {name}"
+            for name, one in checked.items()
         )
-        sentences.append(f"Where it is made hard, theory and measurement agree as follows: {pairs}.")
+        sentences.append(f"Where it is made hard on purpose, to check theory: {pairs}.")
     return Verdict(attacker="Who holds the originals", sentences=tuple(sentences))
 
 
@@ -208,18 +205,22 @@ def _restoring(audit: Audit) -> Verdict:
 
 
 def _averaging(audit: Audit) -> Verdict:
-    sentences = []
+    grouped: dict[str, list[str]] = {}
     for one in audit.results:
         if one.attacker.startswith("averaging") and one.curve:
-            gain = one.curve[-1][1] - one.curve[0][1]
-            sentences.append(f"{one.attacker}, {one.variant}: {figure(one)}, {number(gain, 1, sign=True)}{_NBSP}dB.")
-    return Verdict(attacker="Who gets several releases of one image", sentences=tuple(sentences))
+            gain = number(one.curve[-1][1] - one.curve[0][1], 1, sign=True)
+            grouped.setdefault(one.attacker, []).append(f"{gain}{_NBSP}dB, to {figure(one)}, for {one.variant}")
+    sentences = tuple(f"{attacker}: {'; '.join(gains)}." for attacker, gains in grouped.items())
+    return Verdict(attacker="Who gets several releases of one image", sentences=sentences)
 
 
 def _keys(audit: Audit) -> Verdict:
-    found = [one for one in audit.results if one.metric == "seeds_found"]
-    sentences = (f"{one.attacker}, {one.variant}: {figure(one)} found." for one in found)
-    return Verdict(attacker="Who guesses how the noise was made", sentences=tuple(sentences))
+    grouped: dict[str, list[str]] = {}
+    for one in audit.results:
+        if one.metric == "seeds_found":
+            grouped.setdefault(one.attacker, []).append(f"{figure(one)} for {one.variant}")
+    sentences = tuple(f"{attacker}: found in {listed(shares)}." for attacker, shares in grouped.items())
+    return Verdict(attacker="Who guesses how the noise was made", sentences=sentences)
 
 
 def _formally(audit: Audit) -> Verdict:
@@ -268,10 +269,9 @@ def _seen(
 
 
 def _each(found: dict[str, AttackResult]) -> str:
-    if len({share(one.value) for one in found.values()}) == 1 and all(one.value == 1.0 for one in found.values()):
-        first = min(found.values(), key=lambda one: one.n_patients)
-        return f"{figure(first)} ({'all of: ' if len(found) > 1 else ''}{', '.join(found)})"
-    return listed([f"{figure(one)} ({name})" for name, one in found.items()])
+    if len(found) > 1 and len({figure(one) for one in found.values()}) == 1:
+        return f"{figure(next(iter(found.values())))} for each of {listed(list(found))}"
+    return listed([f"{figure(one)} for {name}" for name, one in found.items()])
 
 
 def _clean(audit: Audit, attack: str, metric: str) -> str:
