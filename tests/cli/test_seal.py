@@ -22,8 +22,15 @@ def test_a_release_is_sealed_and_opened(flow_cohort: Path, tmp_path: Path, keys:
     flow_release = tmp_path / "release"
     done("obfuscate", flow_cohort, "--out", flow_release, "--seed", 7)
     bundle, out = tmp_path / "a.veil", tmp_path / "out"
-    said = done("seal", flow_release, "--out", bundle, "--keys", keys / "one", "--to", "two")
+    words = ["seal", flow_release, "--out", bundle, "--keys", keys / "one", "--to", "two"]
+    refused = veilray(*words)
+    assert (refused.status, len(refused.lines), bundle.exists()) == (4, 1, False)
+    assert "the ledger does not know it" in refused.err
+    assert veilray(*words, "--override-name", "A. Chief").status == 2
+    said = done(*words, "--override-name", "A. Chief", "--override-reason", "phantoms only")
     assert "release, 3 files" in said.out
+    assert "Overridden, with name and reason kept: the ledger does not know it" in said.out
+    assert "sealing overridden: A. Chief, for two" in done("ledger", "list", keys / "one", "--events").out
     assert "made from a seed" in said.out
     said = done("open", bundle, "--out", out, "--keys", keys / "two")
     assert "release from one" in said.out
@@ -31,6 +38,22 @@ def test_a_release_is_sealed_and_opened(flow_cohort: Path, tmp_path: Path, keys:
     assert {file.name: file.read_bytes() for file in out.iterdir()} == {
         file.name: file.read_bytes() for file in flow_release.iterdir()
     }
+
+
+def test_a_release_goes_to_whom_it_was_made_for(flow_cohort: Path, tmp_path: Path, keys: Path) -> None:
+    release, one = tmp_path / "release", keys / "one"
+    KeyFolder.open(one).pin(KeyFolder.open(keys / "stranger").card)
+    done("obfuscate", flow_cohort, "--out", release, "--keys", one, "--receiver", "two")
+    words = ["seal", release, "--keys", one, "--out"]
+    refused = veilray(*words, tmp_path / "a.veil", "--to", "two", "--to", "stranger")
+    assert (refused.status, len(refused.lines)) == (4, 1)
+    assert "not made for stranger" in refused.err
+    done(*words, tmp_path / "b.veil", "--to", "two")
+    two = KeyFolder.open(keys / "two")
+    two.rotate("receiving")
+    KeyFolder.open(one).pin(two.card, replace=True)
+    done(*words, tmp_path / "c.veil", "--to", "two")
+    assert sorted(file.name for file in tmp_path.glob("*.veil")) == ["b.veil", "c.veil"]
 
 
 def test_what_must_stay_is_refused_with_status_4(flow_cohort: Path, tmp_path: Path, keys: Path) -> None:

@@ -132,20 +132,17 @@ def _parties(
     keys: Path | None, receiver: str | None, passphrase_file: Path | None, name: str | None, reason: str | None
 ) -> Parties | None:
     """The part of a request that takes keys."""
-    from veilray.cli.site_keys import open_keys
-    from veilray.exchange.ledger.records import Override
+    from veilray.cli.site_keys import open_keys, parse_override
     from veilray.exchange.release.making import Parties
 
-    if (name is None) != (reason is None):
-        raise UsageError("--override-name and --override-reason go together; both are kept")
+    override = parse_override(name, reason)
     if keys is None:
-        if receiver is not None or name is not None:
+        if receiver is not None or override is not None:
             raise UsageError("--receiver and --override-name need --keys")
         return None
     if receiver is None:
         raise UsageError("--receiver is missing: whose pinned card is it for? see `veilray keys show`")
     folder = open_keys(keys, passphrase_file)
-    override = Override(name=name, reason=reason) if name is not None and reason is not None else None
     return Parties(keys=folder, receiver=folder.peer(receiver), override=override)
 
 

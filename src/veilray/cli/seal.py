@@ -21,16 +21,21 @@ def seal_command(
     keys: Annotated[Path, KEYS],
     to: Annotated[list[str], typer.Option(help="Pinned site that may open it; repeat for more.", show_default=False)],
     passphrase_file: Annotated[Path | None, PASSPHRASE_FILE] = None,
+    override_name: Annotated[
+        str | None, typer.Option(help="Who answers for a release that the ledger does not let go.", show_default=False)
+    ] = None,
+    override_reason: Annotated[str | None, typer.Option(help="Why; both are kept.", show_default=False)] = None,
 ) -> None:
     """Sign and encrypt a folder for one or more sites; nobody else can open it, not even the sender."""
     from veilray.cli.progress import progress
-    from veilray.cli.site_keys import open_keys
+    from veilray.cli.site_keys import open_keys, parse_override
     from veilray.exchange.sealing.seal import seal
 
+    override = parse_override(override_name, override_reason)
     site = open_keys(keys, passphrase_file)
     receivers = [site.peer(name) for name in to]
     with progress(None, "sealing", "bytes") as bar:
-        sealed = seal(source, out, keys=site, receivers=receivers, advance=bar.advance)
+        sealed = seal(source, out, keys=site, receivers=receivers, override=override, advance=bar.advance)
     manifest = sealed.manifest
     names = ", ".join(card.name for card in receivers)
     typer.echo(f"{out}: {manifest.kind}, {len(manifest.parts):,} files, {manifest.n_bytes:,} bytes, for {names}")

@@ -12,6 +12,7 @@ from veilray.errors import UsageError
 if TYPE_CHECKING:
     from veilray.exchange.keys.folder import KeyFolder
     from veilray.exchange.keys.secret import Secret
+    from veilray.exchange.ledger.records import Override
 
 KEYS = typer.Option("--keys", help="Key folder of this site, from `veilray keygen`.", show_default=False)
 PASSPHRASE_FILE = typer.Option(
@@ -51,6 +52,17 @@ def new_passphrase(file: Path | None, *, ask: bool, what: str) -> Secret | None:
     if _ask("once more: ") != typed:
         raise UsageError("the two passphrases differ; nothing was changed")
     return read_passphrase(typed, source="the prompt")
+
+
+def parse_override(name: str | None, reason: str | None) -> Override | None:
+    """Who answers for what the ledger refuses, and why; None where nobody does. UsageError unless both are said."""
+    from veilray.exchange.ledger.records import Override
+
+    if name is None and reason is None:
+        return None
+    if not (name or "").strip() or not (reason or "").strip():
+        raise UsageError("--override-name and --override-reason go together; both are kept")
+    return Override(name=name or "", reason=reason or "")
 
 
 def _read(file: Path) -> str:

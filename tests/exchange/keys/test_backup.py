@@ -31,7 +31,7 @@ def test_all_of_a_folder_comes_back(tmp_path: Path) -> None:
     keys.rotate("receiving")
     digest = hashlib.sha256(b"image").digest()
     with keys.ledger() as ledger:
-        release = Release(release_id="r", receivers=(), mode="noisy", source="entropy")
+        release = Release(release_id="r", receivers=(), mode="noisy", source="entropy", mean=0.1)
         ledger.reserve(release, [Image(sop_uid="", digest=digest, likeness=digest, geometry="native", std=0.1)])
         (keys.path / "stray").write_text("not taken")
         write_backup(keys, tmp_path / "backup.age", passphrase=PHRASE)  # while the ledger is open

@@ -14,9 +14,8 @@ from veilray.exchange.ledger.exposure import Given, composed_std, objection
 
 
 def _given(std: float = 0.2, **other: Any) -> Given:
-    return Given(
-        **{"release_id": "r", "mode": "noisy", "field": "f", "geometry": "g", "std": std, "clip": True, **other}
-    )
+    values = {"release_id": "r", "mode": "noisy", "field": "f", "geometry": "g", "clip": True, "mean": 0.1}
+    return Given(**{**values, "std": std, **other})
 
 
 def test_independent_noise_composes_as_the_best_average_of_the_copies() -> None:
@@ -74,12 +73,37 @@ def test_what_gives_nothing_further_away_is_not_objected_to(new: Given) -> None:
         (_given(geometry="half"), "another geometry"),
         (_given(mode="pairs"), "void"),
         (_given(clip=False), "unclamped"),
+        (_given(0.3, clip=False), "unclamped"),
+        (_given(mean=-0.1), "another mean before (0.1; now -0.1)"),
+        (_given(0.3, mean=-0.1), "another mean"),
     ],
 )
 def test_what_gives_more_away_is_objected_to(new: Given, reason: str) -> None:
     said = objection([_given()], new)
     assert said is not None
     assert reason in said
+
+
+def test_two_means_undo_the_clamp_and_are_objected_to_like_none() -> None:
+    rng = np.random.default_rng(2)
+    whole = rng.uniform(0, 1, 100_000) + rng.normal(0, 0.2, 100_000)
+    copies = {mean: np.clip(whole + mean, 0, 1) for mean in (-0.5, 0.5)}
+    undone = np.where(copies[0.5] < 1, copies[0.5] - 0.5, copies[-0.5] + 0.5)
+    assert np.mean(np.isclose(undone, whole)) > 0.999  # of the pixels of one copy, half are clamped
+    assert objection([_given(mean=-0.5)], _given(mean=0.5)) is not None
+    assert objection([_given(mean=-0.5), _given(clip=False)], _given(mean=0.5)) is None  # nothing is left to undo
+    # A ledger of before did not keep means.
+    assert "unknown" in (objection([_given(mean=None)], _given()) or "")
+    assert objection([_given(mean=None, clip=False)], _given()) is None
+
+
+def test_an_unclamped_level_covers_noisier_ones_only() -> None:
+    earlier = [_given(0.2), _given(0.3, clip=False)]  # the second was overridden
+    assert "unclamped" in (objection(earlier, _given(0.2, clip=False)) or "")
+    assert objection(earlier, _given(0.3, clip=False)) is None
+    assert objection(earlier, _given(0.4, clip=False, mean=0.0)) is None
+    assert objection(earlier, _given(0.2)) is None
+    assert objection(earlier, _given(0.25, mean=0.0)) is not None
 
 
 def test_after_clean_pixels_only_another_geometry_gives_more_away() -> None:

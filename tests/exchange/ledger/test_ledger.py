@@ -28,7 +28,7 @@ def _image(number: int = 0, **other: Any) -> Image:
 
 
 def _release(release_id: str, **other: Any) -> Release:
-    values = {"receivers": (RECEIVER,), "mode": "noisy", "source": "secret", "noise_id": "n1"}
+    values = {"receivers": (RECEIVER,), "mode": "noisy", "source": "secret", "noise_id": "n1", "mean": 0.1}
     return Release(**{"release_id": release_id, **values, **other})
 
 
@@ -65,6 +65,8 @@ def test_the_same_again_and_noisier_levels_pass_for_anyone(ledger: Ledger) -> No
         ({"source": "seeded", "noise_id": ""}, {"std": 0.3}, "0.2 to 0.166"),
         ({"mode": "pairs"}, {}, "void"),
         ({"clip": False}, {}, "unclamped"),
+        ({"mean": -0.5}, {}, "another mean"),
+        ({"mean": -0.5}, {"std": 0.3}, "another mean"),
     ],
 )
 def test_what_weakens_an_earlier_release_is_refused_unless_someone_answers_for_it(
@@ -181,22 +183,54 @@ def test_a_model_is_a_release_that_exposes_no_image(ledger: Ledger, file: Path) 
     assert len(ledger.releases()) == 2
 
 
-def test_a_ledger_from_before_models_keeps_what_is_in_it(ledger: Ledger, file: Path) -> None:
+def test_a_ledger_of_the_first_version_keeps_what_is_in_it(ledger: Ledger, file: Path) -> None:
     ledger.close()
     with sqlite3.connect(file) as connection:
         connection.execute("DROP TABLE models")
+        for column in ("mean", "digest"):
+            connection.execute(f"ALTER TABLE releases DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 1")
     connection.close()
     with Ledger.open(file, key=KEY) as opened:
-        assert [line.release.release_id for line in opened.releases()] == ["first"]
+        assert [(line.release.release_id, line.release.mean) for line in opened.releases()] == [("first", None)]
+        assert "unknown" in opened.examine(_release("again"), [_image()])[0].reason
         opened.reserve_model("bundle", MODEL, receivers=())
     with Ledger.open(file, key=KEY) as again:
         assert [line.images for line in again.releases()] == [3, 60]
     with sqlite3.connect(file) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute("PRAGMA user_version = 99")
     connection.close()
     with pytest.raises(DataError, match="this version"):
         Ledger.open(file, key=KEY)
+
+
+SEALING = {"digest": "ab" * 32, "receivers": {"centre": {RECEIVER}}}
+
+
+def test_what_is_sealed_must_have_been_released_for_its_receivers(ledger: Ledger) -> None:
+    ledger.reserve(_release("second", receivers=(RECEIVER, OTHER)), [_image()])
+    with pytest.raises(RefusedError, match="as reserved"):
+        ledger.admit("second", **SEALING)
+    ledger.commit("second", digest="ab" * 32)
+    assert ledger.admit("second", **SEALING) == ""
+    # The receiver has another card since.
+    assert ledger.admit("second", digest="ab" * 32, receivers={"centre": {"ef" * 32, RECEIVER}}) == ""
+    assert ledger.admit("first", **SEALING) == ""  # without a digest there is nothing to compare
+    before = len(ledger.events())
+    for name, change, reason in (
+        ("unknown", {}, "does not know it"),
+        ("second", {"digest": "cd" * 32}, "altered"),
+        ("first", {"receivers": {"centre": {RECEIVER}, "clinic": {OTHER}}}, "not made for clinic"),
+    ):
+        with pytest.raises(RefusedError, match=f"{reason}.*--override-name"):
+            ledger.admit(name, **{**SEALING, **change})
+        assert len(ledger.events()) == before
+    assert "does not know it" in ledger.admit("unknown", **SEALING, override=CHIEF)
+    overridden, sealed = ledger.events()[-2:]
+    assert (overridden.release_id, overridden.what, overridden.name) == ("unknown", "sealing overridden", "A. Chief")
+    assert overridden.reason.startswith("for centre, though the ledger does not know it")
+    assert overridden.reason.endswith("consent of 3 May")
+    assert sealed.what == "sealed"
 
 
 def test_misuse_is_told(ledger: Ledger) -> None:
@@ -212,6 +246,8 @@ def test_misuse_is_told(ledger: Ledger) -> None:
         ledger.reserve(_release("second"), [])
     with pytest.raises(UsageError, match="positive std"):
         ledger.reserve(_release("second"), [_image(std=0.0)])
+    with pytest.raises(UsageError, match="has a mean"):
+        ledger.reserve(_release("second", mean=None), [_image()])
     with pytest.raises(UsageError, match="name of its secret"):
         ledger.reserve(_release("second", noise_id=""), [_image()])
 

@@ -30,7 +30,7 @@ def image(name):
     return Image(sop_uid="", digest=digest, likeness=digest, geometry="native", std=0.2)
 
 def release(name):
-    return Release(release_id=name, receivers=(), mode="noisy", source="entropy")
+    return Release(release_id=name, receivers=(), mode="noisy", source="entropy", mean=0.1)
 
 file, name, go = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 with Ledger.open(file, key=Secret(b"l" * 32)) as ledger:

@@ -41,6 +41,15 @@ CREATE TABLE models (
 );
 """
 
+# Since version 3. The mean of what an earlier ledger wrote down is unknown.
+LAW_SCHEMA = """
+ALTER TABLE releases ADD COLUMN mean REAL;
+ALTER TABLE releases ADD COLUMN digest TEXT NOT NULL DEFAULT '';
+"""
+
+STEPS = (SCHEMA, MODELS_SCHEMA, LAW_SCHEMA)
+"""What brings a ledger from each version to the next, from none on."""
+
 
 class Acquisitions:
     """The acquisitions within one transaction."""
@@ -73,13 +82,22 @@ class Acquisitions:
             row
             for number in sorted(numbers)
             for row in self._connection.execute(
-                "SELECT release, mode, field, geometry, std, clip FROM given JOIN releases ON releases.id = release"
+                "SELECT release, mode, field, geometry, std, clip, mean"
+                " FROM given JOIN releases ON releases.id = release"
                 " WHERE acquisition = ? AND status != 'abandoned' ORDER BY given.rowid",
                 (number,),
             )
         ]
         return [
-            Given(release_id=row[0], mode=row[1], field=row[2], geometry=row[3], std=row[4], clip=bool(row[5]))
+            Given(
+                release_id=row[0],
+                mode=row[1],
+                field=row[2],
+                geometry=row[3],
+                std=row[4],
+                clip=bool(row[5]),
+                mean=row[6],
+            )
             for row in rows
         ]
 

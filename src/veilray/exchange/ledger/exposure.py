@@ -29,6 +29,8 @@ class Given:
     geometry: str
     std: float
     clip: bool
+    mean: float | None
+    """Of the noise, which says what the clamp hides; None where it is unknown or no image left."""
 
 
 def composed_std(given: Sequence[Given]) -> float:
@@ -56,7 +58,22 @@ def objection(earlier: Sequence[Given], new: Given) -> str | None:
         return f"its clean pixels would void a release at std {before:.3g}"
     if after < before * (1 - 1e-9):
         return f"what left of it would weaken from std {before:.3g} to {after:.3g}, all receivers' copies together"
-    same = [one for one in images if one.field == new.field]
-    if before > 0 and not new.clip and all(one.clip for one in same):
-        return "it left clamped before, and would now leave unclamped"
-    return None
+    return None if before == 0 else _clamp_objection([one for one in images if one.field == new.field], new)
+
+
+def _clamp_objection(same: Sequence[Given], new: Given) -> str | None:
+    """Why `new` would show what the clamp of earlier levels of the same field hides.
+
+    An unclamped level holds all that noisier ones show, clamped or not. A clamped one is followed by noisier ones with
+    the same mean: another mean moves the clamp, and what one cuts off the other shows.
+    """
+    if any(not one.clip and one.std <= new.std for one in same):
+        return None
+    if not new.clip:
+        return f"it left clamped before, or noisier than std {new.std:g}, and would now leave unclamped"
+    clamped = [one.mean for one in same if one.std <= new.std]
+    if not clamped or (new.mean is not None and new.mean in clamped):
+        return None
+    before = ", ".join(sorted({"unknown" if mean is None else f"{mean:g}" for mean in clamped}))
+    now = "unknown" if new.mean is None else f"{new.mean:g}"
+    return f"it left with noise of another mean before ({before}; now {now}), and both together undo the clamp"

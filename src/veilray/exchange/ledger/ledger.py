@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,8 @@ from typing import Self
 from veilray.errors import DataError, RefusedError, UsageError
 from veilray.exchange.keys.keyfile import check_private
 from veilray.exchange.keys.secret import Secret
-from veilray.exchange.ledger.book import MODELS_SCHEMA, SCHEMA, Acquisitions
+from veilray.exchange.ledger.admission import sealing_objection
+from veilray.exchange.ledger.book import STEPS, Acquisitions
 from veilray.exchange.ledger.exposure import Given, objection
 from veilray.exchange.ledger.listing import list_events, list_releases
 from veilray.exchange.ledger.records import (
@@ -62,7 +63,7 @@ __all__ = [
 
 LEDGER_FILE = "ledger.db"
 _APPLICATION = 0x7665696C  # "veil"
-_VERSION = 2
+_VERSION = len(STEPS)
 _PATIENCE = 60.0
 """Seconds to wait for another process that writes."""
 
@@ -84,9 +85,7 @@ class Ledger:
             raise UsageError(f"{path} already exists; a ledger is never replaced") from None
         connection = sqlite3.connect(path, isolation_level=None)
         try:
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {SCHEMA} {MODELS_SCHEMA} PRAGMA application_id = {_APPLICATION};"
-            )
+            connection.executescript(f"BEGIN IMMEDIATE; {''.join(STEPS)} PRAGMA application_id = {_APPLICATION};")
             connection.execute(f"PRAGMA user_version = {_VERSION}")
             connection.execute("INSERT INTO owner VALUES (?)", (_owner(key),))
             connection.execute("COMMIT")
@@ -138,10 +137,11 @@ class Ledger:
                 self._note(release.release_id, "overridden", override.name, note)
             return found
 
-    def commit(self, release_id: str) -> None:
-        """The release is whole and may leave. UsageError where it is not reserved."""
+    def commit(self, release_id: str, *, digest: str = "") -> None:
+        """The release is whole, with the digest that its record says, and may leave. UsageError if not reserved."""
         with self._transaction():
             self._settle(release_id, "committed")
+            self._connection.execute("UPDATE releases SET digest = ? WHERE id = ?", (digest, release_id))
             self._note(release_id, "committed")
 
     def abandon(self, release_id: str) -> None:
@@ -157,6 +157,33 @@ class Ledger:
         with self._transaction():
             self._settle(release_id, "committed" if left else "abandoned")
             self._note(release_id, "settled as released" if left else "settled as not released", name, reason)
+
+    def admit(
+        self,
+        release_id: str,
+        *,
+        digest: str,
+        receivers: Mapping[str, Collection[str]],
+        override: Override | None = None,
+    ) -> str:
+        """Let a release be sealed, and write that down; gives the objection that was overridden, if there was one.
+
+        `receivers` gives each one's fingerprints, former ones too, by its name. RefusedError where the ledger does not
+        know the release as one that was made for all of them, and there is no `override`.
+        """
+        with self._transaction():
+            known = {line.release.release_id: line for line in list_releases(self._connection)}
+            found = sealing_objection(known.get(release_id), digest=digest, receivers=receivers)
+            if found is not None:
+                if override is None:
+                    raise RefusedError(
+                        f"the release may not be sealed: {found}. Or override (--override-name, --override-reason; "
+                        "both are kept)"
+                    )
+                note = f"for {', '.join(sorted(receivers))}, though {found}: {override.reason}"
+                self._note(release_id, "sealing overridden", override.name, note)
+            self._note(release_id, "sealed")
+        return found or ""
 
     def reserve_model(self, release_id: str, model: Model, *, receivers: Sequence[str]) -> None:
         """Write down that a model is to leave; nothing is objected to, since no image does.
@@ -219,6 +246,7 @@ class Ledger:
                 geometry=image.geometry,
                 std=image.std,
                 clip=release.clip,
+                mean=release.mean,
             )
             reason = objection(earlier, new)
             if reason is not None:
@@ -230,9 +258,13 @@ class Ledger:
 
     def _insert(self, release: Release, images: int) -> None:
         values = (release.release_id, _now(), "reserved", json.dumps(release.receivers))
-        more = (release.mode, release.source, release.noise_id, release.clip, images)
+        more = (release.mode, release.source, release.noise_id, release.clip, images, release.mean)
         try:
-            self._connection.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, *more))
+            self._connection.execute(
+                "INSERT INTO releases (id, made, status, receivers, mode, source, noise_id, clip, images, mean)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, *more),
+            )
         except sqlite3.IntegrityError:
             raise UsageError(f"release {release.release_id} is in the ledger already") from None
         self._note(release.release_id, "reserved")
@@ -266,13 +298,14 @@ class Ledger:
         return int(version)
 
     def _upgrade(self) -> None:
-        """Bring a ledger of version 1 to this one; what is in it stays."""
+        """Bring a ledger of an earlier version to this one; what is in it stays."""
         if self._version() == _VERSION:
             return
         with self._transaction():
-            if self._version() == 1:  # unless another process was quicker
-                self._connection.execute(MODELS_SCHEMA)
-                self._connection.execute(f"PRAGMA user_version = {_VERSION}")
+            for step in STEPS[self._version() :]:  # none where another process was quicker
+                for statement in filter(str.strip, step.split(";")):
+                    self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA user_version = {_VERSION}")
 
     @contextmanager
     def _transaction(self, *, keep: bool = True) -> Iterator[None]:

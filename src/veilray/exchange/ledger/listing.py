@@ -9,7 +9,7 @@ from veilray.exchange.ledger.records import Event, ModelLine, Release, ReleaseLi
 
 _RELEASES = """
 SELECT id, receivers, mode, source, noise_id, clip, made, status, images,
-       (SELECT COALESCE(MIN(std), 0) FROM given WHERE given.release = id), weights, trained_on, patients
+       (SELECT COALESCE(MIN(std), 0) FROM given WHERE given.release = id), weights, trained_on, patients, mean, digest
 FROM releases LEFT JOIN models ON models.release = id ORDER BY made, releases.rowid
 """
 
@@ -25,11 +25,13 @@ def list_releases(connection: sqlite3.Connection) -> list[ReleaseLine]:
                 source=row[3],
                 noise_id=row[4],
                 clip=bool(row[5]),
+                mean=row[13],
             ),
             made=row[6],
             status=row[7],
             images=row[8],
             least_std=row[9],
+            digest=row[14],
             model=None if row[10] is None else ModelLine(weights_sha256=row[10], trained_on=row[11], patients=row[12]),
         )
         for row in connection.execute(_RELEASES)

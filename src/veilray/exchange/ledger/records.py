@@ -25,6 +25,8 @@ class Release:
     noise_id: str = ""
     """`KeyFolder.noise_id()` of secret noise."""
     clip: bool = True
+    mean: float | None = None
+    """Of its noise; None where no image leaves, or an older ledger did not keep it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,8 @@ class ReleaseLine:
     """That left; of a model, those that it was trained on or chosen by."""
     least_std: float
     """0 where none left."""
+    digest: str = ""
+    """Of the whole release, as `release.json` says it; empty where an older ledger did not keep it."""
     model: ModelLine | None = None
 
 
@@ -143,5 +147,7 @@ def check_request(release: Release, images: Sequence[Image], override: Override 
         raise UsageError("secret noise needs the name of its secret")
     if release.mode != "model-only" and not all(image.std > 0 for image in images):
         raise UsageError("every image of a release has noise of a positive std")
+    if release.mode != "model-only" and release.mean is None:
+        raise UsageError("the noise of a release has a mean")
     if override is not None and not (override.name.strip() and override.reason.strip()):
         raise UsageError("an override needs the name of who answers for it, and the reason")

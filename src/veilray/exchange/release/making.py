@@ -159,7 +159,7 @@ def make_release(plan: ReleasePlan, out: Path, *, advance: Callable[[int], None]
             if not out.exists():
                 ledger.abandon(plan.ledger_release.release_id)
             raise
-        ledger.commit(plan.ledger_release.release_id)
+        ledger.commit(plan.ledger_release.release_id, digest=written.record.digest)
     return MadeRelease(written=written, overridden=len(found.objections), voided=found.voided, quarantine=quarantine)
 
 
@@ -233,6 +233,7 @@ def _ledger_release(request: Request, source: NoiseSource, release_id: str) -> R
         source=source.kind,
         noise_id=parties.keys.noise_id() if parties and source.kind == "secret" else "",
         clip=request.noise.clip,
+        mean=request.noise.single_mean,
     )
 
 

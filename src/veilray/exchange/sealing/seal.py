@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veilray.errors import DataError, RefusedError, UsageError
-from veilray.exchange.ledger.records import Model
+from veilray.exchange.ledger.records import Model, Override
 from veilray.exchange.sealing.bundle import BundleSource, Faithful, measure, streams_first
 from veilray.exchange.sealing.manifest import MAX_PARTS, MAX_RECEIVERS, Manifest, Part, encode_manifest
 from veilray.exchange.sealing.sequences import Sequences, log
@@ -19,6 +19,7 @@ from veilray.exchange.sealing.sources import Source, sealable
 from veilray.files import replacing
 
 if TYPE_CHECKING:
+    from veilray.cohort.records import ReleaseRecord
     from veilray.exchange.keys.folder import KeyFolder, PublicCard
 
 ENDING = ".veil"
@@ -40,13 +41,15 @@ def seal(
     *,
     keys: KeyFolder,
     receivers: Sequence[PublicCard],
+    override: Override | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> SealedBundle:
     """Seal a release folder, a run folder (its model only) or a folder of denoised images into the new file `out`.
 
     Signed by the key folder's Ed25519 key, encrypted by age to every receiver; anyone else, the sender included, cannot
-    open it. Memory does not grow with the size. `advance` is called with the bytes that were encrypted. A model that
-    leaves Site One is written into its release ledger, under the bundle's id.
+    open it. Memory does not grow with the size. `advance` is called with the bytes that were encrypted. At Site One the
+    ledger is asked: it must know a release as made for these receivers, unless there is an `override`, which it keeps.
+    A model that leaves is written into it, under the bundle's id.
 
     Nothing is left behind when it fails. Raises RefusedError for a folder that must not leave, DataError where a file
     is damaged or changes meanwhile, UsageError where `out` exists or nobody is to receive it.
@@ -58,6 +61,9 @@ def seal(
         raise UsageError(f"{out} already exists; name a new file or remove that one")
     with ExitStack() as stack:
         found = _admit(stack, source, out, keys)
+        notes = list(found.notes)
+        if found.release is not None and keys.role == "site-one":
+            notes += _ask_ledger(found.release, keys, receivers, override)
         manifest = _manifest(found, keys, fingerprints)
         if found.model is not None and keys.role == "site-one":
             stack.enter_context(_remembered(found.model, manifest, out, keys))
@@ -85,7 +91,21 @@ def seal(
         parts=len(manifest.parts),
         bytes=manifest.n_bytes,
     )
-    return SealedBundle(path=out, manifest=manifest, notes=found.notes)
+    return SealedBundle(path=out, manifest=manifest, notes=tuple(notes))
+
+
+def _ask_ledger(
+    release: ReleaseRecord, keys: KeyFolder, receivers: Sequence[PublicCard], override: Override | None
+) -> list[str]:
+    """RefusedError where the ledger objects to a release's leaving; what was overridden, in a sentence."""
+    known = {card.name: keys.fingerprints_of(card) for card in receivers}
+    try:
+        with keys.ledger() as ledger:
+            overridden = ledger.admit(release.release_id, digest=release.digest, receivers=known, override=override)
+    except RefusedError:
+        log(keys.path, "refused", reason="ledger")
+        raise
+    return [f"Overridden, with name and reason kept: {overridden}."] if overridden else []
 
 
 @contextmanager

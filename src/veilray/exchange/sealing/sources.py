@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from veilray.cohort.records import COHORT_FILE, RELEASE_FILE
+from veilray.cohort.records import COHORT_FILE, RELEASE_FILE, ReleaseRecord
 from veilray.cohort.release import Release
 from veilray.errors import DataError, RefusedError
 from veilray.exchange.ledger.records import Model
@@ -34,6 +34,8 @@ class Source:
     """Files, in the order of the bundle."""
     notes: tuple[str, ...] = ()
     """What whoever sends it must know."""
+    release: ReleaseRecord | None = None
+    """What the ledger is asked about a release."""
     model: Model | None = None
     """What the ledger is told of a model."""
 
@@ -83,7 +85,7 @@ def _release(folder: Path) -> Source:
         notes.append("The clean images are in it: it hides nothing from whoever receives it.")
     if release.record.subtractable:
         notes.append("Its noise was made from a seed: whoever learns or guesses the seed can subtract it.")
-    return Source(kind="release", folder=folder, names=names, notes=tuple(notes))
+    return Source(kind="release", folder=folder, names=names, notes=tuple(notes), release=release.record)
 
 
 def _denoised(folder: Path) -> Source:
