@@ -29,7 +29,7 @@ def recognisable(patients: int, *, each: int, seed: int = 0) -> Images:
     for image in phantoms(patients):
         for _ in range(each):
             moved = np.roll(image, tuple(rng.integers(-1, 2, 2)), axis=(0, 1))
-            images.append(0.1 + rng.uniform(0.6, 0.8) * moved + rng.normal(0, 0.02, moved.shape))
+            images.append(0.1 + rng.uniform(0.6, 0.8) * moved + rng.normal(0, 0.004, moved.shape))
     return np.clip(np.stack(images), 0, 1).astype(np.float32)
 
 

@@ -33,7 +33,7 @@ FEWEST = 2 * FOLDS
 """Patients of a class below which it is not inferred."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class AttributeInference:
     """The attack as an audit calls it; see `veilray.privacy.data`."""
 

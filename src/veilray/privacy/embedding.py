@@ -3,7 +3,8 @@
 Principal components of the training images (kernel PCA: Schölkopf, Smola and Müller, Neural Computation 10 (1998)
 1299-1319), whitened; then the two-covariance model of speaker verification (Brümmer and de Villiers, Odyssey 2010):
 a patient's images scatter about the patient's place with a covariance W, and patients scatter with 1 - W. Directions in
-which follow-ups agree get the say.
+which follow-ups agree get the say. Pairs are scored by cosine, which withstands outliers that the model's likelihood
+ratio does not.
 """
 
 from __future__ import annotations
@@ -65,17 +66,9 @@ class PatientSpace:
         values, axes = linalg.eigh(pooled)
         return cls(axes=axes, correlation=np.clip(1.0 - values, 0.0, _LARGEST_CORRELATION))
 
-    def likelihood_ratios(self, coordinates: Floats) -> Floats:
-        """Logarithm of how much likelier each pair is of one patient than of two: (n, D) -> (n, n)."""
-        r = self.correlation
-        placed = coordinates @ self.axes
-        own = (placed**2) @ (r**2 / (2.0 * (1.0 - r**2)))
-        shared = (placed * (r / (1.0 - r**2))) @ placed.T
-        ratios: Floats = shared - own[:, None] - own[None] - 0.5 * np.log1p(-(r**2)).sum()
-        return ratios
-
     def cosines(self, coordinates: Floats) -> Floats:
         """Cosine between the images once directions count by how much of them is the patient's: (n, D) -> (n, n)."""
+        # The weights are those of the products in the logarithm of the likelihood ratio.
         placed = (coordinates @ self.axes) * np.sqrt(self.correlation / (1.0 - self.correlation**2))
         placed /= np.linalg.norm(placed, axis=1, keepdims=True) + 1e-12
         cosines: Floats = placed @ placed.T

@@ -28,6 +28,7 @@ _CELL = 16
 _BINS = 9
 _FINE = 224
 _COARSE = 112
+_BLURRED = 56
 _GRID = 6
 _SHIFT = 3
 _BATCH = 32
@@ -73,7 +74,7 @@ def gradient_histograms(images: Tensor, *, side: int = _GRADIENTS, cell: int = _
 
 
 class AlexNetFeatures:
-    """AlexNet's convolutions as trained on ImageNet: pooled to 6 x 6, for images at 224 and at 112 pixels a side."""
+    """AlexNet's convolutions as trained on ImageNet, each pooled to 6 x 6."""
 
     def __init__(self, weights: Weights) -> None:
         """`weights`: features.N.weight and features.N.bias, as torchvision names them."""
@@ -104,19 +105,29 @@ Bank = Callable[[Tensor], list[Tensor]]
 
 
 def banks(alexnet: AlexNetFeatures | None, *, quick: bool) -> dict[str, Bank]:
-    """The kinds of features by name, each a function from (n, H, W) to parts (n, D)."""
+    """The kinds of features by name, each a function from (n, H, W) to parts (n, D).
+
+    AlexNet looks at 224 pixels a side (not when `quick`), at 112, and at 112 of which only 56 are told, where noise
+    has been averaged away.
+    """
     found: dict[str, Bank] = {
-        "thumbnails": lambda images: [thumbnails(images).flatten(1)],
+        "thumbnails": lambda images: [standardised(shrunk(images, 2 * THUMBNAIL)).flatten(1)],
         "gradients": lambda images: [
             gradient_histograms(images),
             gradient_histograms(images, side=_GRADIENTS // 2, cell=_CELL // 2),
         ],
     }
     if alexnet is not None:
-        found["alexnet-112"] = lambda images: alexnet(images, side=_COARSE)
+        found["AlexNet at 56"] = lambda images: alexnet(_enlarged(shrunk(images, _BLURRED), _COARSE), side=_COARSE)
+        found["AlexNet at 112"] = lambda images: alexnet(images, side=_COARSE)
         if not quick:
-            found["alexnet-224"] = lambda images: alexnet(images, side=_FINE)
+            found["AlexNet at 224"] = lambda images: alexnet(images, side=_FINE)
     return found
+
+
+def _enlarged(images: Tensor, side: int) -> Tensor:
+    """(n, H, W) -> (n, side, side), linearly between pixels."""
+    return F.interpolate(images[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
 
 
 @torch.inference_mode()

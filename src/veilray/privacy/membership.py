@@ -31,6 +31,7 @@ _OTHERS_PER_ERROR = 1
 _RATES = (0.01, 0.001)
 _SMALLEST_LOSS = 1e-12
 _SMALLEST_SPREAD = 1e-6
+_ROUNDING = 1e-9
 
 Train = Callable[[Mask, int], Floats]
 """Which patients to train on, (P,), and a seed -> the loss of every patient under the model trained so, (P,)."""
@@ -143,7 +144,7 @@ def _figures(
     for rate in _RATES:
         metric = f"tpr_at_fpr_{rate:g}"
         if others * rate >= _OTHERS_PER_ERROR:
-            found.append(record(metric, (placements <= rate).astype(np.float64), rate))
+            found.append(record(metric, (placements <= rate + _ROUNDING).astype(np.float64), rate))
         else:
             reason = f"true-positive rate at a false-positive rate of {rate:g}: {others} others are too few"
             found.append(Skipped(attack=ATTACK, variant=model, reason=f"{attacker}, {reason}"))

@@ -36,7 +36,7 @@ _WHOLE = (NETWORK, NETWORK_AND_METADATA, METADATA, THUMBNAILS, GRADIENTS)
 """Attackers in their own right; the others are parts of the network."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class ReIdentification:
     """The attack as an audit calls it; see `veilray.privacy.data`."""
 

@@ -28,6 +28,7 @@ ENOUGH_IMPOSTORS = 10_000
 """Impostor pairs below which a false-positive rate of 1e-3 is not measured."""
 
 _RESAMPLES = 500
+_ROUNDING = 1e-9
 _RATES = np.unique(np.concatenate([np.logspace(-4, -1, 31), np.linspace(0.1, 1.0, 31)]))
 
 
@@ -94,8 +95,8 @@ def verification(rounds: Sequence[Round], patients: Codes, *, seeds: int, seed: 
     return Verification(
         auc=_estimate(1.0 - places, weights, several=several),
         auc_pairs=float(1.0 - plain.mean()),
-        rate=_estimate(np.float64(places <= LOW_RATE), weights, several=several) if enough else None,
-        curve=tuple((float(f), float(np.average(places[0] <= f, weights=weights[0]))) for f in _RATES),
+        rate=_estimate(np.float64(places <= LOW_RATE + _ROUNDING), weights, several=several) if enough else None,
+        curve=tuple((float(f), float(np.average(places[0] <= f + _ROUNDING, weights=weights[0]))) for f in _RATES),
         n_genuine=len(plain) // seeds,
         n_impostors=impostors,
         n_patients=len(known),

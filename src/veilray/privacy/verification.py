@@ -24,7 +24,8 @@ Floats = npt.NDArray[np.float64]
 
 NETWORK = "verification network"
 NETWORK_AND_METADATA = "verification network with sex, view and age"
-COMPONENTS = 150
+ALL = "all features"
+COMPONENTS = 200
 SHRINKAGE = 0.5
 PENALTY = 0.3
 _INNER_FOLDS = 4
@@ -47,7 +48,7 @@ def network_scores(
 
     `seed` deals the training patients into those that the parts learn from and those that the weights come from.
     """
-    kernels = {**looks.learned, "all features": sum_of(list(looks.learned.values()))}
+    kernels = {**looks.learned, ALL: sum_of(list(looks.learned.values()))}
     known = []
     for learn, weigh in splits(patient_folds(patients[train], folds=_INNER_FOLDS, seed=seed)):
         pairs, parts = _parts(kernels, looks.floors, patients, attributes, learn=train[learn], rows=train[weigh])
@@ -93,8 +94,7 @@ def _parts(
     for name, kernel in kernels.items():
         places = principal_coordinates(kernel, learn, components=components)
         space = PatientSpace.fit(places[learn], patients[learn], shrinkage=SHRINKAGE)
-        parts[f"{name}, ratio"] = space.likelihood_ratios(places[rows])[upper]
-        parts[f"{name}, cosine"] = space.cosines(places[rows])[upper]
+        parts[name] = space.cosines(places[rows])[upper]
     # The last kernel is that of all features.
     read = read_attributes(places, attributes, learn=learn, rows=rows)
     parts |= {f"{name} as read": -np.abs(said[:, None] - said[None])[upper] for name, said in read.items()}
