@@ -1,11 +1,12 @@
-"""Mutated bundles, manifests, tickets and cards: how many are refused, and that none does harm.
+"""Mutated bundles, manifests, tickets, cards, key files and DICOM files: how many are refused, and that none does harm.
 
     python benchmarks/fuzz.py [--count 10000] [--seed 1] [--save]
 
 Each case is a genuine object with something changed: bits flipped, bytes cut out, doubled or replaced; inside the
 encryption as well, since everyone who has a card can encrypt for it. A case counts as refused when Veilray raises an
 error of its own with exit status 3 or 4. It is a failure when another error comes through, when altered content is
-accepted, when anything but the key folder's log changes, and when a case takes more than 5 s.
+accepted, when anything but the key folder's log changes, and when a case takes more than 5 s. A DICOM file bears no
+signature: one that still is a radiograph is read, and counts as such.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import pyrage
 
+from fuzz_files import keys_as_they_are, mutated_keys, read_mutated_dicom
 from veilray.errors import DataError, RefusedError
 from veilray.exchange.keys.card import parse_card
 from veilray.exchange.keys.folder import KeyFolder
@@ -36,8 +38,9 @@ from veilray.inference.record import DenoiseSettings, new_batch, note_denoised
 
 LIMIT = 5.0
 """Seconds that a case may take."""
-KINDS = ("ciphertext", "inside the encryption", "manifest, signed again", "ticket", "card")
-_SHARES = (0.4, 0.3, 0.15, 0.1, 0.05)
+KINDS = ("ciphertext", "inside the encryption", "manifest, signed again", "ticket", "card", "key file", "DICOM")
+_SHARES = (0.25, 0.2, 0.12, 0.08, 0.05, 0.1, 0.2)
+_FINE = ("refused", "accepted unchanged", "read")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Genuine:
     """The tar inside."""
     content: dict[str, bytes]
     """The sealed files."""
+    keys: tuple[object, ...]
+    """What the receiver's key folder gives."""
 
     def encrypt(self, plain: bytes) -> bytes:
         """Anything, for the receiver."""
@@ -75,7 +80,7 @@ def make_genuine(folder: Path) -> Genuine:
     bundle = (folder / "a.veil").read_bytes()
     content = {file.name: file.read_bytes() for file in (folder / "source").iterdir()}
     plain: bytes = pyrage.decrypt(bundle, [receiver.age_identity()])
-    return Genuine(folder, sender, receiver, bundle, plain, content)
+    return Genuine(folder, sender, receiver, bundle, plain, content, keys_as_they_are(receiver.path))
 
 
 def mutate(data: bytes, chance: random.Random) -> bytes:
@@ -155,10 +160,20 @@ def try_case(genuine: Genuine, kind: str, chance: random.Random) -> str:
             ticket = make_ticket(genuine.folder / "a.veil", keys=genuine.sender)
             data = mutate(ticket.model_dump_json().encode(), chance)
             return _try(lambda: check_ticket(data, card=genuine.sender.card) == ticket.ticket)
+        case "key file":
+            return _try_keys(genuine, chance)
+        case "DICOM":
+            return _try(lambda: read_mutated_dicom(chance, mutate), accepted="read")
         case _:
             card = genuine.sender.card
             data = mutate(card.to_text().encode(), chance)
             return _try(lambda: parse_card(data, source="a card") == card)
+
+
+def _try_keys(genuine: Genuine, chance: random.Random) -> str:
+    before = _listing(genuine.folder)
+    result = _try(lambda: mutated_keys(genuine.receiver.path, genuine.keys, chance, mutate))
+    return result if _listing(genuine.folder) == before else f"other files changed ({result})"
 
 
 def _try_bundle(genuine: Genuine, data: bytes) -> str:
@@ -185,10 +200,10 @@ def _listing(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name not in kept}
 
 
-def _try(run: Callable[[], bool]) -> str:
+def _try(run: Callable[[], bool], *, accepted: str = "accepted unchanged") -> str:
     begun = time.perf_counter()
     try:
-        result = "accepted unchanged" if run() else "ALTERED CONTENT ACCEPTED"
+        result = accepted if run() else "ALTERED CONTENT ACCEPTED"
     except (RefusedError, DataError):
         result = "refused"
     except Exception as error:
@@ -208,9 +223,8 @@ def tally(folder: Path, *, count: int, seed: int) -> dict[str, collections.Count
 
 def failures(results: dict[str, collections.Counter[str]]) -> list[str]:
     """Whatever is neither refused nor unchanged."""
-    fine = ("refused", "accepted unchanged")
     cases = [(kind, result, number) for kind, found in results.items() for result, number in found.items()]
-    return [f"{kind}: {result}: {number}" for kind, result, number in cases if result not in fine]
+    return [f"{kind}: {result}: {number}" for kind, result, number in cases if result not in _FINE]
 
 
 def main() -> None:
