@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 import subprocess
@@ -33,10 +34,11 @@ from tests.end_to_end.sites import (
     write_ward,
 )
 from tests.exchange.sites import decrypted, members
+from tests.images.clinical_files import cr
+from tests.images.dicom_files import save
 
 from veilray.cohort.release import Release
 from veilray.exchange.keys.folder import KeyFolder
-from veilray.images.phantom import write_phantoms
 
 # The first test waits for the whole story, some thirty processes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -52,6 +54,8 @@ TRAIN = [
     "--no-evaluate",
 ]
 NOISY_WARD, PAIRS_WARD = 1, 2
+OWN_ROOT = "1.2.826.0.1.3680043.10.815"
+"""Of UIDs of Site Two's own images."""
 
 
 @dataclass(frozen=True)
@@ -128,19 +132,55 @@ def pairs_run(sites: Sites, pairs: Delivered) -> str:
 @pytest.fixture(scope="module")
 def returned(sites: Sites, noisy: Delivered, pairs_run: str) -> Delivered:
     """The noisy release, denoised at Site Two, back at Site One."""
-    sites.two.done("denoise", noisy.opened.name, "--out", "denoised", "--model", pairs_run, "--device", "cpu")
-    bundle = sites.deliver(sites.two, "denoised", "back")
-    said = sites.one.done("open", _in(sites.one, bundle), "--out", "denoised", "--keys", "keys")
-    assert "denoised: denoised from centre" in said
-    return Delivered(bundle, sites.one.home / "denoised")
+    return _denoised_and_back(sites, noisy, pairs_run)
 
 
 @pytest.fixture(scope="module")
-def derived(sites: Sites, noisy_ward: Ward, returned: Delivered) -> list[Path]:
+def returned_pairs(sites: Sites, pairs: Delivered, pairs_run: str) -> Delivered:
+    """The noisy images of the release of pairs, likewise."""
+    return _denoised_and_back(sites, pairs, pairs_run)
+
+
+def _denoised_and_back(sites: Sites, release: Delivered, run: str) -> Delivered:
+    name = f"{release.opened.name}-denoised"
+    sites.two.done("denoise", release.opened.name, "--out", name, "--model", run, "--device", "cpu")
+    bundle = sites.deliver(sites.two, name, f"{name}-back")
+    said = sites.one.done("open", _in(sites.one, bundle), "--out", name, "--keys", "keys")
+    assert f"{name}: denoised from centre" in said
+    return Delivered(bundle, sites.one.home / name)
+
+
+@pytest.fixture(scope="module")
+def derived(sites: Sites, returned: Delivered) -> list[Path]:
     """Derived DICOM objects at Site One."""
+    return _reattached(sites, NOISY_WARD, returned)
+
+
+@pytest.fixture(scope="module")
+def derived_pairs(sites: Sites, returned_pairs: Delivered) -> list[Path]:
+    """Those of the patients whose clean images left too."""
+    return _reattached(sites, PAIRS_WARD, returned_pairs)
+
+
+def _reattached(sites: Sites, ward: int, returned: Delivered) -> list[Path]:
     ours = ["--keys", "keys", "--receiver", "centre"]
-    sites.one.done("denoise", returned.opened.name, "--reattach", f"archive{NOISY_WARD}", "--out", "derived", *ours)
-    return sorted((sites.one.home / "derived").iterdir())
+    sites.one.done("denoise", returned.opened.name, "--reattach", f"archive{ward}", "--out", f"derived{ward}", *ours)
+    return sorted((sites.one.home / f"derived{ward}").iterdir())
+
+
+@pytest.fixture(scope="module")
+def own_derived(sites: Sites, model: Delivered) -> list[Path]:
+    """Site Two's own images, denoised by Site One's model where they are; its UIDs come from keys of its own."""
+    (sites.two.home / "own").mkdir()
+    for number in range(2):
+        values = np.random.default_rng(number).integers(0, 4096, SHAPE).astype(np.uint16)
+        uids = {"SOPInstanceUID": f"{OWN_ROOT}.3.{number}", "SeriesInstanceUID": f"{OWN_ROOT}.2"}
+        image = cr(values, bits=BITS, PatientID="own-1", StudyInstanceUID=f"{OWN_ROOT}.1", **uids)
+        (sites.two.home / f"own/{number}.dcm").write_bytes(save(image))
+    sites.two.done("keygen", "--out", "keys-of-the-ward", "--name", "ward-of-the-centre")
+    by = ["--model", model.opened.name, "--mean", 0, "--device", "cpu"]
+    sites.two.done("denoise", "own", "--out", "own-derived", *by, "--dicom", "--keys", "keys-of-the-ward")
+    return sorted((sites.two.home / "own-derived").iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +196,20 @@ def model(sites: Sites, noisy_ward: Ward) -> Delivered:
 def test_noisy_mode_ends_in_derived_objects_of_the_right_patients(
     noisy_ward: Ward, returned: Delivered, derived: list[Path]
 ) -> None:
-    assert len(derived) == len(noisy_ward.images)
-    names = _pseudonyms(noisy_ward.cohort)
+    _check_derived(noisy_ward, returned, derived)
+
+
+def test_so_does_the_mode_of_pairs(pairs_ward: Ward, returned_pairs: Delivered, derived_pairs: list[Path]) -> None:
+    _check_derived(pairs_ward, returned_pairs, derived_pairs)
+
+
+def _check_derived(ward: Ward, returned: Delivered, derived: list[Path]) -> None:
+    assert len(derived) == len(ward.images)
+    names = _pseudonyms(ward.cohort)
     for path in derived:
         made = dcmread(path)
         uid = str(made.SourceImageSequence[0].ReferencedSOPInstanceUID)
-        original = noisy_ward.images[uid]
+        original = ward.images[uid]
         for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "AccessionNumber", "SOPClassUID"):
             assert made[keyword].value == original[keyword].value
         assert list(made.ImageType)[:2] == ["DERIVED", "SECONDARY"]
@@ -181,22 +229,32 @@ def _pseudonyms(cohort: Path) -> dict[str, str]:
         return {row["original_image_id"]: row["image_id"] for row in csv.DictReader(stream)}
 
 
-def test_the_derived_objects_come_to_lie_in_orthanc(derived: list[Path], noisy_ward: Ward, tmp_path: Path) -> None:
+def test_the_derived_objects_of_every_mode_come_to_lie_in_orthanc(
+    derived: list[Path],
+    derived_pairs: list[Path],
+    own_derived: list[Path],
+    noisy_ward: Ward,
+    pairs_ward: Ward,
+    tmp_path: Path,
+) -> None:
     pytest.importorskip("pynetdicom")
     from tests.clinic.orthanc import running_orthanc
 
     with running_orthanc(tmp_path) as archive:
         address = ["-aec", archive.title, "127.0.0.1", str(archive.dicom)]
-        subprocess.run(["storescu", *address, *map(str, derived)], check=True, capture_output=True, timeout=120)
-        assert len(archive.instances()) == len(derived)
-        wanted = next(iter(noisy_ward.images.values()))
-        query = {"Level": "Series", "Query": {"PatientID": str(wanted.PatientID)}, "Expand": True}
-        series = archive.post("/tools/find", query)
-        assert len(series) == 2  # one of each visit
-        for found in series:
-            assert found["MainDicomTags"]["SeriesDescription"].startswith("DENOISED, RESEARCH, NOT FOR DIAGNOSIS")
-        kept = archive.get(f"/instances/{series[0]['Instances'][0]}/file")
-        assert kept[128:132] == b"DICM"
+        files = [*derived, *derived_pairs, *own_derived]
+        subprocess.run(["storescu", *address, *map(str, files)], check=True, capture_output=True, timeout=120)
+        assert len(archive.instances()) == len(files)
+        of_one, of_other = (next(iter(ward.images.values())) for ward in (noisy_ward, pairs_ward))
+        # One series of each visit; Site Two's own images are of one.
+        for patient, count in ((str(of_one.PatientID), 2), (str(of_other.PatientID), 2), ("own-1", 1)):
+            query = {"Level": "Series", "Query": {"PatientID": patient}, "Expand": True}
+            series = archive.post("/tools/find", query)
+            assert len(series) == count
+            for found in series:
+                assert found["MainDicomTags"]["SeriesDescription"].startswith("DENOISED, RESEARCH, NOT FOR DIAGNOSIS")
+            kept = archive.get(f"/instances/{series[0]['Instances'][0]}/file")
+            assert kept[128:132] == b"DICM"
 
 
 def test_pairs_train_and_evaluate_at_site_two_once_consent_is_given(
@@ -218,19 +276,36 @@ def test_pairs_train_and_evaluate_at_site_two_once_consent_is_given(
     assert not (sites.one.home / "more").exists()
 
 
-def test_model_only_mode_gives_site_two_a_model_and_nothing_else(sites: Sites, model: Delivered) -> None:
+def test_model_only_mode_gives_site_two_a_model_and_nothing_else(
+    sites: Sites, model: Delivered, own_derived: list[Path]
+) -> None:
     assert {path.name for path in model.opened.iterdir()} == {"weights.safetensors", "model.json", "MODEL_CARD.md"}
-    write_phantoms(sites.two.home / "phantoms", patients=2, follow_ups=1, seed=4, size=64)
-    sites.two.done("denoise", "phantoms", "--out", "smooth", "--model", "model", "--mean", "0", "--device", "cpu")
-    assert len(list((sites.two.home / "smooth").glob("*.png"))) == 2
+    weights = hashlib.sha256((model.opened / "weights.safetensors").read_bytes()).hexdigest()
+    assert len(own_derived) == 2
+    for path in own_derived:
+        made = dcmread(path)
+        assert str(made.SourceImageSequence[0].ReferencedSOPInstanceUID).startswith(OWN_ROOT)
+        assert made.PatientID == "own-1"
+        assert weights in str(made.ContributingEquipmentSequence)
+    listed = sites.one.done("ledger", "list", "keys", "--trained-on", f"cohort{NOISY_WARD}")
+    assert f"committed: model-only, weights {weights}" in listed
+    assert "centre" in listed
+    assert listed.splitlines()[-1].startswith("1 models trained on")
 
 
 def test_nothing_that_crossed_and_nothing_at_site_two_tells_of_site_one(
-    sites: Sites, noisy_ward: Ward, pairs_ward: Ward, noisy: Delivered, returned: Delivered, model: Delivered
+    sites: Sites,
+    noisy_ward: Ward,
+    pairs_ward: Ward,
+    noisy: Delivered,
+    returned: Delivered,
+    returned_pairs: Delivered,
+    model: Delivered,
 ) -> None:
     one, two = (KeyFolder.open(site.home / "keys") for site in (sites.one, sites.two))
     crossed = []
-    for bundle, keys in ((noisy.bundle, two), (model.bundle, two), (returned.bundle, one)):
+    bundles = ((noisy.bundle, two), (model.bundle, two), (returned.bundle, one), (returned_pairs.bundle, one))
+    for bundle, keys in bundles:
         files = members(decrypted(bundle, keys))
         assert files
         crossed += [item for name, data in files.items() for item in ((name, name.encode()), (name, data))]
