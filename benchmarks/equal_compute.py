@@ -26,8 +26,9 @@ import numpy.typing as npt
 import torch
 
 from veilray.cohort.build import import_radiographs
-from veilray.evaluation.evaluate import BOOTSTRAP_SEED, Perceptual, evaluate_run
+from veilray.evaluation.evaluate import evaluate_run
 from veilray.evaluation.results import METRICS, MODEL, read_scores
+from veilray.evaluation.scoring import BOOTSTRAP_SEED, Perceptual
 from veilray.metrics.lpips import load_lpips
 from veilray.metrics.statistics import clustered_bootstrap, paired_comparison
 from veilray.obfuscation.config import NoiseConfig

@@ -16,7 +16,8 @@ from synthetic import synthetic_cohort
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.open import open_data
 from veilray.cohort.split import parse_shares
-from veilray.evaluation.evaluate import Perceptual, evaluate_run
+from veilray.evaluation.evaluate import evaluate_run
+from veilray.evaluation.scoring import Perceptual
 from veilray.images.phantom import write_phantoms
 from veilray.metrics.lpips import load_lpips
 from veilray.training.config import RunConfig, load_config

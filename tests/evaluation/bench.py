@@ -15,7 +15,7 @@ from veilray.evaluation.benchmark import run as benchmark
 from veilray.evaluation.benchmark.plan import BenchmarkPlan, load_plan
 from veilray.evaluation.benchmark.process import Ended
 from veilray.evaluation.benchmark.record import RunRecord
-from veilray.evaluation.evaluate import Perceptual
+from veilray.evaluation.scoring import Perceptual
 
 PEAK = 5e10
 TINY = """

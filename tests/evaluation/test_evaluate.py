@@ -17,8 +17,9 @@ from skimage.metrics import structural_similarity
 from veilray.cohort.cohort import Cohort
 from veilray.errors import CohortError, VeilrayError
 from veilray.evaluation import results
-from veilray.evaluation.evaluate import Perceptual, evaluate_run
+from veilray.evaluation.evaluate import evaluate_run
 from veilray.evaluation.results import PER_IMAGE, SUMMARY, Summary, read_scores, read_summary
+from veilray.evaluation.scoring import Perceptual
 from veilray.metrics.lpips import load_lpips
 from veilray.models.weights import load_model
 from veilray.training.config import RunConfig

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from veilray.inference.denoiser import Denoiser
     from veilray.inference.files import Denoised
 
+MOST_WARNINGS = 5
+"""Images whose warnings are shown one by one."""
+
 
 def denoise_command(
     inputs: Annotated[
@@ -28,7 +31,11 @@ def denoise_command(
     ],
     out: Annotated[Path, typer.Option(help="Folder for what is written.", show_default=False)],
     model: Annotated[
-        Path | None, typer.Option(help="Run folder, exported model or file of weights.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Run folder, exported model, file of weights, or a name of veilray models; left out, default.",
+            show_default=False,
+        ),
     ] = None,
     mean: Annotated[
         float | None,
@@ -84,13 +91,20 @@ def denoise_command(
         _report(results, out, "attached" if reattach else "denoised", group)
 
 
-def _loaded(model: Path | None, device: str, tile: int | None, head: int | None, group: Group) -> Denoiser:
+def _loaded(model: str | None, device: str, tile: int | None, head: int | None, group: Group) -> Denoiser:
     from veilray.cli.ranks import rank_device
     from veilray.inference.denoiser import Denoiser
+    from veilray.inference.source import SHIPPED
+    from veilray.models.shipped.find import DEFAULT_MODEL, shipped_names
     from veilray.parallel.devices import pick_device
 
     if model is None:
-        raise UsageError("--model is missing: give a run folder, an exported model or a file of weights")
+        if DEFAULT_MODEL not in shipped_names():
+            raise UsageError(
+                f"--model is missing, and this version ships no model named {DEFAULT_MODEL!r}: give a run folder, an "
+                "exported model or a file of weights"
+            )
+        model = SHIPPED + DEFAULT_MODEL
     return Denoiser.load(model, device=rank_device(group, pick_device(device)).type, tile=tile, head=head)
 
 
@@ -143,7 +157,7 @@ def _report(results: Iterable[Denoised], out: Path, verb: str, group: Group = AL
     from veilray.cli.ranks import shown_by_lead
     from veilray.errors import DataError
 
-    done = failed = 0
+    done = failed = doubtful = 0
     with shown_by_lead(group, None, verb, "images") as bar:
         for result in results:
             bar.advance(1)
@@ -152,8 +166,13 @@ def _report(results: Iterable[Denoised], out: Path, verb: str, group: Group = AL
                 bar.say(f"left out {result.source}: {result.reason}")
             else:
                 done += 1
+            for warning in result.warnings[: None if doubtful < MOST_WARNINGS else 0]:
+                bar.say(f"warning: {result.source}: {warning}")
+            doubtful += bool(result.warnings)
     with fails_together(group):
         if group.is_lead and not done:
             raise DataError(f"nothing was {verb}; {failed} inputs were left out" if failed else "no images were found")
     if group.is_lead:
+        if doubtful > MOST_WARNINGS:
+            typer.echo(f"warning: as for these, the result is doubtful for {doubtful} images in all", err=True)
         typer.echo(f"{done} images {verb} into {out}" + (f", {failed} left out" if failed else ""))

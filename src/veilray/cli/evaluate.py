@@ -169,8 +169,8 @@ def _print(subject: Subject, summary: Summary, *, told: bool) -> None:
         if figures:  # a set of one patient has no mean
             name = names.get(method) or METHODS[method].title
             typer.echo(f"{name}: {figures}" + (f", {core:.3g} s an image on one core" if core is not None else ""))
-    for method, metrics in summary.model_minus.items():
-        gain = metrics.get("psnr")
+    for method, gains in summary.model_minus.items():
+        gain = gains.get("psnr")
         if gain is not None:
             over = f"{subject.title} minus {METHODS[method].title}"
             typer.echo(f"{over}: psnr {gain.mean:+.4g} [{gain.low:+.4g}, {gain.high:+.4g}]")

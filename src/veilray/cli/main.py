@@ -24,6 +24,7 @@ from veilray.cli.import_ import import_command
 from veilray.cli.keygen import keygen_command
 from veilray.cli.keys import keys_app
 from veilray.cli.ledger import ledger_app
+from veilray.cli.models import models_command
 from veilray.cli.obfuscate import obfuscate_command
 from veilray.cli.open_ import open_command
 from veilray.cli.receive import receive_command
@@ -61,6 +62,7 @@ app.command("evaluate")(evaluate_command)
 app.command("compare")(compare_command)
 app.command("benchmark")(benchmark_command)
 app.command("denoise")(denoise_command)
+app.command("models")(models_command)
 app.command("audit")(audit_command)
 app.command("serve")(serve_command)
 

@@ -13,9 +13,10 @@ from veilray.cli.ranks import shown_by_lead
 from veilray.errors import DataError, LpipsUnavailable
 from veilray.evaluation.baselines.score import Classical
 from veilray.evaluation.compare import compare
-from veilray.evaluation.evaluate import Perceptual, evaluate
+from veilray.evaluation.evaluate import evaluate
 from veilray.evaluation.panels import restore_panels
 from veilray.evaluation.results import Summary, no_mean, read_summary
+from veilray.evaluation.scoring import Perceptual
 from veilray.evaluation.subject import Subject, open_subject
 from veilray.metrics.lpips import load_lpips
 from veilray.parallel.group import ALONE, Group, fails_together

@@ -15,7 +15,7 @@ from PIL import Image
 
 from veilray.errors import ImageError
 from veilray.images.limits import check_size
-from veilray.images.raster import Raster, luma
+from veilray.images.raster import Raster, colourfulness, luma
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -54,7 +54,8 @@ def decode_png(data: bytes) -> Raster:
     samples, mode = _png_samples(png)
     if png.colour in (_GREY, _GREY_ALPHA):
         return Raster(stored=_grey(png, samples), bit_depth=png.depth, mode="LA" if png.colour == _GREY_ALPHA else mode)
-    return Raster(stored=luma(_colours(png, samples)), bit_depth=8, mode=mode)
+    colours = _colours(png, samples)
+    return Raster(stored=luma(colours), bit_depth=8, mode=mode, colour=colourfulness(colours))
 
 
 def _grey(png: _Png, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -62,6 +62,8 @@ class Radiograph:
     """Modality (0008,0060); empty for PNG and JPEG."""
     view: str = ""
     """View position (0018,5101): AP, PA, LL, ...; empty where unknown."""
+    colour: float = 0.0
+    """How colourful the file is: mean difference between a pixel's strongest and weakest channel, of the full range."""
     acquisition: Acquisition = field(default_factory=Acquisition)
     """Patient and exposure; empty for PNG and JPEG."""
 

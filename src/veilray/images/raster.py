@@ -27,6 +27,8 @@ class Raster:
     """Bits a sample, as the file declares them."""
     mode: str
     """Pillow's name for the kind of image."""
+    colour: float = 0.0
+    """Mean difference between a pixel's strongest and weakest channel, of the full range; 0 where all are grey."""
 
 
 def decode_jpeg(data: bytes) -> Raster:
@@ -42,8 +44,15 @@ def decode_jpeg(data: bytes) -> Raster:
         if image.mode not in ("L", "RGB"):
             raise ImageError(f"it is a JPEG in {image.mode}; save it in greyscale")
         upright = ImageOps.exif_transpose(image)
-        stored = np.array(upright) if upright.mode == "L" else luma(np.asarray(upright))
-        return Raster(stored=stored, bit_depth=8, mode=image.mode)
+        if upright.mode == "L":
+            return Raster(stored=np.array(upright), bit_depth=8, mode=image.mode)
+        colours = np.asarray(upright)
+        return Raster(stored=luma(colours), bit_depth=8, mode=image.mode, colour=colourfulness(colours))
+
+
+def colourfulness(colours: npt.NDArray[Any]) -> float:
+    """(H, W, 3) uint8 -> `Raster.colour`."""
+    return float((colours.max(axis=-1) - colours.min(axis=-1)).mean()) / 255.0
 
 
 def luma(colours: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -93,4 +93,5 @@ def _from_raster(raster: Raster, *, name: str, source: str, kind: Literal["png",
         source=source,
         format=kind,
         intensity=intensity,
+        colour=raster.colour,
     )

@@ -13,6 +13,7 @@ from veilray.images.dicom import is_dicom, parse_dicom
 from veilray.images.read import read_radiograph_bytes
 from veilray.images.sources import SourceItem, find_images, item_bytes
 from veilray.inference.denoiser import Denoiser
+from veilray.inference.doubts import doubts
 from veilray.inference.files import denoise_settings
 from veilray.inference.outcome import Denoised
 from veilray.inference.record import DenoisedBatch, new_batch
@@ -37,12 +38,14 @@ def denoise_dicom(
     for path in inputs:
         for item in find_images([path]):
             try:
-                yield Denoised(source=item.name, target=_file(item, out, denoiser, batch, key))
+                target, found = _file(item, out, denoiser, batch, key)
+                yield Denoised(source=item.name, target=target, warnings=tuple(found))
             except ImageError as error:
                 yield Denoised(source=item.name, target=None, reason=str(error))
 
 
-def _file(item: SourceItem, out: Path, denoiser: Denoiser, batch: DenoisedBatch, key: bytes) -> Path:
+def _file(item: SourceItem, out: Path, denoiser: Denoiser, batch: DenoisedBatch, key: bytes) -> tuple[Path, list[str]]:
+    """The object that was written, and what makes it doubtful."""
     data = item_bytes(item)
     if not is_dicom(data):
         raise ImageError("it is no DICOM file; without --dicom it becomes a PNG")
@@ -61,4 +64,4 @@ def _file(item: SourceItem, out: Path, denoiser: Denoiser, batch: DenoisedBatch,
         derived = derived_object(original, pixels, provenance=provenance, key=key)
         with replacing(target) as part:
             part.write_bytes(encode_dicom(derived))
-    return target
+    return target, doubts(radiograph, denoiser.noise)

@@ -17,6 +17,7 @@ from veilray.images.read import read_radiograph, read_radiograph_bytes
 from veilray.images.sources import SourceItem, find_images
 from veilray.images.write import write_png
 from veilray.inference.denoiser import Denoiser
+from veilray.inference.doubts import doubts, noise_doubts
 from veilray.inference.outcome import Denoised as Denoised
 from veilray.inference.record import (
     DENOISED_RECORD,
@@ -62,7 +63,7 @@ def denoise_inputs(
                 if group.is_lead:
                     yield result
                 else:
-                    others.append((number, [result.source, str(result.target or ""), result.reason]))
+                    others.append((number, [result.source, str(result.target or ""), result.reason, *result.warnings]))
         together = True
     except Exception as error:
         together = not isinstance(error, LostRankError)  # else all ranks are here, for the same reason
@@ -73,9 +74,10 @@ def denoise_inputs(
             names = [name for part in group.gather(names) for name in part]
         if group.is_lead:
             _note(out, names, denoiser=denoiser, mean=mean)
-    for source, target, reason in merged(others, group):
+    for source, target, reason, *warnings in merged(others, group):
         if group.is_lead:
-            yield Denoised(source=source, target=Path(target) if target else None, reason=reason)
+            place = Path(target) if target else None
+            yield Denoised(source=source, target=place, reason=reason, warnings=tuple(warnings))
 
 
 def _check_out(inputs: Sequence[Path], out: Path) -> None:
@@ -146,7 +148,7 @@ def _file(
     pixels = denoiser(radiograph.pixels, mean=mean)
     write_png(target, to_levels(pixels, levels_dtype(radiograph.bit_depth)))
     written[target] = item.name
-    return Denoised(source=item.name, target=target)
+    return Denoised(source=item.name, target=target, warnings=tuple(doubts(radiograph, denoiser.noise)))
 
 
 def _stem(item: SourceItem) -> str:
@@ -178,6 +180,7 @@ def _released(release: Release, row: int, target: Path, *, denoiser: Denoiser, m
         return Denoised(source=name, target=None, reason=f"{target} exists already; remove it to denoise again")
     chosen = np.array([row])
     known = release.noise.single_mean if mean is None else mean
-    pixels = denoiser(release.gather_noisy(chosen)[0], mean=known, std=float(release.stds(chosen)[0]))
+    noisy, std = release.gather_noisy(chosen)[0], float(release.stds(chosen)[0])
+    pixels = denoiser(noisy, mean=known, std=std)
     write_png(target, to_levels(pixels, release.dtype(row)))
-    return Denoised(source=name, target=target)
+    return Denoised(source=name, target=target, warnings=tuple(noise_doubts(noisy, denoiser.noise, std=std)))

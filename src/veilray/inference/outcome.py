@@ -15,3 +15,5 @@ class Denoised:
     """The file that was written; None where there is none."""
     reason: str = ""
     """Why there is none."""
+    warnings: tuple[str, ...] = ()
+    """What makes the result doubtful."""

@@ -156,8 +156,10 @@ def take_off_mean(smoothed: FloatImage, *, naive: bool, noise: KnownNoise) -> Fl
         subtracted: FloatImage = np.clip(smoothed - np.float32(noise.mean), 0.0, 1.0)
         return subtracted
     x = torch.linspace(0.0, 1.0, _TABLE + 1, dtype=torch.float64)
-    estimate = np.interp(smoothed, mean_map(x, mean=noise.mean, std=noise.std).numpy(), x.numpy())
-    return estimate.astype(np.float32)
+    estimate: FloatImage = np.interp(smoothed, mean_map(x, mean=noise.mean, std=noise.std).numpy(), x.numpy()).astype(
+        np.float32
+    )
+    return estimate
 
 
 def restore(noisy: FloatImage, method: Method, *, noise: KnownNoise, strength: Strength) -> FloatImage:

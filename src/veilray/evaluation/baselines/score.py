@@ -150,4 +150,4 @@ def _restore(item: tuple[Method, Strength, Case]) -> tuple[Case, FloatImage, flo
 
 
 def _mean(results: Sequence[dict[str, Any]], name: str) -> float:
-    return sum(one[name] for one in results) / max(len(results), 1)
+    return float(np.mean([one[name] for one in results]))

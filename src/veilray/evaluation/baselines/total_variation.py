@@ -15,5 +15,7 @@ def tv_smooth(noisy: FloatImage, *, std: float, factor: float, eps: float) -> Fl
     """
     from skimage.restoration import denoise_tv_chambolle
 
-    smooth: FloatImage = denoise_tv_chambolle(noisy, weight=factor * std, eps=eps).astype(np.float32)
+    smooth: FloatImage = denoise_tv_chambolle(  # type: ignore[no-untyped-call]
+        noisy, weight=factor * std, eps=eps
+    ).astype(np.float32)
     return smooth

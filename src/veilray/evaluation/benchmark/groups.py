@@ -13,8 +13,8 @@ from veilray.evaluation.benchmark.effects import Effect, Saving, factor_effects,
 from veilray.evaluation.benchmark.plan import SETTING_OF, BenchmarkPlan
 from veilray.evaluation.benchmark.record import RunRecord, done
 from veilray.evaluation.benchmark.run import run_folder
-from veilray.evaluation.evaluate import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES
 from veilray.evaluation.results import METRICS, MODEL, NOISY, ImageScore, read_scores
+from veilray.evaluation.scoring import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES
 from veilray.metrics.interval import Interval
 from veilray.metrics.statistics import clustered_bootstrap
 

@@ -28,8 +28,9 @@ from veilray.evaluation.benchmark.record import (
     write_record,
 )
 from veilray.evaluation.benchmark.workload import training_operations
-from veilray.evaluation.evaluate import Perceptual, evaluate_run
+from veilray.evaluation.evaluate import evaluate_run
 from veilray.evaluation.results import MODEL, read_summary
+from veilray.evaluation.scoring import Perceptual
 from veilray.files import write_text
 from veilray.training.config import dump_config
 from veilray.training.data import TrainingImages
