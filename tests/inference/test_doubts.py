@@ -1,0 +1,89 @@
+"""What makes a result doubtful: colour, and noise far from the training's; what is usual goes unremarked."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from veilray.images.phantom import chest_phantom
+from veilray.images.radiograph import FloatImage, to_levels
+from veilray.images.read import read_radiograph_bytes
+from veilray.inference.doubts import doubts, noise_doubts
+from veilray.obfuscation.config import NoiseConfig
+from veilray.obfuscation.noise import add_gaussian
+
+RANGE = NoiseConfig(mean=0.1, std=(0.05, 0.3))
+
+
+@pytest.fixture(scope="module")
+def clean() -> FloatImage:
+    return chest_phantom(patient=1, follow_up=0, seed=3, size=128)
+
+
+def _noisy(clean: FloatImage, std: float, *, mean: float = 0.1) -> FloatImage:
+    generator = torch.Generator().manual_seed(1)
+    return add_gaussian(torch.from_numpy(clean), mean=mean, std=std, generator=generator).numpy()
+
+
+@pytest.mark.parametrize("std", [0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("mean", [0.0, 0.1])
+def test_levels_of_the_training_give_no_doubt(clean: FloatImage, std: float, mean: float) -> None:
+    assert noise_doubts(_noisy(clean, std, mean=mean), RANGE) == []
+
+
+@pytest.mark.parametrize(("std", "trained"), [(0.6, (0.05, 0.3)), (0.02, (0.1, 0.3)), (0.3, 0.1)])
+def test_levels_far_outside_are_named(clean: FloatImage, std: float, trained: float | tuple[float, float]) -> None:
+    noise = NoiseConfig(std=trained)
+    (said,) = noise_doubts(_noisy(clean, std), noise)
+    assert noise.std_text in said
+    level = float(said.split("about ")[1].split(",")[0])
+    assert level == pytest.approx(std, rel=0.3)
+
+
+def test_a_clean_image_is_doubtful_only_where_training_began_far_above(clean: FloatImage) -> None:
+    assert noise_doubts(clean, NoiseConfig(std=(0.01, 0.4))) == []
+    assert noise_doubts(clean, NoiseConfig(std=0.2))
+
+
+def test_a_release_s_own_level_is_taken_as_true(clean: FloatImage) -> None:
+    (said,) = noise_doubts(clean, RANGE, std=0.9)
+    assert "0.9" in said
+    assert "about" not in said
+    assert noise_doubts(clean, RANGE, std=0.1) == []
+
+
+def test_nothing_is_said_of_what_is_not_known(clean: FloatImage) -> None:
+    assert noise_doubts(clean, None) == []
+    assert noise_doubts(clean[:10, :10], RANGE) == []
+
+
+def _read(image: Image.Image, kind: str) -> list[str]:
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return doubts(read_radiograph_bytes(stream.getvalue(), source=f"a.{kind}"), None)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_a_photograph_in_colour_is_doubted_and_a_grey_one_saved_in_colour_is_not(clean: FloatImage, kind: str) -> None:
+    grey = Image.fromarray(to_levels(clean, np.uint8))
+    assert _read(grey, kind) == []
+    assert _read(grey.convert("RGB"), kind) == []
+    marked = grey.convert("RGB")
+    marked.paste((255, 0, 0), (4, 4, 16, 10))  # a mark in one corner
+    assert _read(marked, kind) == []
+    rows, columns = np.mgrid[:128, :128]
+    photograph = np.stack([2 * rows, 2 * columns, 255 - rows - columns], axis=-1).astype(np.uint8)
+    (said,) = _read(Image.fromarray(photograph), kind)
+    assert "colour" in said
+
+
+def test_a_palette_has_colour_too(tmp_path: Path) -> None:
+    image = Image.new("P", (32, 32), 1)
+    image.putpalette([0, 0, 0, 200, 60, 60])
+    (said,) = _read(image, "png")
+    assert "colour" in said
