@@ -24,6 +24,7 @@ from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages, TrainingParts
 from veilray.training.launch import resolved
 from veilray.training.loop import train
+from veilray.training.objectives.supervised import discriminator_of
 from veilray.training.run import RunFolder
 from veilray.training.setup import choose_setup
 from veilray.training.state import TrainingState
@@ -40,6 +41,7 @@ GRADIENTS: dict[str, dict[str, dict[str, Any]]] = {
     "batch": {"model": {"norm": "batch"}, "launch": {"bucket_mb": 0.01}},
     "accumulated": {"model": {"norm": "batch"}, "train": {"accumulate": 2, "batch_size": 12}},
     "unetpp": {"model": {"name": "unetpp", "norm": "batch"}, "train": {"loss": "mse"}},
+    "adversarial": {"model": {"norm": "group"}, "train": {"loss": "adversarial", "discriminator_width": 4}},
     "heads": {"model": {"name": "unetpp", "norm": "group", "deep_supervision": True}},
 }
 """Cases of gradients; each is run in float64, and the first two in float32 too."""
@@ -81,16 +83,20 @@ def _gradients(config: RunConfig, cohort: Path, group: Group, dtype: torch.dtype
     setup = choose_setup(config, group, CPU)
     torch.manual_seed(config.seed)
     model = setup.prepare(build_model(config.model).to(dtype))
-    state = TrainingState(model, config.train, device=CPU, scale_loss=False)
+    discriminator = discriminator_of(config)
+    if discriminator is not None:
+        discriminator.to(dtype)
+    state = TrainingState(model, config.train, device=CPU, scale_loss=False, discriminator=discriminator)
     stepper = Stepper(state, config, setup, PartClock(CPU))
     kept = {}
     for step in range(images.steps_per_epoch()):
         parts = images.training_parts(0, step, CPU, group)
         wide = [replace(p, noisy=p.noisy.to(dtype), clean=p.clean.to(dtype)) for p in parts.parts]
         stepper.take(TrainingParts(images=parts.images, parts=wide), rate=1e-3, signals=Signals())
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                kept[f"{step}/{name}"] = parameter.grad.clone()
+        for network in (model, discriminator):
+            for name, parameter in network.named_parameters() if network is not None else ():
+                if parameter.grad is not None:
+                    kept[f"{step}/{name}"] = parameter.grad.clone()
     return kept
 
 

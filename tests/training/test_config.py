@@ -9,9 +9,18 @@ import pytest
 from veilray.errors import UsageError
 from veilray.training.config import RunConfig, dump_config, load_config, preset_names
 
+PRESETS = ["default", "dncnn", "dncnn3", "paper", "tnrd"]
 
-def test_the_two_presets_ship() -> None:
-    assert preset_names() == ["default", "paper"]
+
+def test_the_presets_that_ship() -> None:
+    assert preset_names() == PRESETS
+
+
+def test_the_baselines_are_those_of_their_papers() -> None:
+    models = {name: load_config(name).model for name in ("dncnn", "dncnn3", "tnrd")}
+    assert [(model.name, model.width) for model in models.values()] == [("dncnn", 64), ("dncnn", 64), ("tnrd", 48)]
+    assert (models["dncnn"].layers, models["dncnn3"].layers, models["tnrd"].stages) == (17, 20, 5)
+    assert load_config("dncnn3").train.degradation == "three-tasks"
 
 
 def test_the_paper_preset_is_the_published_protocol() -> None:
@@ -25,7 +34,7 @@ def test_the_paper_preset_is_the_published_protocol() -> None:
     assert config.evaluate.unclamped_psnr
 
 
-@pytest.mark.parametrize("name", ["default", "paper"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_dumped_configuration_reads_back_the_same(name: str, tmp_path: Path) -> None:
     config = load_config(name, ["noise.std=[0.05, 0.4]", "seed=3"])
     (tmp_path / "config.toml").write_text(dump_config(config))
@@ -70,7 +79,7 @@ def test_weight_decay_under_plain_adam_is_refused() -> None:
 
 
 def test_bad_files(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="presets that ship: default, paper"):
+    with pytest.raises(UsageError, match="presets that ship: default, dncnn, dncnn3, paper, tnrd"):
         load_config(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("seed = = 3")
     with pytest.raises(UsageError, match="not valid TOML"):

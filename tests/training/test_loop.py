@@ -63,6 +63,8 @@ def test_same_seed_same_weights_other_seed_other_weights(cohort: Path, tmp_path:
         {"train": {"ema_decay": 0.0, "optimizer": "adamw", "weight_decay": 0.1}},
         {"model": {"name": "unetpp", "deep_supervision": True}, "noise": {"std": [0.05, 0.3]}},
         {"train": {"flips": True, "schedule": "constant"}, "model": {"norm": "group", "residual": True}},
+        {"train": {"loss": "adversarial", "discriminator_width": 4, "discriminator_rate": 0.5}},
+        {"train": {"degradation": "three-tasks"}, "model": {"name": "dncnn", "width": 4, "layers": 4, "depth": 5}},
     ],
 )
 @pytest.mark.parametrize("stop_at", [3, 7])
@@ -132,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(
         error = (output.float() - target).abs().mean(dim=(1, 2, 3))
         return error * math.nan if calls == 3 else error
 
-    monkeypatch.setattr("veilray.training.objectives.image_losses", sour)
+    monkeypatch.setattr("veilray.training.objectives.supervised.image_losses", sour)
     with pytest.raises(TrainingError, match=r"loss is nan at step 3, learning rate 0\.00"):
         train_here(small_config(), cohort, tmp_path / "run")
 

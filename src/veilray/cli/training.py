@@ -27,6 +27,7 @@ from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.launch import resolved
 from veilray.training.loop import Outcome, train
+from veilray.training.objectives.perceptual import with_pinned_backbone
 from veilray.training.run import EpochRecord, RunFolder
 from veilray.training.setup import Setup, check_batch, choose_setup, facts, statements
 
@@ -98,7 +99,7 @@ def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume
     device = pick_device(config.launch.device)
     check_devices(ranks, device, shared=config.launch.share_device)
     check_batch(config, ranks)
-    images = TrainingImages.open(data, resolved(config, device), verify=False)
+    images = TrainingImages.open(data, with_pinned_backbone(resolved(config, device)), verify=False)
     if resume:
         RunFolder.resume(out, images.config)
     else:
@@ -131,7 +132,8 @@ def run_training(
             device = group.device(device, shared=launch.share_device)
             setup = choose_setup(config, group, device, devices=devices)
             # One rank a machine reads every pixel; all compare the digest below.
-            images = TrainingImages.open(data, resolved(config, device), verify=group.local_rank == 0)
+            config = with_pinned_backbone(resolved(config, device))
+            images = TrainingImages.open(data, config, verify=group.local_rank == 0)
         config = images.config  # with the noise of the release, where it is one
         check_agreement(group, config=config, digest=images.data.digest)
         run, before = RunFolder(out), []

@@ -63,7 +63,7 @@ def changes(run: RunFolder, setup: Setup) -> list[str]:
         f"begun with {_named(*was)}, going on with {_named(*now)}: the same batches, noise and learning rates, "
         "but gradients are added up in another order: the weights will agree within rounding, not bit for bit"
     )
-    if "dp" in (was[0], now[0]) and run.config().model.norm == "batch":
+    if "dp" in (was[0], now[0]) and run.config().model.has_batch_norm:
         said += "; batch normalisation under dp is different training"
     return [said]
 

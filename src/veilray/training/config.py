@@ -16,6 +16,19 @@ from veilray.errors import UsageError
 from veilray.models.config import ModelConfig
 from veilray.obfuscation.config import NoiseConfig
 
+Loss = Literal["l1", "mse", "charbonnier", "ms_ssim_l1", "frequency", "perceptual", "adversarial"]
+LOSS_WEIGHTS: dict[str, float] = {"ms_ssim_l1": 0.84, "frequency": 1.0, "perceptual": 0.02, "adversarial": 0.005}
+"""Of what a loss adds to the error of pixels, where a configuration says nothing; the others add nothing."""
+_ONLY_FOR = {
+    "perceptual_sha256": "perceptual",
+    "discriminator_width": "adversarial",
+    "discriminator_rate": "adversarial",
+}
+"""Fields that one loss alone has a use for."""
+
+SMALLEST_PERCEPTUAL = 32
+"""Side in pixels below which AlexNet's last layer has no place left."""
+
 PRESETS = Path(__file__).parent / "presets"
 SCHEMA_VERSION = 1
 
@@ -29,8 +42,21 @@ class TrainConfig(BaseModel):
     """Passes over the training images."""
     batch_size: int = Field(default=32, ge=1)
     """Images in an optimiser step, over all devices."""
-    loss: Literal["l1", "mse"] = "l1"
-    """Objective: mean absolute or mean squared error, pixel by pixel."""
+    loss: Loss = "l1"
+    """Objective: mean absolute error of pixels (`l1`), squared (`mse`), or squared only where it is small
+    (`charbonnier`); or the absolute error and what is added to it: multi-scale structural similarity (`ms_ssim_l1`),
+    the error's Fourier transform (`frequency`), the distance of AlexNet features (`perceptual`), a discriminator's
+    judgement of patches (`adversarial`). Validation, which chooses the weights to evaluate, is by the error of pixels
+    alone: by the absolute one wherever something is added to it."""
+    loss_weight: float = Field(default=0.0, ge=0.0, le=1000.0)
+    """Weight of what the loss adds; if left out, 0.84 for `ms_ssim_l1` (which gives the absolute error the rest to 1),
+    1 for `frequency`, 0.02 for `perceptual`, 0.005 for `adversarial`."""
+    perceptual_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """perceptual: SHA-256 of AlexNet's file (`launch.perceptual_backbone`), which is filled in when a run begins."""
+    discriminator_width: int = Field(default=32, ge=1, le=512)
+    """adversarial: channels of the discriminator's first layer."""
+    discriminator_rate: float = Field(default=1.0, gt=0.0)
+    """adversarial: learning rate of the discriminator, as a multiple of the network's."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Optimiser: Adam, or Adam with decoupled weight decay."""
     accumulate: int = Field(default=1, ge=1)
@@ -59,11 +85,31 @@ class TrainConfig(BaseModel):
     and test always see whole images."""
     flips: bool = False
     """Whether training images are mirrored left to right at random."""
+    degradation: Literal["noise", "three-tasks"] = "noise"
+    """What is done to training images: the noise; or, drawn for each image, the noise, JPEG compression, or downscaling
+    and enlargement, the three tasks of DnCNN-3. Validation and test images get the noise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _loss_weight_by_loss(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "loss_weight" not in values:
+            return {**values, "loss_weight": LOSS_WEIGHTS.get(values.get("loss", "l1"), 0.0)}
+        return values
 
     @model_validator(mode="after")
-    def _decay_needs_adamw(self) -> TrainConfig:
+    def _nothing_without_effect(self) -> TrainConfig:
         if self.optimizer == "adam" and self.weight_decay > 0:
             raise ValueError("weight_decay needs optimizer = 'adamw'")
+        if self.loss_weight and self.loss not in LOSS_WEIGHTS:
+            users = ", ".join(f"'{loss}'" for loss in LOSS_WEIGHTS)
+            raise ValueError(f"loss_weight needs a loss that adds something to pixels ({users}), not '{self.loss}'")
+        if self.loss == "ms_ssim_l1" and self.loss_weight > 1:
+            raise ValueError("loss_weight is a share from 0 to 1 for loss = 'ms_ssim_l1'")
+        for name, loss in _ONLY_FOR.items():
+            if self.loss != loss and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} needs loss = '{loss}'")
+        if self.loss == "perceptual" and 0 < self.crop < SMALLEST_PERCEPTUAL:
+            raise ValueError(f"loss = 'perceptual' needs crops of {SMALLEST_PERCEPTUAL} pixels at least")
         return self
 
     @property
@@ -94,6 +140,9 @@ class LaunchConfig(BaseModel):
     bf16 where the device multiplies it natively, and fp32 elsewhere, where bf16 is emulated and ten times slower."""
     layout: Literal["auto", "channels_last", "contiguous"] = "auto"
     """Memory format of images: NHWC or NCHW. `auto` takes channels_last but on CPUs in fp32, where it is no faster."""
+    perceptual_backbone: str = ""
+    """File of AlexNet's convolutions, as .safetensors, for train.loss = 'perceptual'; here, because where it lies does
+    not decide what is learnt: what it holds does, `train.perceptual_sha256`."""
     compile: bool = False
     """Whether the network goes through torch.compile."""
     prefetch: int = Field(default=0, ge=0, le=64)

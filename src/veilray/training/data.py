@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.noise import apply_draws, keyed_draw
 from veilray.parallel.group import ALONE, Group, share
 from veilray.training.config import RunConfig
+from veilray.training.degradation import other_task
 
 Rows = npt.NDArray[np.int64]
 SMALLEST = 11  # the window of SSIM
@@ -149,7 +150,20 @@ class TrainingImages:
             clean, noisy = (self._augmented(gather, rows, epoch, device) for gather in self._gathers())
             return Batch(rows=rows, noisy=noisy, clean=clean, known=self._stated(rows, device))
         clean = self._augmented(self.data.gather, rows, epoch, device)
-        return self._obfuscated(rows, clean, self.noise, seed=self.config.seed, epoch=epoch)
+        batch = self._obfuscated(rows, clean, self.noise, seed=self.config.seed, epoch=epoch)
+        return batch if self.config.train.degradation == "noise" else self._with_other_tasks(batch, epoch)
+
+    def _with_other_tasks(self, batch: Batch, epoch: int) -> Batch:
+        """The batch with some of its images compressed or enlarged instead of noisy, drawn as the noise is."""
+        noisy, known = batch.noisy.clone(), batch.known.clone()
+        drawn = epoch if self.noise.fresh else 0
+        for index, row in enumerate(batch.rows):
+            name = f"{self.config.seed}/{drawn}/{self.image_id(int(row))}"
+            other = other_task(batch.clean[index, 0].cpu().numpy(), name=name)
+            if other is not None:
+                noisy[index, 0] = torch.from_numpy(other)
+                known[index] = 0.0
+        return replace(batch, noisy=noisy, known=known)
 
     def _gathers(self) -> tuple[Gather, Gather]:
         """Clean and noisy images of a release."""
@@ -197,6 +211,10 @@ def _noise_of(data: Cohort | Release, config: RunConfig) -> NoiseConfig:
         raise UsageError(
             f"{data.path} holds no clean images: training on noisy images alone is not supported; "
             "ask for a release made with --pairs"
+        )
+    if config.train.degradation != "noise":
+        raise UsageError(
+            f"train.degradation = '{config.train.degradation}' is for cohorts: the noisy images of {data.path} are made"
         )
     wanted = config.noise
     if "noise" in config.model_fields_set and (wanted.mean, wanted.std, wanted.clip) != (

@@ -19,6 +19,8 @@ from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.interruption import deferred_interruption
 from veilray.training.launch import memory_format, resolved
+from veilray.training.objectives.perceptual import with_pinned_backbone
+from veilray.training.objectives.supervised import discriminator_of
 from veilray.training.prefetch import prefetched
 from veilray.training.run import EpochRecord, RunFolder
 from veilray.training.schedule import learning_rate
@@ -74,6 +76,8 @@ def train(
     gone; ToldElsewhere where another rank tells the user why.
     """
     config, group, clock = resolved(config, device), setup.group, PartClock(device, on_lap=beat)
+    with fails_together(group):
+        config = with_pinned_backbone(config)
     state = _start(config, run, setup, device, watcher)
     stepper = Stepper(state, config, setup, clock)
     counters, steps = state.counters, images.steps_per_epoch()
@@ -148,8 +152,13 @@ def _start(config: RunConfig, run: RunFolder, setup: Setup, device: torch.device
     torch.manual_seed(config.seed)  # the one place that touches the global generator: initial weights come from it
     model = build_model(config.model).to(device)
     model.to(memory_format=memory_format(config.launch))  # type: ignore[call-overload]
+    discriminator = discriminator_of(config)  # after the network, whose initial weights no objective changes
     state = TrainingState(
-        setup.prepare(model), config.train, device=device, scale_loss=config.launch.precision == "fp16"
+        setup.prepare(model),
+        config.train,
+        device=device,
+        scale_loss=config.launch.precision == "fp16",
+        discriminator=None if discriminator is None else discriminator.to(device),
     )
     with fails_together(setup.group):
         if setup.group.is_lead:

@@ -95,6 +95,10 @@ def choose_setup(config: RunConfig, group: Group, device: torch.device, *, devic
     Raises UsageError where it cannot be had.
     """
     launch, train = config.launch, config.train
+    if launch.compile and train.loss == "adversarial":
+        raise UsageError(
+            "train.loss = 'adversarial' trains two networks at once, uncompiled; set launch.compile = false"
+        )
     name: SetupName = ("ddp" if group.joined else "single") if launch.setup == "auto" else launch.setup
     if devices is not None and group.joined:
         raise UsageError(f"--devices {devices}: torchrun has started {group.world_size} ranks already; leave it out")
@@ -115,6 +119,11 @@ def choose_setup(config: RunConfig, group: Group, device: torch.device, *, devic
     gpus = _gpus(device, devices) if name == "dp" else ()
     if gpus and launch.compile:
         raise UsageError("launch.compile does not work with launch.setup = 'dp' over several GPUs; use 'ddp'")
+    if gpus and train.loss == "adversarial":
+        raise UsageError(
+            "train.loss = 'adversarial' does not work with launch.setup = 'dp' over several GPUs, whose copies of the "
+            "discriminator would lose its spectral norms; use 'ddp'"
+        )
     if train.batch_size % max(1, len(gpus)):
         check_batch(config, len(gpus))
     return Setup(name, group, gpus)
@@ -134,7 +143,7 @@ def statements(config: RunConfig, setup: Setup, device: torch.device) -> list[st
     """What the user must know of the set-up before the first step."""
     said = []
     train, group = config.train, setup.group
-    normalised = config.model.norm == "batch"
+    normalised = config.model.has_batch_norm
     match setup.name:
         case "ddp":
             local = train.batch_size // group.world_size

@@ -22,11 +22,14 @@ from veilray.models.tensors import read_tensors, write_tensors
 from veilray.parallel.group import Group
 from veilray.training.average import WeightAverage
 from veilray.training.config import TrainConfig
+from veilray.training.objectives.adversarial import PatchDiscriminator
 from veilray.training.run import EpochRecord
 
 FORMAT = "veilray-state"
 SCHEMA_VERSION = "1"
 KEPT = 2
+DISCRIMINATOR_BETAS = (0.5, 0.999)
+"""Decays of Adam's moments for a discriminator (Radford, Metz and Chintala, ICLR 2016)."""
 
 
 @dataclass(kw_only=True)
@@ -130,12 +133,21 @@ class Snapshot:
 
 
 class TrainingState:
-    """The network, its average, the optimiser, the loss scaler and the counters."""
+    """The network, its average, its discriminator if any, the optimiser of both, the loss scaler and the counters."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, *, device: torch.device, scale_loss: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        *,
+        device: torch.device,
+        scale_loss: bool,
+        discriminator: PatchDiscriminator | None = None,
+    ) -> None:
         self.model = model
         self.average = WeightAverage(model, decay=config.ema_decay)
-        self.optimizer = _optimizer(model, config, device)
+        self.discriminator = discriminator
+        self.optimizer = _optimizer(model, discriminator, config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
         self.counters = Counters()
 
@@ -174,7 +186,7 @@ class TrainingState:
 
     def _take(self, scalars: dict[str, Any], tensors: Mapping[str, Tensor], *, source: str) -> None:
         state: dict[int, dict[str, Tensor]] = {}
-        model, average = {}, {}
+        model, average, discriminator = {}, {}, {}
         for name, value in tensors.items():
             part, _, rest = name.partition("/")
             match part:
@@ -182,6 +194,8 @@ class TrainingState:
                     model[rest] = value
                 case "average":
                     average[rest] = value
+                case "discriminator":
+                    discriminator[rest] = value
                 case "optimizer":
                     index, _, key = rest.partition("/")
                     state.setdefault(int(index), {})[key] = value
@@ -189,6 +203,8 @@ class TrainingState:
             self.model.load_state_dict(model)
             if self.average.model is not self.model:
                 self.average.model.load_state_dict(average)
+            if self.discriminator is not None:
+                self.discriminator.load_state_dict(discriminator)
             self._restore_optimizer(state)
         except (RuntimeError, LookupError, ValueError) as error:
             reason = str(error).splitlines()[0]
@@ -199,7 +215,7 @@ class TrainingState:
         self.counters = Counters(**{**counters, "best_loss": float(counters["best_loss"])})
 
     def _restore_optimizer(self, state: dict[int, dict[str, Tensor]]) -> None:
-        parameters = list(self.model.parameters())
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for index, moments in state.items():
             parameter = parameters[index]
             for key, value in moments.items():
@@ -215,6 +231,9 @@ class TrainingState:
         if self.average.model is not self.model:
             for name, value in self.average.model.state_dict().items():
                 yield f"average/{name}", value
+        if self.discriminator is not None:
+            for name, value in self.discriminator.state_dict().items():
+                yield f"discriminator/{name}", value
         for index, values in self.optimizer.state_dict()["state"].items():
             for key, value in values.items():
                 yield f"optimizer/{index}/{key}", value
@@ -225,12 +244,17 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*.safetensors"))
 
 
-def _optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(
+    model: nn.Module, discriminator: nn.Module | None, config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """Adam for the network, and for its discriminator with a rate and moments of its own (`pace`: see `Stepper`)."""
     fused = device.type in ("cpu", "cuda")
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if discriminator is not None:
+        own = {"betas": DISCRIMINATOR_BETAS, "weight_decay": 0.0, "pace": config.discriminator_rate}
+        groups.append({"params": list(discriminator.parameters()), **own})
     match config.optimizer:
         case "adam":
-            return torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=fused)
+            return torch.optim.Adam(groups, lr=config.learning_rate, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(
-                model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
-            )
+            return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)

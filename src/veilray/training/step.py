@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
 from veilray.training.config import RunConfig
 from veilray.training.data import Batch, TrainingParts
-from veilray.training.objectives import SupervisedObjective
+from veilray.training.objectives.supervised import SupervisedObjective, criterion_of
 from veilray.training.setup import Setup
 from veilray.training.state import TrainingState
 from veilray.training.timing import PartClock
@@ -53,11 +53,13 @@ class Stepper:
         self._config = config
         self._setup = setup
         self._clock = clock
+        criterion = criterion_of(config, discriminator=state.discriminator)
         objective = SupervisedObjective(
             state.model,
             loss=config.train.loss,
             deep_supervision=config.model.deep_supervision,
             launch=config.launch,
+            criterion=criterion if criterion is None else criterion.to(next(state.model.parameters()).device),
         )
         self._objective = setup.wrap(objective, config, on_gradients_ready=clock.gradients_ready)
 
@@ -69,7 +71,7 @@ class Stepper:
         """
         self._objective.train()
         for group in self._state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("pace", 1.0)
         self._state.optimizer.zero_grad(set_to_none=True)
         taken = self._agreed(self._gradients(batch, signals)(), batch.images, signals, rate)
         self._clock.lap("all_reduce" if self._setup.group.joined else "backward")
@@ -100,7 +102,7 @@ class Stepper:
 
     def _backward(self, loss: Tensor, images: int) -> None:
         ranks = self._setup.group.world_size  # ddp takes the mean over them; we want the sum
-        self._state.scaler.scale(loss * ranks / images).backward()
+        self._state.scaler.scale(loss * ranks / images).backward()  # type: ignore[no-untyped-call]
         self._clock.lap_backward()
 
     def _begin_agreement(self, total: Tensor, signals: Signals) -> Callable[[], Tensor]:
@@ -130,8 +132,10 @@ class Stepper:
     def _update(self, rate: float) -> None:
         state, scaler = self._state, self._state.scaler
         scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), self._config.train.clip_norm or float("inf"))
-        finite = bool(torch.isfinite(norm))
+        largest = self._config.train.clip_norm or float("inf")
+        networks = [state.model] if state.discriminator is None else [state.model, state.discriminator]
+        norms = [nn.utils.clip_grad_norm_(network.parameters(), largest) for network in networks]
+        finite = bool(torch.stack(norms).isfinite().all())
         if not finite and not scaler.is_enabled():
             raise self._told_by_lead(
                 f"the gradient is not finite at step {self._number}, learning rate {rate:g}: lower train.learning_rate"
