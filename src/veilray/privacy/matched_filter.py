@@ -50,6 +50,21 @@ def mean_images(x: FloatImage, *, mean: float, std: float, clip: bool) -> FloatI
     return mapped
 
 
+def inverse_mean_images(y: npt.NDArray[np.floating], *, mean: float, std: float, clip: bool) -> FloatImage:
+    """The x in [0, 1] whose noisy values average y, any shape, float32: from a table, within 1e-5 where std <= 1.
+
+    Values beyond g(0) and g(1) give 0 and 1.
+    """
+    if not clip:
+        shifted: FloatImage = np.clip(y - mean, 0.0, 1.0).astype(np.float32)
+        return shifted
+    knots = np.linspace(0.0, 1.0, _KNOTS)
+    table = clamped_moments(knots, mean=mean, std=std, clip=True)[0]
+    # Far beyond the clamp the table is flat to the last bit, where any of its x will do.
+    mapped: FloatImage = np.interp(y.ravel(), np.maximum.accumulate(table), knots).reshape(y.shape).astype(np.float32)
+    return mapped
+
+
 def squared_distances(probes: FloatImage, gallery: FloatImage) -> Array:
     """|y_k - g_j|^2 of flat images: (n, P) and (G, P) -> (n, G), float64 from products of float32."""
     cross = (probes @ gallery.T).astype(np.float64)

@@ -14,7 +14,7 @@ from veilray.errors import UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.obfuscation.noise import fill_standard_normal
 from veilray.privacy.data import AuditData, Variant
-from veilray.privacy.recovery import averaged, find_seeds, subtracted, without_field
+from veilray.privacy.recovery import averages, find_seeds, subtracted, without_field
 from veilray.privacy.results import AttackResult, Skipped
 from veilray.privacy.scoring import psnr_of, score_record
 
@@ -43,10 +43,8 @@ class NoiseTrial:
     def average(self, counts: Sequence[int], *, nested: bool) -> AttackResult | Skipped:
         """PSNR of the average of ever more releases."""
         variant, curve, last = self._variant, [], np.zeros(0)
-        for count in counts:
-            estimate = averaged(
-                self._releases(count, nested=nested), mean=variant.mean, std=variant.std, clip=variant.clip
-            )
+        releases = self._releases(max(counts), nested=nested)
+        for count, estimate in averages(releases, counts, mean=variant.mean, std=variant.std, clip=variant.clip):
             last = psnr_of(estimate, self._clean)
             curve.append((float(count), float(np.mean(last[np.isfinite(last)])) if np.isfinite(last).any() else 99.0))
         gain = curve[-1][1] - curve[0][1]
@@ -85,7 +83,10 @@ class NoiseTrial:
         shape = self._clean.shape[1:]
         fields = np.stack([seeded_field(seed, int(np.prod(shape))).reshape(shape) for seed in true])
         noisy = self._noisy(fields * np.float32(self._variant.std))
-        found = find_seeds(noisy, seeds=seeds, draw=seeded_field)
+        # Both are searched together, since drawing the candidates takes the time.
+        secret = self._level(self._variant.std, nested=True) if nested else noisy[:0]
+        both = find_seeds(np.concatenate([noisy, secret]), seeds=seeds, draw=seeded_field)
+        found, taken = both[: len(noisy)], both[len(noisy) :]
         hits = np.array([one == seed for one, seed in zip(found, true, strict=True)], dtype=np.float64)
         notes = (f"all {seeds:,} seeds tried, from the first pixels of the noisy image alone",)
         chance = 1.0 / seeds
@@ -100,11 +101,9 @@ class NoiseTrial:
             )
         ]
         if nested:
-            secret = self._level(self._variant.std, nested=True)
-            taken = np.array([one is not None for one in find_seeds(secret, seeds=seeds, draw=seeded_field)])
             results.append(
                 self._scored(
-                    taken.astype(np.float64),
+                    np.array([one is not None for one in taken], dtype=np.float64),
                     metric="seeds_found",
                     attacker=f"guessing one of {seeds:,} seeds, Veilray's secret noise",
                     notes=notes,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from veilray.images.radiograph import FloatImage
-from veilray.obfuscation.mean_map import inverse_mean_map
+from veilray.privacy.matched_filter import inverse_mean_images
 
 SEARCHED = 1024
 """Pixels by which a seed is told: the first of each image, row by row."""
@@ -22,20 +21,19 @@ DrawField = Callable[[int, int], npt.NDArray[np.float32]]
 """A seed and a number of pixels -> the first so many standard normal values that the generator gives for it."""
 
 
-def averaged(releases: Iterator[FloatImage] | list[FloatImage], *, mean: float, std: float, clip: bool) -> FloatImage:
-    """The originals as far as the average of several releases of them tells: each (N, H, W), float32 -> the same.
+def averages(
+    releases: Iterable[FloatImage], counts: Sequence[int], *, mean: float, std: float, clip: bool
+) -> Iterator[tuple[int, FloatImage]]:
+    """The originals as far as the average of the first so many releases of them tells, for each of `counts`.
 
-    Where they were clamped, the average goes through the inverse of the clamp's mean map.
+    Releases are (N, H, W), float32, and so is what comes back. Where they were clamped, the average goes through the
+    inverse of the clamp's mean map.
     """
-    total, count = None, 0
-    for images in releases:
+    total: npt.NDArray[np.float64] | None = None
+    for number, images in enumerate(releases, start=1):
         total = images.astype(np.float64) if total is None else total + images
-        count += 1
-    if total is None:
-        raise ValueError("there is no release to average")
-    average = torch.from_numpy(total / count)
-    estimate = inverse_mean_map(average, mean=mean, std=std) if clip else (average - mean).clamp(0.0, 1.0)
-    return estimate.numpy().astype(np.float32)
+        if number in counts:
+            yield number, inverse_mean_images(total / number, mean=mean, std=std, clip=clip)
 
 
 def subtracted(
@@ -52,8 +50,9 @@ def subtracted(
     if not clip:
         bounded: FloatImage = np.clip(exact, 0.0, 1.0).astype(np.float32)
         return bounded
-    smooth = torch.from_numpy(uniform_filter(weak, size=(1, 3, 3), mode="nearest"))
-    guess = inverse_mean_map(smooth, mean=mean, std=weak_std).numpy()
+    guess = inverse_mean_images(
+        uniform_filter(weak, size=(1, 3, 3), mode="nearest"), mean=mean, std=weak_std, clip=True
+    )
     cut = (weak <= 0.0) | (weak >= 1.0) | (strong <= 0.0) | (strong >= 1.0)
     recovered: FloatImage = np.where(cut, guess, np.clip(exact, 0.0, 1.0)).astype(np.float32)
     return recovered
