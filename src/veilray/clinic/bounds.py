@@ -2,7 +2,8 @@
 
 pynetdicom reads as many bytes as a PDU's header announces, waits for them for ever, and does TLS handshakes in the
 thread that accepts connections. Here a PDU has a deadline, an object a ceiling, all objects together another, and a
-handshake its own thread.
+handshake its own thread. Who says nothing shuts nobody out: of those that have no association yet, the one that has had
+its connection longest goes when there are too many.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pynetdicom import AE
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 if TYPE_CHECKING:
-    from pynetdicom import AE
     from pynetdicom.association import Association
     from pynetdicom.events import EventHandlerType
 
@@ -97,6 +99,10 @@ class BoundedSocket(AssociationSocket):
         """Close the connection and give back what it held."""
         self.taken = 0
         super().close()
+        association = self.assoc
+        if association.requestor.primitive is None and association.dul.to_user_queue.empty():
+            # Its thread waits for a first word that will never come; as after its patience, it hears of none and ends.
+            association.dul.to_user_queue.put(None)
 
     def _shutdown_socket(self) -> None:
         # Where the peer is gone already, shutting down fails; the descriptor is given back all the same.
@@ -126,16 +132,81 @@ class BoundedHandler(RequestHandler):
 
     def _create_association(self) -> Association:
         association = super()._create_association()
+        self.server.lobby.serves(self.request, association)
         # A socket announces its connection to the state machine when it is made: the first one's word is taken back.
         association.dul.event_queue.get_nowait()
         association.dul.socket = BoundedSocket(
             association, self.request, allowance=self.server.allowance, seconds=self.server.seconds
         )
+        self._end_out_of_turn(association)
         return association
+
+    def _end_out_of_turn(self, association: Association) -> None:
+        """Let units that come out of turn end the connection.
+
+        pynetdicom's state machine (PS3.8 9.2) raises where, say, an association is accepted that its requestor has
+        spoilt meanwhile, and its thread would die of it.
+        """
+        machine = association.dul.state_machine
+        act = machine.do_action
+
+        def guarded(event: str) -> None:
+            try:
+                act(event)
+            except InvalidEventError:
+                self.server.refused("protocol", self.client_address)
+                association.is_aborted, association.is_established = True, False
+                association._kill = association.dul._kill_thread = True
+                if association.dul.socket is not None:
+                    association.dul.socket.close()
+
+        machine.do_action = guarded  # type: ignore[method-assign]
+
+
+class BoundedEntity(AE):
+    """An application entity whose limit counts associations that were asked for, not connections that say nothing."""
+
+    @property
+    def active_associations(self) -> list[Association]:
+        """Associations of this entity whose request has come."""
+        return [each for each in super().active_associations if each.requestor.primitive is not None]
+
+
+class Lobby:
+    """Connections that have no association yet, in the order in which they came; so many and no more."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._waiting: dict[socket.socket, Association | None] = {}
+
+    def enter(self, connection: socket.socket) -> bool:
+        """Let one in; gives whether the one that was there longest had to go for it."""
+        with self._lock:
+            self._waiting = {one: it for one, it in self._waiting.items() if _waits(one, it)}
+            full = len(self._waiting) >= self._most
+            if full:
+                oldest = next(iter(self._waiting))
+                del self._waiting[oldest]
+                with contextlib.suppress(OSError):
+                    # Not TLS's own: its thread may be in the handshake, and hears of it as of any end.
+                    socket.socket.shutdown(oldest, socket.SHUT_RDWR)
+            self._waiting[connection] = None
+        return full
+
+    def serves(self, connection: socket.socket, association: Association) -> None:
+        """A connection is through its handshake: once this association is established it waits no more."""
+        with self._lock:
+            if connection in self._waiting:
+                self._waiting[connection] = association
+
+
+def _waits(connection: socket.socket, association: Association | None) -> bool:
+    return connection.fileno() >= 0 and (association is None or not association.is_established)
 
 
 class BoundedServer(ThreadedAssociationServer):
-    """Accepts connections, up to four times as many as associations, and drops those beyond at once."""
+    """Accepts connections, and no more that have no association yet than four times as many as associations."""
 
     daemon_threads = True
     block_on_close = False
@@ -155,6 +226,7 @@ class BoundedServer(ThreadedAssociationServer):
         self.allowance = allowance
         self.seconds = seconds
         self.refused = refused
+        self.lobby = Lobby(4 * entity.maximum_associations)
         super().__init__(
             entity,
             address,
@@ -176,11 +248,10 @@ class BoundedServer(ThreadedAssociationServer):
         return wrapped, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether there is room for another connection."""
-        room = len(self.active_associations) < 4 * self.ae.maximum_associations
-        if not room:
+        """Yes; where there is no room, it is made."""
+        if self.lobby.enter(request):
             self.refused("connections", client_address)
-        return room
+        return True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Note that a connection failed; socketserver would print a traceback."""
