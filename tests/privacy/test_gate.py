@@ -1,0 +1,107 @@
+"""The gate stops what exceeds a limit, and what was not measured; it lets nothing else stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.privacy.records import result, small_audit
+
+from veilray.errors import RefusedError, UsageError
+from veilray.privacy.gate import Policy, demand_passed, judge, read_policy
+from veilray.privacy.results import Audit, Composition, GateOutcome, Skipped
+
+
+def _judge(audit: Audit, **policy: object) -> GateOutcome:
+    return judge(Policy.model_validate(policy), audit, policy_sha256="2" * 64)
+
+
+def _limit(at_most: float, **more: object) -> list[dict[str, object]]:
+    return [{"attack": "re-identification", "metric": "auc", "at_most": at_most, **more}]
+
+
+def test_a_figure_below_its_limit_passes_and_one_above_does_not() -> None:
+    audit = small_audit([result(value=0.7, high=0.8)])
+    assert _judge(audit, limit=_limit(0.85)).passed
+    stopped = _judge(audit, limit=_limit(0.75))
+    assert not stopped.passed
+    assert "auc 0.7" in stopped.breaches[0].reason
+
+
+def test_the_upper_end_counts_unless_the_value_is_asked_for() -> None:
+    audit = small_audit([result(value=0.7, high=0.8)])
+    assert not _judge(audit, limit=_limit(0.75)).passed
+    assert _judge(audit, limit=_limit(0.75, compare="value")).passed
+
+
+def test_originals_do_not_count_and_denoised_images_do() -> None:
+    clean, denoised = (result(variant=name, value=0.95, high=0.97) for name in ("original", "noise 0.2, denoised"))
+    noisy = result(value=0.6, high=0.65)
+    assert _judge(small_audit([clean, noisy]), limit=_limit(0.75)).passed
+    assert not _judge(small_audit([clean, noisy, denoised]), limit=_limit(0.75)).passed
+    assert _judge(small_audit([noisy, denoised]), limit=_limit(0.75, variant="noise 0.2")).passed
+
+
+def test_what_was_not_measured_does_not_pass() -> None:
+    skipped = Skipped(attack="re-identification", variant="noise 0.2", reason="no patient has two images")
+    (breach,) = _judge(small_audit([skipped]), limit=_limit(0.99)).breaches
+    assert "no patient has two images" in breach.reason
+    assert not _judge(small_audit([result()]), limit=_limit(0.99, metric="a_slip")).passed
+
+
+def test_a_figure_from_few_patients_does_not_pass() -> None:
+    audit = small_audit([result(n_patients=12)])
+    (breach,) = _judge(audit, limit=_limit(0.99)).breaches
+    assert "12 patients" in breach.reason
+    assert _judge(audit, limit=_limit(0.99, fewest_patients=10)).passed
+
+
+@pytest.mark.parametrize(
+    ("fact", "allowance"), [("holds_clean", "allow_clean"), ("subtractable", "allow_subtractable")]
+)
+def test_clean_images_and_seeds_stop_a_release_unless_allowed(fact: str, allowance: str) -> None:
+    audit = small_audit([result()], audited={fact: True})
+    assert not _judge(audit, limit=_limit(0.99)).passed
+    assert _judge(audit, limit=_limit(0.99), **{allowance: True}).passed
+
+
+def test_the_noise_that_is_left_over_all_releases_counts() -> None:
+    assert _judge(small_audit([]), least_std=0.2).passed
+    assert not _judge(small_audit([]), least_std=0.25).passed
+    worn = Composition(source="the ledger", acquisitions=80, least_std=0.1, median_std=0.2)
+    assert not _judge(small_audit([], composition=worn), least_std=0.2).passed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "limit = 3",
+        "[[limit]]\nattack = 'a'\nmetric = 'b'\nat_most = inf",
+        "[[limit]]\nattack = 'a'\nmetric = 'b'\nat_mots = 1",
+        "least_std = [",
+    ],
+)
+def test_a_policy_that_says_nothing_or_nonsense_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "policy.toml").write_text(text)
+    with pytest.raises(UsageError, match="--gate"):
+        read_policy(tmp_path / "policy.toml")
+
+
+def test_a_policy_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        read_policy(tmp_path / "policy.toml")
+
+
+def test_only_a_passed_audit_of_that_very_release_will_do() -> None:
+    passed = small_audit([result()])
+    passed = passed.model_copy(update={"gate": _judge(passed, limit=_limit(0.9))})
+    assert demand_passed(passed, release_digest="1" * 64, where=Path("audit")).passed
+    stopped = passed.model_copy(update={"gate": _judge(passed, limit=_limit(0.6))})
+    for audit, digest, reason in (
+        (passed, "9" * 64, "another release"),
+        (stopped, "1" * 64, "did not pass"),
+        (small_audit([result()]), "1" * 64, "no gate"),
+    ):
+        with pytest.raises(RefusedError, match=reason):
+            demand_passed(audit, release_digest=digest, where=Path("audit"))
