@@ -22,6 +22,7 @@ _LEFT_OUT = {
     "launch.bucket_mb",
     "launch.checkpoint_minutes",
     "launch.device",
+    "launch.perceptual_backbone",
     "launch.share_device",
     "launch.timeout_seconds",
     "noise.mean",
@@ -36,13 +37,32 @@ _PHRASES: dict[str, str | dict[str, str]] = {
     "model.residual": {"yes": "residual"},
     "model.deep_supervision": {"yes": "deep supervision"},
     "model.inputs": "told {}",
+    "model.fold": "folded by {}",
+    "model.layers": "{} layers",
+    "model.stages": "{} stages",
     "noise.fresh": {"no": "fixed noise"},
     "noise.training": {"the noise of the test": "", "": "trained at {}"},
-    "train.loss": {"l1": "L1", "mse": "MSE"},
+    "train.loss": {
+        "l1": "L1",
+        "mse": "MSE",
+        "charbonnier": "Charbonnier",
+        "ms_ssim_l1": "MS-SSIM + L1",
+        "frequency": "L1 + frequency",
+        "perceptual": "L1 + perceptual",
+        "adversarial": "L1 + adversarial",
+    },
+    "train.loss_weight": {"0.0": "", "": "weight {}"},
+    "train.perceptual_sha256": {"none": "", "": "AlexNet {}"},
+    "train.discriminator_width": "discriminator of width {}",
+    "train.discriminator_rate": "discriminator at {} times the rate",
+    "train.degradation": {"noise": "noise alone", "three-tasks": "three tasks"},
     "train.optimizer": {"adam": "Adam", "adamw": "AdamW"},
     "train.epochs": "{} epochs",
     "train.batch_size": "batch {}",
+    "train.accumulate": {"1": "", "": "in {} parts"},
     "train.learning_rate": "rate {}",
+    "train.learning_rate_scaling": {"none": "rate not scaled", "": "{} scaling of the rate"},
+    "train.reference_batch_size": "rate for batch {}",
     "train.weight_decay": "weight decay {}",
     "train.schedule": "{} rate",
     "train.warmup_steps": "{} warm-up steps",
@@ -56,6 +76,7 @@ _PHRASES: dict[str, str | dict[str, str]] = {
     "launch.precision": "{}",
     "launch.layout": {"contiguous": "NCHW", "channels_last": "NHWC"},
     "launch.compile": {"yes": "compiled"},
+    "launch.compression": {"none": "", "": "gradients sent in {}"},
     "launch.prefetch": {"0": "", "": "{} batches ahead"},
     "split.rule": "{} split",
     "split.seed": "split seed {}",
@@ -86,6 +107,7 @@ def as_text(value: Any) -> str:
 def settings_of(config: RunConfig, summary: Summary, environment: dict[str, Any]) -> Settings:
     """What tells a run's arm from others: settings without seed and noise level, device and training data."""
     kept = {key: value for key, value in flatten(config).items() if key not in _LEFT_OUT}
+    kept["train.perceptual_sha256"] = config.train.perceptual_sha256[:12] or "none"
     kept["noise.training"] = training_noise(config.noise, summary.noise)
     kept["launch.device"] = device_name(str(environment.get("device", "unknown device")))
     kept["data.trained_on"] = str(environment.get("cohort_digest", "unknown data"))[:12]

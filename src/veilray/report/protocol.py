@@ -11,9 +11,9 @@ from typing import Any
 
 from veilray.evaluation.comparison import Comparison, Run
 from veilray.evaluation.labels import describe_noise, flatten
-from veilray.models.config import TITLES
+from veilray.models.config import TITLES, ModelConfig
 from veilray.report.text import listed, number
-from veilray.training.config import dump_config
+from veilray.training.config import RunConfig, dump_config
 
 _NAMES = {
     "noise.levels": "Noise",
@@ -28,6 +28,9 @@ _NAMES = {
     "model.residual": "Output added to the input",
     "model.deep_supervision": "Every head trained",
     "model.inputs": "Inputs of the network",
+    "model.fold": "Side of the squares folded into channels, pixels",
+    "model.layers": "Convolutions",
+    "model.stages": "Stages of diffusion",
     "model.parameters": "Parameters",
     "data.trained_on": "Training cohort (digest)",
     "split.rule": "Split",
@@ -36,6 +39,10 @@ _NAMES = {
     "train.batch_size": "Images in a step, over all devices",
     "train.accumulate": "Parts of a step, one after another",
     "train.loss": "Loss",
+    "train.loss_weight": "Weight of what the loss adds to pixels",
+    "train.perceptual_sha256": "AlexNet's file (SHA-256)",
+    "train.discriminator_width": "Channels of the discriminator's first layer",
+    "train.discriminator_rate": "Discriminator's learning rate, as a multiple",
     "train.optimizer": "Optimiser",
     "train.learning_rate": "Learning rate",
     "train.learning_rate_scaling": "Learning rate scaled by the batch",
@@ -48,6 +55,7 @@ _NAMES = {
     "train.patience": "Patience, epochs",
     "train.crop": "Random square crop, pixels",
     "train.flips": "Mirrored at random",
+    "train.degradation": "Degradation of training images",
     "train.seeds": "Seeds",
     "train.checkpoint": "Weights evaluated",
     "launch.device": "Device",
@@ -55,11 +63,21 @@ _NAMES = {
     "launch.precision": "Arithmetic",
     "launch.layout": "Memory format",
     "launch.compile": "Compiled",
+    "launch.prefetch": "Batches prepared ahead",
     "launch.compression": "Compression of the gradients on their way",
 }
 _VALUES = {
     "model.name": TITLES,
-    "train.loss": {"l1": "L1, mean absolute error", "mse": "mean squared error"},
+    "train.loss": {
+        "l1": "L1, mean absolute error",
+        "mse": "mean squared error",
+        "charbonnier": "Charbonnier, the absolute error smoothed below 0.001",
+        "ms_ssim_l1": "multi-scale SSIM and L1",
+        "frequency": "L1, and L1 of the error's Fourier transform",
+        "perceptual": "L1, and the distance of AlexNet features",
+        "adversarial": "L1, and a discriminator's judgement of patches",
+    },
+    "train.degradation": {"noise": "the noise", "three-tasks": "noise, JPEG compression or enlargement, drawn evenly"},
     "train.optimizer": {"adam": "Adam", "adamw": "AdamW"},
     "split.rule": {"cohort": "patient-wise, from the cohort", "paper": "50/33/17 % by image, as in the paper"},
     "launch.setup": {"single": "one device"},
@@ -199,7 +217,9 @@ def _models(comparison: Comparison) -> dict[str, dict[str, str]]:
     for level in comparison.levels:
         for arm in level.models:
             flat = {key: value for key, value in flatten(arm.runs[0].config).items() if key in arm.settings}
-            settings = flat | arm.settings | {"noise.levels": noise, "noise.seed": noise_seed}
+            settings = flat | arm.settings
+            settings = {key: value for key, value in settings.items() if key not in _unused(arm.runs[0].config)}
+            settings |= {"noise.levels": noise, "noise.seed": noise_seed}
             settings["train.seeds"] = listed([str(run.config.seed) for run in arm.runs])
             settings["train.checkpoint"] = "of the epoch with the lowest validation loss"
             parameters = arm.runs[0].environment.get("parameters")
@@ -207,6 +227,12 @@ def _models(comparison: Comparison) -> dict[str, dict[str, str]]:
                 settings["model.parameters"] = _count(parameters)
             arms.setdefault(arm.label, settings)
     return arms
+
+
+def _unused(config: RunConfig) -> set[str]:
+    """Keys of settings that the network and the objective have no use for."""
+    model = set(ModelConfig.model_fields) - {"name", *config.model.options()}
+    return {f"model.{name}" for name in model} | {f"train.{name}" for name in config.train.unused()}
 
 
 def _row(key: str, values: Mapping[str, str], *, name: str = "") -> Setting:

@@ -112,6 +112,11 @@ class TrainConfig(BaseModel):
             raise ValueError(f"loss = 'perceptual' needs crops of {SMALLEST_PERCEPTUAL} pixels at least")
         return self
 
+    def unused(self) -> set[str]:
+        """Names of the fields that this objective has no use for."""
+        unused = {name for name, loss in _ONLY_FOR.items() if self.loss != loss}
+        return unused if self.loss in LOSS_WEIGHTS else unused | {"loss_weight"}
+
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate of the whole batch, after `learning_rate_scaling`."""
