@@ -25,12 +25,18 @@ def seal_command(
         str | None, typer.Option(help="Who answers for a release that the ledger does not let go.", show_default=False)
     ] = None,
     override_reason: Annotated[str | None, typer.Option(help="Why; both are kept.", show_default=False)] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(help="Audit of this very release, whose gate it must have passed.", show_default=False),
+    ] = None,
 ) -> None:
     """Sign and encrypt a folder for one or more sites; nobody else can open it, not even the sender."""
     from veilray.cli.progress import progress
     from veilray.cli.site_keys import open_keys, parse_override
     from veilray.exchange.sealing.seal import seal
 
+    if audit is not None:
+        _demand_audit(source, audit)
     override = parse_override(override_name, override_reason)
     site = open_keys(keys, passphrase_file)
     receivers = [site.peer(name) for name in to]
@@ -42,3 +48,14 @@ def seal_command(
     for note in sealed.notes:
         typer.echo(note)
     typer.echo(f"bundle {manifest.bundle_id}, sequence {manifest.sequence}")
+
+
+def _demand_audit(source: Path, audit: Path) -> None:
+    """RefusedError unless the audit is of this release and passed its gate."""
+    from veilray.cohort.release import Release
+    from veilray.privacy.gate import PASSED, demand_passed
+    from veilray.privacy.results import read_audit
+
+    release = Release.open(source)
+    outcome = demand_passed(read_audit(audit), release_digest=release.digest, where=audit)
+    typer.echo(f"audit: {PASSED} ({outcome.rules} limits)")

@@ -1,0 +1,144 @@
+"""veilray audit: a planted leak is found and stops at the gate; what cannot be audited is one clear line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.command_line import done, veilray
+from tests.exchange.sites import make_sites
+
+from veilray.privacy.results import read_audit
+
+POLICY = """
+[[limit]]
+attack = "linkage"
+metric = "top_1_patch_16"
+at_most = 0.6
+fewest_patients = 10
+"""
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.toml"
+    path.write_text(POLICY)
+    return path
+
+
+def _release(cohort: Path, out: Path, *options: object) -> Path:
+    done("obfuscate", cohort, "--out", out, *options)
+    return out
+
+
+@pytest.mark.slow
+def test_a_planted_leak_is_stopped_and_overwhelming_noise_is_not(
+    flow_cohort: Path, tmp_path: Path, policy: Path
+) -> None:
+    make_sites(tmp_path / "keys")
+    options = ["--originals", flow_cohort, "--quick", "--gate", policy]
+    seal = [
+        "--keys",
+        tmp_path / "keys" / "one",
+        "--to",
+        "two",
+        "--override-name",
+        "A. Chief",
+        "--override-reason",
+        "test",
+    ]
+
+    leaking = _release(flow_cohort, tmp_path / "leaking", "--std", 0.02)
+    stopped = veilray("audit", leaking, *options, "--out", tmp_path / "bad")
+    assert stopped.status == 4
+    assert "gate not passed: linkage of release, noise 0.02" in stopped.lines[-1]
+    assert (tmp_path / "bad" / "audit.html").is_file()
+    refused = veilray("seal", leaking, "--out", tmp_path / "a.veil", *seal, "--audit", tmp_path / "bad")
+    assert (refused.status, (tmp_path / "a.veil").exists()) == (4, False)
+    assert "did not pass its gate" in refused.err
+
+    hidden = _release(flow_cohort, tmp_path / "hidden", "--std", 9)
+    passed = done("audit", hidden, *options, "--out", tmp_path / "good")
+    assert "gate: no tested attack exceeded its limit" in passed.out
+    assert "safe" not in passed.out
+    said = done("seal", hidden, "--out", tmp_path / "b.veil", *seal, "--audit", tmp_path / "good")
+    assert "audit: no tested attack exceeded its limit" in said.out
+    other = veilray("seal", leaking, "--out", tmp_path / "c.veil", *seal, "--audit", tmp_path / "good")
+    assert other.status == 4
+    assert "another release" in other.err
+
+
+@pytest.mark.slow
+def test_levels_are_tried_without_a_release_and_a_second_run_computes_nothing(
+    flow_cohort: Path, tmp_path: Path
+) -> None:
+    words = ["audit", "--originals", flow_cohort, "--out", tmp_path / "a", "--std", "0.1,0.3", "--quick"]
+    first = done(*words)
+    assert "Who holds the originals: finds the right one of 40 originals in at least 100 %" in first.out
+    assert "from only 20 patients, fewer than 30" in first.out
+    audit = read_audit(tmp_path / "a")
+    assert list(audit.audited.variants) == ["original", "noise 0.1", "noise 0.3"]
+    assert {one.attack for one in audit.results} >= {"linkage", "reconstruction", "re-identification"}
+    assert all(one.low is None or one.low <= one.value <= (one.high or 0) + 1e-9 for one in audit.results)
+    second = veilray(*words)
+    assert second.err.count("from an earlier run") == 12
+    page = (tmp_path / "a" / "audit.html").read_text()
+    assert "<script" not in page
+    assert 'src="data:' not in page  # no picture of anybody, unless it was asked for
+    assert not (tmp_path / "a" / "private").exists()
+    names = {json.loads((flow_cohort / "cohort.json").read_text())["digest"], "0001"}
+    assert not any(name in page for name in names)
+
+
+@pytest.mark.slow
+def test_a_denoiser_and_a_ledger_are_taken_into_account(flow_cohort: Path, flow_run: Path, tmp_path: Path) -> None:
+    make_sites(tmp_path / "keys")
+    keys = ["--keys", tmp_path / "keys" / "one"]
+    release = _release(flow_cohort, tmp_path / "r", "--std", 0.2, *keys, "--receiver", "two")
+    again = _release(flow_cohort, tmp_path / "s", "--std", 0.3, *keys, "--receiver", "two")
+    options = ["--originals", flow_cohort, "--out", tmp_path / "a", "--quick", "--show-images", "--denoiser", flow_run]
+    done("audit", release, again, *options, *keys)
+    audit = read_audit(tmp_path / "a")
+    assert audit.audited.variants["release, noise 0.2, denoised"] == "denoised"
+    assert audit.composition is not None
+    assert audit.composition.source == "the ledger"
+    assert audit.composition.least_std == pytest.approx(0.2)  # nested: the noisier one says nothing more
+    assert len(audit.audited.release_digests) == 2
+    assert 'src="data:' in (tmp_path / "a" / "audit.html").read_text()
+    assert not (tmp_path / "a" / "private").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--std", "0.2", "--quick", "--full"], 2, "exclude each other"),
+        ([], 2, "nothing to attack"),
+        (["--std", "0.2,x"], 2, "--std 0.2,x"),
+        (["--std", "0"], 2, "above 0"),
+        (["--std", "0.2", "--gate", "missing.toml"], 2, "no such file"),
+        (["--std", "0.2", "--labels", "missing.csv"], 3, "missing.csv"),
+        (["--std", "0.2", "--denoiser", "missing"], 2, "missing"),
+        (["missing"], 3, "not a release"),
+    ],
+)
+def test_what_cannot_be_audited_is_one_clear_line(
+    flow_cohort: Path, tmp_path: Path, words: list[str], status: int, said: str
+) -> None:
+    result = veilray("audit", *words, "--originals", flow_cohort, "--out", tmp_path / "a")
+    assert (result.status, len(result.lines)) == (status, 1), result.err
+    assert said in result.err
+
+
+def test_a_release_of_another_cohort_is_refused(flow_cohort: Path, tmp_path: Path) -> None:
+    release = _release(flow_cohort, tmp_path / "r", "--std", 0.2)
+    record = json.loads((release / "release.json").read_text())
+    (flow_cohort / "releases" / f"{record['release_id']}.csv").unlink()
+    result = veilray("audit", release, "--originals", flow_cohort, "--out", tmp_path / "a")
+    assert (result.status, len(result.lines)) == (3, 1)
+    assert "no list of pseudonyms" in result.err
+
+
+def test_results_do_not_go_into_the_release(flow_cohort: Path, tmp_path: Path) -> None:
+    result = veilray("audit", "--std", "0.2", "--originals", flow_cohort, "--out", flow_cohort / "a")
+    assert (result.status, len(result.lines)) == (2, 1)
