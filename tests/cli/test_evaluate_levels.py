@@ -7,10 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.command_line import done, make_cohort, veilray
 
+from veilray.evaluation.levels import at_noise
 from veilray.evaluation.results import BASELINES, PER_IMAGE, SUMMARY, read_scores, read_summary
+from veilray.inference.denoiser import Denoiser
 from veilray.metrics.statistics import paired_comparison
+from veilray.training.data import TrainingImages
+from veilray.training.run import RunFolder
 
 
 def test_classical_methods_stand_in_one_table_with_the_model(own_run: Path, flow_cohort: Path) -> None:
@@ -82,6 +87,15 @@ def test_levels_go_elsewhere_and_keep_to_a_mean(own_run: Path, flow_cohort: Path
     done(*words)
     summary = read_summary(out / "std-0.2-mean-0")
     assert (summary.noise.mean, summary.noise.std) == (0.0, 0.2)
+    # The mean that is not the training's is made up for, as it is for whoever denoises such images.
+    folder, denoiser = RunFolder(own_run), Denoiser.load(own_run, device="cpu")
+    images = TrainingImages.open(flow_cohort, at_noise(folder.config(), summary.noise))
+    scores = {s.image_id: s.psnr for s in read_scores(out / "std-0.2-mean-0") if s.method == "model"}
+    for row in images.sets["test"]:
+        batch = images.held_out_batch(np.array([row]), torch.device("cpu"))
+        output = denoiser(batch.noisy[0, 0].numpy(), mean=0.0)
+        error = float(np.mean((output.astype(np.float64) - batch.clean[0, 0].numpy()) ** 2))
+        assert scores[images.image_id(int(row))] == pytest.approx(-10 * np.log10(error), abs=1e-3)
     done("compare", out / "std-0.2-mean-0", "--out", tmp_path / "report.html")
     assert not (own_run / "levels").exists()
 

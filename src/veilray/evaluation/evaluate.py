@@ -13,6 +13,7 @@ import torch
 from veilray.cohort.cohort import Cohort
 from veilray.errors import CohortError, RunError, UsageError
 from veilray.evaluation.baselines.score import Classical, ClassicalScores, score_classical
+from veilray.evaluation.restoring import restored
 from veilray.evaluation.results import MODEL, NOISY, ImageScore, Summary, write_results
 from veilray.evaluation.scoring import (
     BOOTSTRAP_SEED,
@@ -164,7 +165,7 @@ def _score(
     """Scores of the noisy images and the network's output; adds to `seconds` what the network took."""
     batch = images.held_out_batch(rows, device)
     wall, core = time.perf_counter(), time.process_time()
-    output = denoiser.denoise(batch.noisy, mean=batch.known[:, 0], std=batch.known[:, 1])
+    output = restored(denoiser, batch, images.noise)
     _wait_for(device)
     seconds.wall += time.perf_counter() - wall
     seconds.core += time.process_time() - core

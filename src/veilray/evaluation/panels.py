@@ -12,6 +12,7 @@ from veilray.errors import CohortError
 from veilray.evaluation.compare import panel_images
 from veilray.evaluation.comparison import Comparison, Level, Role
 from veilray.evaluation.levels import at_noise
+from veilray.evaluation.restoring import restored
 from veilray.images.radiograph import FloatImage
 from veilray.inference.denoiser import Denoiser
 from veilray.metrics.psnr import psnr
@@ -59,11 +60,7 @@ def _restore(
     row = next(row for row in images.sets[split] if images.image_id(int(row)) == image_id)
     batch = images.held_out_batch(np.array([row]), device)
     denoisers = {arm.label: Denoiser.load(arm.runs[0].source, device=device.type) for arm in level.models}
-    mean, std = batch.known.unbind(dim=1)
-    outputs = {
-        label: denoiser.denoise(batch.noisy, mean=mean, std=std).clamp(0.0, 1.0)
-        for label, denoiser in denoisers.items()
-    }
+    outputs = {label: restored(one, batch, images.noise).clamp(0.0, 1.0) for label, one in denoisers.items()}
     return Panel(
         image_id=image_id,
         role=role,

@@ -123,7 +123,7 @@ class Denoiser:
         if not np.isfinite(pixels).all():
             raise UsageError("the image has pixels that are not finite numbers; give values in [0, 1]")
         noisy = torch.from_numpy(np.array(pixels, dtype=np.float32, order="C"))
-        noisy, mean = self._with_trained_mean(noisy, mean)
+        noisy, mean = self.with_trained_mean(noisy, mean)
         outputs: FloatImage = self.denoise(noisy[:, None], mean=mean, std=std)[:, 0].clamp(0.0, 1.0).numpy()
         return outputs
 
@@ -146,8 +146,11 @@ class Denoiser:
             output = torch.cat([self._tiled(image) for image in torch.split(padded, 1)])
         return output[..., :height, :width].contiguous()
 
-    def _with_trained_mean(self, noisy: Tensor, mean: float | None) -> tuple[Tensor, float]:
-        """The images shifted to the nearest mean that the network was trained on, and that mean."""
+    def with_trained_mean(self, noisy: Tensor, mean: float | None) -> tuple[Tensor, float]:
+        """Images whose noise has a mean, shifted to the nearest mean that the network was trained on, and that mean.
+
+        As `__call__` does it: None is the training's mean, and UsageError is raised where that is not known.
+        """
         if self.noise is None:
             if mean is None:
                 raise UsageError("these weights do not say on which noise they were trained: give the noise's mean")

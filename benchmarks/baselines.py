@@ -1,0 +1,168 @@
+"""Networks against classical methods on the same radiographs with the same noise, at several levels.
+
+    python benchmarks/baselines.py --data COHORT --out DIR --model RUN --model default [--lpips-backbone FILE] [--save]
+
+COHORT holds the radiographs with the patients of splits/nih256.csv. Each --model is a run folder, trained on that
+cohort, or the name of a network that ships. The strength of every classical method is chosen at each level and for
+each form on 24 validation images (evaluation/baselines/tuning.py); the test patients are looked at once, at the end.
+What is done stays in DIR and is not done again. --save writes results/baselines.json and the table of
+docs/explanation/comparison.md; --pages writes the table from the record that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from baselines_pages import write_page
+from common import RESULTS, save
+from veilray.evaluation.baselines.methods import METHODS, licence_notice, parse_methods
+from veilray.evaluation.baselines.score import Classical
+from veilray.evaluation.compare import compare
+from veilray.evaluation.comparison import Arm, Comparison, Level, Pair
+from veilray.evaluation.evaluate import evaluate
+from veilray.evaluation.levels import at_noise, level_name, parse_levels
+from veilray.evaluation.results import BASELINES, SUMMARY
+from veilray.evaluation.scoring import Perceptual
+from veilray.evaluation.subject import Subject, open_subject
+from veilray.metrics.lpips import load_lpips
+from veilray.obfuscation.config import NoiseConfig
+from veilray.parallel.workers import available_cores
+from veilray.training.data import TrainingImages
+
+
+def main() -> None:
+    """Evaluate what is missing, compare, print, and record where --save is given."""
+    options = _options()
+    if options.pages:
+        write_page(json.loads((RESULTS / "baselines.json").read_text(encoding="utf-8")))
+        return
+    missing = [f"--{name}" for name in ("data", "out", "model") if not getattr(options, name)]
+    if missing:
+        raise SystemExit(f"missing: {', '.join(missing)}")
+    torch.set_num_threads(options.threads)
+    classical = Classical(
+        methods=parse_methods(options.methods),
+        cache=options.out / "classical.jsonl",
+        workers=options.workers,
+        tuning_images=options.tuning_images,
+    )
+    print(licence_notice(classical.methods), file=sys.stderr)
+    note = "LPIPS was not computed: no backbone was given."
+    perceptual = Perceptual(network=load_lpips(options.lpips_backbone)) if options.lpips_backbone else None
+    folders: list[Path] = []
+    for number, name in enumerate(options.model):
+        subject = open_subject(name)
+        for noise in parse_levels(options.std, mean=options.mean, trained=subject.config.noise):
+            folder = options.out / f"model-{number + 1}" / level_name(noise)
+            folders.append(folder)
+            if not (folder / SUMMARY).exists():
+                metric = perceptual or Perceptual(network=None, note=note)
+                _evaluate(subject, folder, noise, classical, metric, options)
+    comparison = compare(folders)
+    record = _record(comparison, folders, options)
+    for level in record["levels"]:
+        for method in level["methods"]:
+            print(level["noise"], method["label"], method["metrics"].get("psnr"), method["core_seconds"])
+    if options.save:
+        save("baselines", record)
+        write_page(json.loads((RESULTS / "baselines.json").read_text(encoding="utf-8")))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="the cohort")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    parser.add_argument("--model", action="append", help="run folder or shipped name; several may be given")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--std", default="0.1,0.2,0.3")
+    parser.add_argument("--mean", type=float, default=0.1)
+    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument("--tuning-images", type=int, default=24)
+    parser.add_argument("--lpips-backbone", type=Path)
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes for classical methods")
+    parser.add_argument("--threads", type=int, default=1, help="of a network; one, as for the others' speed")
+    parser.add_argument("--save", action="store_true", help="write results/baselines.json and the page")
+    parser.add_argument("--pages", action="store_true", help="write the page from results/baselines.json")
+    return parser.parse_args()
+
+
+def _evaluate(
+    subject: Subject,
+    folder: Path,
+    noise: NoiseConfig,
+    classical: Classical,
+    perceptual: Perceptual,
+    options: argparse.Namespace,
+) -> None:
+    images = TrainingImages.open(options.data, at_noise(subject.config, noise))
+    evaluate(
+        subject,
+        images,
+        out=folder,
+        split=options.split,
+        perceptual=perceptual,
+        device=torch.device("cpu"),
+        classical=classical,
+        show=_show,
+    )
+
+
+@contextmanager
+def _show(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        before, done = done, done + count
+        if done == total or 20 * before // total != 20 * done // total:
+            print(f"{description}: {done} of {total}", file=sys.stderr, flush=True)
+
+    yield advance
+
+
+def _record(comparison: Comparison, folders: list[Path], options: argparse.Namespace) -> dict[str, Any]:
+    tuned = {folder.name: json.loads((folder / BASELINES).read_text(encoding="utf-8")) for folder in folders}
+    return {
+        "split": comparison.split,
+        "images": len(comparison.image_ids),
+        "patients": len(set(comparison.patient_ids)),
+        "cohort_digest": comparison.cohort_digest,
+        "confidence": comparison.confidence,
+        "threads": options.threads,
+        "models": [Path(name).name for name in options.model],
+        "levels": [_level(level) for level in comparison.levels],
+        "tuning": tuned,
+        "notes": list(comparison.notes),
+    }
+
+
+def _level(level: Level) -> dict[str, Any]:
+    return {
+        "noise": level.noise.std_text,
+        "mean": level.noise.mean_text,
+        "clip": level.noise.clip,
+        "methods": [_method(arm) for arm in level.arms],
+        "differences": [_difference(pair) for pair in level.pairs],
+    }
+
+
+def _method(arm: Arm) -> dict[str, Any]:
+    metrics = {name: value.model_dump() for name, value in arm.metrics.items() if value is not None}
+    return {"label": arm.label, "kind": arm.kind, "metrics": metrics, "core_seconds": arm.core_seconds}
+
+
+def _difference(pair: Pair) -> dict[str, Any]:
+    named = {"first": pair.first, "second": pair.second, "metric": pair.metric}
+    return {**named, **pair.difference.model_dump(), "p_holm": pair.p_holm, "share_won": pair.share_won}
+
+
+if __name__ == "__main__":
+    main()
