@@ -22,8 +22,8 @@ def test_where_all_weigh_alike_the_area_is_that_of_mann_and_whitney() -> None:
     found = verification(_rounds(patients, scores), patients, seeds=1, seed=0)
     assert found is not None
     expected = stats.mannwhitneyu(scores[genuine], scores[~genuine]).statistic / (30 * (~genuine).sum())
-    assert found.auc.value == pytest.approx(expected, abs=1e-12)
-    assert found.auc_pairs == pytest.approx(expected, abs=1e-12)
+    assert found.auc.value == pytest.approx(expected, abs=1e-6)
+    assert found.auc_pairs == pytest.approx(expected, abs=1e-6)
     assert found.auc.low is not None
     assert found.auc.high is not None
     assert found.auc.low < expected < found.auc.high
@@ -44,7 +44,7 @@ def test_every_patient_weighs_the_same_whatever_the_number_of_images() -> None:
     for patient in (0, 1):
         own = scores[pairs.genuine & (patients[pairs.first] == patient)]
         areas.append(np.mean([np.mean([np.mean(score > np.array(cell)) for cell in cells.values()]) for score in own]))
-    assert found.auc.value == pytest.approx(np.mean(areas), abs=1e-12)
+    assert found.auc.value == pytest.approx(np.mean(areas), abs=1e-6)
     assert found.auc_pairs != pytest.approx(found.auc.value, abs=1e-3)
 
 

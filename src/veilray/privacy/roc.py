@@ -28,6 +28,7 @@ ENOUGH_IMPOSTORS = 10_000
 """Impostor pairs below which a false-positive rate of 1e-3 is not measured."""
 
 _RESAMPLES = 500
+_AT_ONCE = 64
 _ROUNDING = 1e-9
 _RATES = np.unique(np.concatenate([np.logspace(-4, -1, 31), np.linspace(0.1, 1.0, 31)]))
 
@@ -139,34 +140,27 @@ class _Measured:
 
 def _measure(one: Round, patients: Codes, draws: Floats, rng: np.random.Generator) -> _Measured:
     genuine = one.pairs.genuine
-    # Ranks, with ties broken at random: each threshold is then one place in the order.
-    rank = np.empty(len(genuine), dtype=np.int64)
-    rank[np.lexsort((rng.random(len(genuine)), one.scores))] = np.arange(len(genuine))
-    members, place = np.unique(
-        np.concatenate([patients[one.pairs.first], patients[one.pairs.second]]), return_inverse=True
-    )
-    first, second = place[: len(genuine)], place[len(genuine) :]
-    count = len(members)
-    owner = first[genuine]
-    cell = (np.minimum(first, second) * count + np.maximum(first, second))[~genuine]
-    share = 1.0 / np.bincount(cell, minlength=count * count)[cell]
-    drawn = draws[:, members]
-    total = _quadratic(np.bincount(cell, weights=share, minlength=count * count).reshape(count, count), drawn)
-    placements = np.empty((len(drawn), len(owner)))
-    for column, threshold in enumerate(rank[genuine]):
-        above = rank[~genuine] > threshold
-        table = np.bincount(cell[above], weights=share[above], minlength=count * count).reshape(count, count)
+    # Ties are broken at random: each threshold is then one place in the order, from the highest score down.
+    order = np.lexsort((rng.random(len(genuine)), -one.scores))
+    impostors = order[~genuine[order]]
+    above = np.empty(len(genuine), dtype=np.int64)
+    above[order] = np.cumsum(~genuine[order])
+    above = above[genuine]
+    first, second = patients[one.pairs.first[impostors]], patients[one.pairs.second[impostors]]
+    cell = np.unique(np.minimum(first, second) * draws.shape[1] + np.maximum(first, second), return_inverse=True)[1]
+    share = (1.0 / np.bincount(cell))[cell].astype(np.float32)
+    starts = np.unique(np.concatenate([[0], above[above < len(impostors)]]))
+    placements = np.empty((len(draws), len(above)))
+    for begin in range(0, len(draws), _AT_ONCE):
+        drawn = np.ascontiguousarray(draws[begin : begin + _AT_ONCE].T, dtype=np.float32)
+        sums = np.add.reduceat(drawn[first] * drawn[second] * share[:, None], starts, axis=0, dtype=np.float64)
+        up_to = np.concatenate([np.zeros((1, sums.shape[1])), np.cumsum(sums, axis=0)])
         # A resample without two patients to compare has no impostors: nothing scores higher than a genuine pair.
-        placements[:, column] = _quadratic(table, drawn) / np.maximum(total, 1e-12)
-    ordered = np.sort(rank[~genuine])
-    plain = 1.0 - np.searchsorted(ordered, rank[genuine]) / len(ordered)
-    return _Measured(placements=placements, weights=drawn[:, owner] / np.bincount(owner)[owner], plain=plain)
-
-
-def _quadratic(table: Floats, drawn: Floats) -> Floats:
-    """drawn' table drawn for each resample: (P, P) and (R, P) -> (R,)."""
-    sums: Floats = ((drawn @ table) * drawn).sum(axis=1)
-    return sums
+        shares = up_to[np.searchsorted(starts, above)] / np.maximum(up_to[-1], 1e-12)
+        placements[begin : begin + _AT_ONCE] = shares.T
+    owner = patients[one.pairs.first[genuine]]
+    weights = draws[:, owner] / np.bincount(owner)[owner]
+    return _Measured(placements=placements, weights=weights, plain=above / len(impostors))
 
 
 def resampled(patients: int, *, seed: int) -> Floats:

@@ -1,0 +1,138 @@
+"""Membership inference on a denoiser that leaves the hospital: which patients its training saw.
+
+The attacker holds clean radiographs of a patient, adds noise of their own as the training did, and looks at how well
+the model restores them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from veilray.cohort.cohort import Cohort
+from veilray.errors import UsageError
+from veilray.inference.denoiser import Denoiser
+from veilray.obfuscation.noise import apply_draws, keyed_draw
+from veilray.privacy.data import Progress
+from veilray.privacy.membership import Train, lira, loss_threshold, patient_losses
+from veilray.privacy.pairs import Codes, Mask, patient_codes
+from veilray.privacy.results import AttackResult, Skipped
+from veilray.training.data import TrainingImages
+from veilray.training.loop import train
+from veilray.training.run import EpochRecord, RunFolder
+
+Floats = npt.NDArray[np.float64]
+
+
+class Restores(Protocol):
+    """What is asked of a model: its guess at the clean images."""
+
+    def denoise(self, noisy: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
+        """(N, 1, H, W) and the noise's mean and std, (N,) each -> (N, 1, H, W)."""
+
+
+DRAWS = 4
+"""Noise fields over which an image's loss is averaged."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Question:
+    """Whom the attack asks about: the patients of a run's training set, and those of its test set."""
+
+    images: TrainingImages
+    rows: Codes
+    """(N,): rows of the cohort."""
+    patients: Codes
+    """(N,): 0 to P - 1."""
+    member: Mask
+    """(P,)"""
+
+
+def attack_run(
+    run: str | Path, cohort: str | Path, *, seed: int, progress: Progress, shadows: int = 0
+) -> list[AttackResult | Skipped]:
+    """Whether a run's weights tell which patients of `cohort` it was trained on.
+
+    Members are the patients of its training set, the others those of its test set. By a threshold on the loss, and with
+    `shadows` (16 or more, even) also by the likelihood ratio attack, which trains as many networks as the run was.
+    Raises UsageError where the run was trained on a release, of which there are no clean images, and what opening the
+    run and the cohort raises.
+    """
+    folder = RunFolder(run)
+    question = question_of(folder, Path(cohort))
+    progress("losses of the released model")
+    losses = patient_losses(image_losses(Denoiser.load(run), question, seed=seed), question.patients)
+    found = loss_threshold(losses, question.member, model=folder.path.name)
+    if shadows:
+        shadow = _shadow_trainer(question, seed=seed)
+        name = folder.path.name
+        found += lira(losses, question.member, shadow, model=name, shadows=shadows, seed=seed, progress=progress)
+    return found
+
+
+def image_losses(denoiser: Restores, question: Question, *, seed: int) -> Floats:
+    """Mean squared error of each restored image over some noise fields, (N,)."""
+    noise = question.images.noise
+    losses = np.empty(len(question.rows))
+    for place, row in enumerate(question.rows):
+        clean = torch.from_numpy(question.images.data.gather(np.array([row])))[:, None]
+        name = question.images.image_id(int(row))
+        draws = [keyed_draw(noise, seed=seed, epoch=0, image_id=f"membership/{k}/{name}") for k in range(DRAWS)]
+        noisy = apply_draws(clean.expand(DRAWS, -1, -1, -1).contiguous(), draws, clip=noise.clip)
+        told = torch.tensor([(draw.mean, draw.std) for draw in draws])
+        output = denoiser.denoise(noisy, mean=told[:, 0], std=told[:, 1])
+        losses[place] = float((output - clean).square().mean())
+    return losses
+
+
+def question_of(folder: RunFolder, cohort: Path) -> Question:
+    """Whom a run and its cohort let ask about; see `attack_run`."""
+    images = TrainingImages.open(cohort, folder.config())
+    if not isinstance(images.data, Cohort):
+        raise UsageError(f"{cohort} is a release; membership inference needs the cohort of clean images")
+    names = {row: images.data.patient_id(int(row)) for part in ("train", "test") for row in images.sets[part]}
+    trained = {names[row] for row in images.sets["train"]}
+    rows = np.array(sorted(names), dtype=np.int64)
+    patients = patient_codes([names[row] for row in rows])
+    member = np.zeros(int(patients.max()) + 1, dtype=np.bool_)
+    member[patients[[names[row] in trained for row in rows]]] = True
+    return Question(images=images, rows=rows, patients=patients, member=member)
+
+
+def _shadow_trainer(question: Question, *, seed: int) -> Train:
+    """Trains a network as the run was, on other patients, and gives every patient's loss under it."""
+
+    def shadow(mask: Mask, shadow_seed: int) -> Floats:
+        config = question.images.config.model_copy(update={"seed": shadow_seed})
+        images = TrainingImages(question.images.data, config)
+        images.sets["train"] = question.rows[mask[question.patients]]
+        with tempfile.TemporaryDirectory() as scratch:
+            run = RunFolder.create(Path(scratch) / "shadow", config)
+            run.write_environment({}, device=torch.device("cpu"))
+            train(config, images, run, device=torch.device("cpu"), watcher=_Silent())
+            return patient_losses(image_losses(Denoiser.load(run.path), question, seed=seed), question.patients)
+
+    return shadow
+
+
+class _Silent:
+    """Watches a training and says nothing."""
+
+    def begin(self, *, images: int) -> None:
+        """Training begins."""
+
+    def step(self, *, step: int, images: int, loss: float) -> None:
+        """A step is done."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """An epoch is done."""
+
+    def note(self, message: str) -> None:
+        """Something to say."""

@@ -1,0 +1,75 @@
+"""Membership inference on runs: a model that keeps its training images, and a small network that cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.training.small import small_config, train_here, write_images
+from torch import Tensor
+
+from veilray.cohort.build import import_radiographs
+from veilray.privacy.membership import LIRA, LOSS, loss_threshold, patient_losses
+from veilray.privacy.released_model import Question, attack_run, image_losses, question_of
+from veilray.privacy.results import AttackResult
+from veilray.training.run import RunFolder
+
+PATIENTS = 36
+SETS = ["train"] * 16 + ["validation"] * 4 + ["test"] * 16
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run and its cohort."""
+    root = tmp_path_factory.mktemp("membership")
+    write_images(root / "images", patients=PATIENTS)
+    lines = [f"{patient:08d}_{k:03d},{SETS[patient]}" for patient in range(PATIENTS) for k in range(2)]
+    (root / "split.csv").write_text("\n".join(["image_id,split", *lines]) + "\n")
+    import_radiographs([root / "images"], root / "cohort", size=32, split_file=root / "split.csv")
+    config = small_config(train={"epochs": 1}, split={"rule": "cohort"})
+    train_here(config, root / "cohort", root / "run")
+    return root / "run", root / "cohort"
+
+
+class _Memory:
+    """Returns the training image that is nearest."""
+
+    def __init__(self, question: Question) -> None:
+        rows = question.rows[question.member[question.patients]]
+        self.images = torch.from_numpy(question.images.data.gather(rows))[:, None]
+
+    def denoise(self, noisy: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
+        guess = (noisy - mean.view(-1, 1, 1, 1)).flatten(1)
+        return self.images[torch.cdist(guess, self.images.flatten(1)).argmin(dim=1)]
+
+
+def test_members_are_the_patients_of_the_training_set(trained: tuple[Path, Path]) -> None:
+    question = question_of(RunFolder(trained[0]), trained[1])
+    asked = [question.images.data.patient_id(int(row)) for row in question.rows]
+    truth = {f"{patient:08d}": name for patient, name in enumerate(SETS)}
+    assert {truth[patient] for patient in asked} == {"train", "test"}
+    assert [bool(question.member[code]) for code in question.patients] == [truth[one] == "train" for one in asked]
+
+
+def test_a_model_that_keeps_its_training_images_is_found_out(trained: tuple[Path, Path]) -> None:
+    question = question_of(RunFolder(trained[0]), trained[1])
+    losses = patient_losses(image_losses(_Memory(question), question, seed=1), question.patients)
+    found = loss_threshold(losses, question.member, model="memory")[0]
+    assert isinstance(found, AttackResult)
+    assert found.value == 1.0
+
+
+@pytest.mark.slow
+def test_a_network_of_one_epoch_keeps_nothing(trained: tuple[Path, Path]) -> None:
+    run, cohort = trained
+    outcomes = attack_run(run, cohort, seed=3, progress=lambda _: None, shadows=16)
+    areas = {one.attacker: one for one in outcomes if isinstance(one, AttackResult) and one.metric == "auc"}
+    assert set(areas) == {LOSS, LIRA}
+    for one in areas.values():
+        assert one.low is not None
+        assert one.high is not None
+        assert one.low <= 0.55
+        assert one.high >= 0.45
+        assert abs(one.value - 0.5) < 0.3
+        assert one.n_patients == 32
