@@ -37,7 +37,7 @@ class _Memory:
 
     def __init__(self, question: Question) -> None:
         rows = question.rows[question.member[question.patients]]
-        self.images = torch.from_numpy(question.images.data.gather(rows))[:, None]
+        self.images = torch.from_numpy(question.cohort.gather(rows))[:, None]
 
     def denoise(self, noisy: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
         guess = (noisy - mean.view(-1, 1, 1, 1)).flatten(1)
@@ -46,7 +46,7 @@ class _Memory:
 
 def test_members_are_the_patients_of_the_training_set(trained: tuple[Path, Path]) -> None:
     question = question_of(RunFolder(trained[0]), trained[1])
-    asked = [question.images.data.patient_id(int(row)) for row in question.rows]
+    asked = [question.cohort.patient_id(int(row)) for row in question.rows]
     truth = {f"{patient:08d}": name for patient, name in enumerate(SETS)}
     assert {truth[patient] for patient in asked} == {"train", "test"}
     assert [bool(question.member[code]) for code in question.patients] == [truth[one] == "train" for one in asked]

@@ -169,7 +169,8 @@ def cosine(features: Features) -> Similarities:
 def _unit(values: npt.NDArray[np.float32]) -> Features:
     flat = values.reshape(len(values), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
-    return flat / (np.linalg.norm(flat, axis=1, keepdims=True) + np.float32(_EPSILON))
+    unit: Features = flat / (np.linalg.norm(flat, axis=1, keepdims=True) + np.float32(_EPSILON))
+    return unit
 
 
 def _gram(parts: list[Tensor]) -> Similarities:

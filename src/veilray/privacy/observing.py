@@ -13,6 +13,7 @@ import torch
 from veilray.privacy.data import AuditData, Effort, Progress, Variant
 from veilray.privacy.features import (
     AlexNetFeatures,
+    Bank,
     banks,
     cosine,
     gradient_histograms,
@@ -81,7 +82,7 @@ def chosen_rows(data: AuditData, variant: Variant, *, effort: Effort, seed: int 
     return rows[np.isin(patients, taken)]
 
 
-def _look(data: AuditData, variant: Variant, rows: Codes, kinds: dict) -> Looks:
+def _look(data: AuditData, variant: Variant, rows: Codes, kinds: dict[str, Bank]) -> Looks:
     small: list[npt.NDArray[np.float32]] = []
     gradients: list[npt.NDArray[np.float32]] = []
 

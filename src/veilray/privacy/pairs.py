@@ -112,4 +112,5 @@ def _codes(values: Sequence[str | None]) -> Codes:
 
 
 def _known(codes: Codes) -> Codes:
-    return codes[codes != _UNKNOWN]
+    known: Codes = codes[codes != _UNKNOWN]
+    return known

@@ -47,6 +47,7 @@ class Question:
     """Whom the attack asks about: the patients of a run's training set, and those of its test set."""
 
     images: TrainingImages
+    cohort: Cohort
     rows: Codes
     """(N,): rows of the cohort."""
     patients: Codes
@@ -82,7 +83,7 @@ def image_losses(denoiser: Restores, question: Question, *, seed: int) -> Floats
     noise = question.images.noise
     losses = np.empty(len(question.rows))
     for place, row in enumerate(question.rows):
-        clean = torch.from_numpy(question.images.data.gather(np.array([row])))[:, None]
+        clean = torch.from_numpy(question.cohort.gather(np.array([row])))[:, None]
         name = question.images.image_id(int(row))
         draws = [keyed_draw(noise, seed=seed, epoch=0, image_id=f"membership/{k}/{name}") for k in range(DRAWS)]
         noisy = apply_draws(clean.expand(DRAWS, -1, -1, -1).contiguous(), draws, clip=noise.clip)
@@ -103,7 +104,7 @@ def question_of(folder: RunFolder, cohort: Path) -> Question:
     patients = patient_codes([names[row] for row in rows])
     member = np.zeros(int(patients.max()) + 1, dtype=np.bool_)
     member[patients[[names[row] in trained for row in rows]]] = True
-    return Question(images=images, rows=rows, patients=patients, member=member)
+    return Question(images=images, cohort=images.data, rows=rows, patients=patients, member=member)
 
 
 def _shadow_trainer(question: Question, *, seed: int) -> Train:
@@ -111,7 +112,7 @@ def _shadow_trainer(question: Question, *, seed: int) -> Train:
 
     def shadow(mask: Mask, shadow_seed: int) -> Floats:
         config = question.images.config.model_copy(update={"seed": shadow_seed})
-        images = TrainingImages(question.images.data, config)
+        images = TrainingImages(question.cohort, config)
         images.sets["train"] = question.rows[mask[question.patients]]
         with tempfile.TemporaryDirectory() as scratch:
             run = RunFolder.create(Path(scratch) / "shadow", config)

@@ -96,7 +96,9 @@ def verification(rounds: Sequence[Round], patients: Codes, *, seeds: int, seed: 
     return Verification(
         auc=_estimate(1.0 - places, weights, several=several),
         auc_pairs=float(1.0 - plain.mean()),
-        rate=_estimate(np.float64(places <= LOW_RATE + _ROUNDING), weights, several=several) if enough else None,
+        rate=_estimate((places <= LOW_RATE + _ROUNDING).astype(np.float64), weights, several=several)
+        if enough
+        else None,
         curve=tuple((float(f), float(np.average(places[0] <= f + _ROUNDING, weights=weights[0]))) for f in _RATES),
         n_genuine=len(plain) // seeds,
         n_impostors=impostors,
