@@ -250,6 +250,7 @@ def test_dicom_becomes_derived_dicom(flow_run: Path, tmp_path: Path) -> None:
     assert "1 images denoised" in result.out
     assert any("b.png" in line and "no DICOM" in line for line in result.lines)
     (path,) = (tmp_path / "out").iterdir()
+    assert (path.parent.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)
     derived = pydicom.dcmread(path)
     assert derived.PhotometricInterpretation == "MONOCHROME1"
     weights = flow_run / "checkpoints" / "best.safetensors"

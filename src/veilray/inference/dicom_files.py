@@ -62,6 +62,7 @@ def _file(item: SourceItem, out: Path, denoiser: Denoiser, batch: DenoisedBatch,
             raise ImageError(f"{target} exists already; remove it to denoise again")
         pixels = denoiser(radiograph.pixels, mean=batch.settings.mean)
         derived = derived_object(original, pixels, provenance=provenance, key=key)
-        with replacing(target) as part:
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients are named in it
+        with replacing(target, mode=0o600) as part:
             part.write_bytes(encode_dicom(derived))
     return target, doubts(radiograph, denoiser.noise)
