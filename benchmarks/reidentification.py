@@ -61,10 +61,12 @@ def main() -> None:
         for variant in _variants(data, options, Path(scratch)):
             started = _processor()
             chosen = dataclasses.replace(variant, rows=tuple(rows.tolist()))
+            found: list[AttackResult | Skipped] = []
             for attack in (ReIdentification(observer), AttributeInference(observer)):
-                outcomes += attack(data, [chosen], budget=budget, seeds=options.seeds, progress=_say)
+                found += attack(data, [chosen], budget=budget, seeds=options.seeds, progress=_say)
             seconds[variant.name] = round(_processor() - started, 1)
-    _show(outcomes, seconds)
+            _show(found, seconds[variant.name])
+            outcomes += found
     if options.save:
         record = {
             "cohort_digest": cohort.digest,
@@ -106,7 +108,7 @@ def _processor() -> float:
     return times.user + times.system
 
 
-def _show(outcomes: list[AttackResult | Skipped], seconds: dict[str, float]) -> None:
+def _show(outcomes: list[AttackResult | Skipped], seconds: float) -> None:
     rows = []
     for one in outcomes:
         if isinstance(one, AttackResult):
@@ -116,7 +118,7 @@ def _show(outcomes: list[AttackResult | Skipped], seconds: dict[str, float]) -> 
         else:
             rows.append((one.variant, "", "skipped", "", "", "", "", one.reason))
     print(table(["images", "attacker", "metric", "value", "95 %", "patients", "pairs", "notes"], rows))
-    print(f"processor seconds: {seconds}")
+    print(f"processor seconds: {seconds}", flush=True)
 
 
 if __name__ == "__main__":

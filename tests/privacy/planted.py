@@ -16,10 +16,13 @@ SIDE = 40
 
 
 @functools.cache
+def _phantom(patient: int) -> Images:
+    return chest_phantom(patient=patient, follow_up=0, seed=5, size=SIDE)
+
+
 def phantoms(patients: int) -> Images:
     """One small phantom of each patient, (P, 40, 40)."""
-    images = [chest_phantom(patient=patient, follow_up=0, seed=5, size=SIDE) for patient in range(patients)]
-    return np.stack(images)
+    return np.stack([_phantom(patient) for patient in range(patients)])
 
 
 def recognisable(patients: int, *, each: int, seed: int = 0) -> Images:

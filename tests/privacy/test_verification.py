@@ -13,7 +13,7 @@ from veilray.privacy.fusion import Logistic
 from veilray.privacy.observing import Observer, chosen_rows
 from veilray.privacy.reidentification import ATTACK, METADATA, ReIdentification
 from veilray.privacy.results import AttackResult, Skipped, find_results
-from veilray.privacy.verification import NETWORK
+from veilray.privacy.verification import NETWORK, NETWORK_AND_METADATA
 
 PATIENTS = 30
 BUDGET = Budget(effort="quick", seconds=60)
@@ -47,19 +47,21 @@ def test_who_can_be_recognised_is() -> None:
     assert (whole.n_images, whole.n_patients, whole.seeds) == (90, PATIENTS, (1,))
     assert _value(outcomes, "auc_matched", NETWORK).value > 0.9
     assert _value(outcomes, "precision_at_1", NETWORK).value > 0.9
+    both = _value(outcomes, "auc_with_metadata", NETWORK_AND_METADATA)
+    assert both.value > 0.97
     # Two patients of the same sex within a year of age are few: metadata tell patients apart, but not matched ones.
     assert _value(outcomes, "auc", METADATA).value > 0.9
     assert any("1e-3" in one.reason for one in outcomes if isinstance(one, Skipped))
 
 
 def test_who_cannot_be_recognised_is_not() -> None:
-    patients = np.repeat(np.arange(PATIENTS), 3)
-    outcomes = _attack(audit_data(anonymous(PATIENTS, each=3), patients))
+    patients = np.repeat(np.arange(20), 3)
+    outcomes = _attack(audit_data(anonymous(20, each=3), patients))
     whole = _value(outcomes, "auc", NETWORK)
     assert whole.low is not None
     assert whole.high is not None
     assert whole.low < 0.5 < whole.high + 0.05
-    assert abs(whole.value - 0.5) < 0.12
+    assert abs(whole.value - 0.5) < 0.15
     assert _value(outcomes, "precision_at_1", NETWORK).value < 0.3
     assert any("neither sex nor view nor age" in one.reason for one in outcomes if isinstance(one, Skipped))
 

@@ -128,21 +128,25 @@ def _figures(rounds: Mapping[str, list[Round]], told: _Told, notes: list[str]) -
     found: list[AttackResult | Skipped] = []
     too_few = 0
     for name, scored in rounds.items():
-        main = name in _WHOLE
-        attacker = name if main else PART + name
         measured = verification(scored, told.patients, seeds=len(told.seeds), seed=0)
         if measured is None:
             continue
         own = notes if name.startswith(NETWORK) else []
-        found += _over_all(attacker, measured, told, own) if main else [_auc(attacker, measured, told, "auc", own)]
-        if main:
-            found.append(_precision(attacker, scored, told, own))
-            too_few = 0 if measured.rate else measured.n_impostors
+        if name not in _WHOLE:
+            found.append(_auc(PART + name, measured, told, "auc", notes))
+            continue
+        whole = [*_over_all(name, measured, told, own), _precision(name, scored, told, own)]
+        too_few = 0 if measured.rate else measured.n_impostors
+        if name == NETWORK_AND_METADATA:
+            # Metrics of their own: what this attacker achieves is not the image's doing alone.
+            found += [one.model_copy(update={"metric": f"{one.metric}_with_metadata"}) for one in whole]
+            continue
+        found += whole
         if told.attributes.known:
             alike = [one.where(matched(one.pairs, told.attributes)) for one in scored]
             among = verification(alike, told.patients, seeds=len(told.seeds), seed=0)
             if among is not None:
-                found.append(_auc(attacker, among, told, "auc_matched", [*own, _matching(told.attributes)]))
+                found.append(_auc(name, among, told, "auc_matched", [*own, _matching(told.attributes)]))
     return found + _not_measured(told, too_few)
 
 
@@ -158,12 +162,12 @@ def _not_measured(told: _Told, too_few: int) -> list[AttackResult | Skipped]:
     return [Skipped(attack=ATTACK, variant=told.variant, reason=reason) for reason in reasons]
 
 
-def _over_all(attacker: str, measured: Verification, told: _Told, notes: list[str]) -> list[AttackResult | Skipped]:
+def _over_all(attacker: str, measured: Verification, told: _Told, notes: list[str]) -> list[AttackResult]:
     alike = f"{measured.auc_pairs:.3f} where every pair weighs the same, whoever's it is"
     found = [_auc(attacker, measured, told, "auc", [*notes, alike])]
     if measured.rate is not None:
         found.append(_result(attacker, "tpr_at_fpr_1e-3", measured.rate, measured, told, chance=1e-3, notes=notes))
-    return [*found]
+    return found
 
 
 def _auc(attacker: str, measured: Verification, told: _Told, metric: str, notes: list[str]) -> AttackResult:
