@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 import time
@@ -169,6 +170,7 @@ def _digest(plan: AuditPlan, attack: NamedAttack, variant: Variant) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+@functools.cache
 def _code() -> str:
     """SHA-256 over this folder's code: results of other code are not those of this one."""
     files = sorted(Path(__file__).parent.glob("*.py"))

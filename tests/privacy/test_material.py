@@ -1,0 +1,157 @@
+"""Originals and releases meet again by the list of pseudonyms; labels come from the index or from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.privacy.phantoms import phantom_data
+
+from veilray.cohort.build import import_radiographs
+from veilray.cohort.cohort import Cohort
+from veilray.cohort.obfuscate import write_release
+from veilray.cohort.release import Release
+from veilray.errors import CohortError, DataError
+from veilray.obfuscation.config import NoiseConfig
+from veilray.privacy.material import open_originals, release_name, release_variant, releases_together
+from veilray.privacy.variants import baseline_variants, denoised_variant, dp_pix_variant, simulated_variant
+
+NOISE = NoiseConfig(mean=0.1, std=0.01)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """Two images each of 6 patients, 24x24, and one image of another size."""
+    root = tmp_path_factory.mktemp("material")
+    (root / "png").mkdir()
+    rng = np.random.default_rng(3)
+    for patient in range(6):
+        for follow_up in range(2):
+            levels = rng.integers(0, 255, (24, 24), dtype=np.uint8)
+            Image.fromarray(levels).save(root / "png" / f"{patient:08}_{follow_up:03}.png")
+    Image.fromarray(rng.integers(0, 255, (30, 24), dtype=np.uint8)).save(root / "png" / "00000009_000.png")
+    import_radiographs([root / "png"], root / "cohort", size=None, workers=1)
+    return Cohort.open(root / "cohort")
+
+
+def test_images_of_another_size_are_left_out_and_said_to_be(cohort: Cohort) -> None:
+    originals = open_originals(cohort)
+    assert (len(originals.data), originals.data.n_patients, originals.data.size) == (12, 6, (24, 24))
+    assert originals.left_out == ("1 images of another size than 24 x 24 pixels",)
+    assert originals.grey_step == pytest.approx(1 / 255)
+
+
+def test_each_released_image_lies_at_its_original(cohort: Cohort, tmp_path: Path) -> None:
+    write_release(cohort, tmp_path / "r", noise=NOISE)
+    originals, release = open_originals(cohort), Release.open(tmp_path / "r")
+    variant = release_variant(release, cohort, originals, name=release_name(release))
+    rows = np.array([5, 0, 11])
+    difference = variant.draw(rows, 0) - np.clip(originals.data.clean(rows) + 0.1, 0.0, 1.0)
+    assert np.abs(difference).max() < 0.06  # as small as the noise, which that of another image would not be
+    assert (variant.std, variant.mean, variant.draws, variant.rows) == (0.01, 0.1, 1, None)
+    assert variant.name == "release, noise 0.01"
+
+
+def test_a_release_of_another_cohort_does_not_fit(cohort: Cohort, tmp_path: Path) -> None:
+    made = write_release(cohort, tmp_path / "r", noise=NOISE)
+    release, originals = Release.open(tmp_path / "r"), open_originals(cohort)
+    kept = made.pseudonyms.read_text()
+    made.pseudonyms.write_text(kept.replace(release.image_id(0), "0" * 32))
+    with pytest.raises(DataError, match="lacks some"):
+        release_variant(release, cohort, originals, name="r")
+    made.pseudonyms.unlink()
+    with pytest.raises(DataError, match="no list of pseudonyms"):
+        release_variant(release, cohort, originals, name="r")
+
+
+def test_independent_releases_wear_the_noise_off(cohort: Cohort, tmp_path: Path) -> None:
+    originals, releases = open_originals(cohort), []
+    for name, pairs in (("a", False), ("b", False), ("c", True)):
+        write_release(cohort, tmp_path / name, noise=NoiseConfig(mean=0.1, std=0.2), pairs=pairs)
+        releases.append(Release.open(tmp_path / name))
+    variants = [release_variant(one, cohort, originals, name=str(one.path)) for one in releases]
+    assert releases_together(releases[:2], variants[:2], originals.data) == pytest.approx([0.2 / 2**0.5] * 12)
+    assert releases_together(releases, variants, originals.data) == [0.0] * 12
+
+
+def test_labels_are_read_by_file_or_by_image(cohort: Cohort, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(
+        "file,sex,age,view_position\nnih/00000000_000.png,f,63,pa\nnih/00000001_001.png,M,058Y,AP\n"
+        "nih/00000002_000.png,?,none,\nnih/00000003_000.png,M,412,PA\n"
+    )
+    originals = open_originals(cohort, labels=path)
+    data = originals.data
+    known = {name: place for place, name in enumerate(data.image_ids)}
+    read = [(data.labels.sex[at], data.labels.age[at], data.labels.view[at]) for at in known.values()]
+    by_name = dict(zip(known, read, strict=True))
+    assert by_name["00000000_000"] == ("F", 63.0, "PA")
+    assert by_name["00000001_001"] == ("M", 58.0, "AP")
+    assert by_name["00000002_000"] == (None, None, None)
+    assert by_name["00000003_000"] == ("M", None, "PA")
+    assert by_name["00000005_000"] == (None, None, None)
+    assert data.digest != open_originals(cohort).data.digest
+
+
+@pytest.mark.parametrize("text", ["", "image_id\na\n", "name,sex\na,M\n", "image_id,sex\nnobody,M\n"])
+def test_a_file_that_tells_nothing_is_refused(cohort: Cohort, tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=r"labels\.csv"):
+        open_originals(cohort, labels=tmp_path / "labels.csv")
+
+
+def test_a_release_of_none_of_them_does_not_fit(cohort: Cohort, tmp_path: Path) -> None:
+    made = write_release(cohort, tmp_path / "r", noise=NOISE)
+    lines = made.pseudonyms.read_text().splitlines()
+    strangers = [line.rsplit(",", 2)[0] + ",stranger,stranger" for line in lines[1:]]
+    made.pseudonyms.write_text("\n".join([lines[0], *strangers]) + "\n")
+    with pytest.raises(CohortError, match="none of the audited images"):
+        release_variant(Release.open(tmp_path / "r"), cohort, open_originals(cohort), name="r")
+
+
+def test_simulated_noise_has_the_asked_law_and_can_be_drawn_again() -> None:
+    data = phantom_data(4)
+    noise = simulated_variant(data, mean=0.1, std=0.2, clip=False, seed=1)
+    rows = np.arange(4)
+    difference = noise.draw(rows, 0) - data.clean(rows)
+    assert difference.mean() == pytest.approx(0.1, abs=0.01)
+    assert difference.std() == pytest.approx(0.2, rel=0.03)
+    assert (noise.draw(rows[::-1], 0)[::-1] == noise.draw(rows, 0)).all()
+    assert not (noise.draw(rows, 1) == noise.draw(rows, 0)).any(axis=(1, 2)).all()
+    other = simulated_variant(data, mean=0.1, std=0.3, clip=False, seed=1)
+    shared = np.corrcoef(difference.ravel(), (other.draw(rows, 0) - data.clean(rows)).ravel())[0, 1]
+    assert abs(shared) < 0.05  # another level has a field of its own
+
+
+def test_denoised_images_are_made_once(tmp_path: Path) -> None:
+    data = phantom_data(4, follow_ups=1)
+    made: list[int] = []
+
+    class Halving:
+        def several(self, pixels: np.ndarray, *, mean: float) -> np.ndarray:
+            made.append(len(pixels))
+            return pixels / 2
+
+    noisy = simulated_variant(data, mean=0.1, std=0.2, seed=1)
+    for _ in range(2):  # the second finds what the first kept, as after a kill
+        variant = denoised_variant(noisy, Halving(), folder=tmp_path, data=data, digest="w", most=3)  # type: ignore[arg-type]
+        rows = variant.available(data)
+        assert variant.draw(rows, 0) == pytest.approx(noisy.draw(rows, 0) / 2, abs=1e-5)
+    assert (len(rows), made) == (3, [3])
+    assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.glob("*.npy"))
+
+
+def test_other_obfuscations_lose_what_they_say() -> None:
+    data = phantom_data(3)
+    clean, rows = data.clean(np.arange(3)), np.arange(3)
+    errors = {one.name: float(((one.draw(rows, 0) - clean) ** 2).mean()) for one in baseline_variants(data, seed=1)}
+    assert errors["blur, sigma 4 px"] < errors["blur, sigma 8 px"]
+    assert errors["down-sampled to 1/4"] < errors["down-sampled to 1/8"]
+    assert errors["noise 0.5"] < errors["noise 1"]
+    pixelated = dp_pix_variant(data, block=16, differing=16, epsilon=0.5, seed=1).draw(rows, 0)
+    assert (pixelated[:, :16, :16] == pixelated[:, :1, :1]).all()
+    means = clean.reshape(3, 4, 16, 4, 16).mean(axis=(2, 4))
+    exact = dp_pix_variant(data, block=16, differing=16, epsilon=1e9, seed=1).draw(rows, 0)
+    assert exact[:, ::16, ::16] == pytest.approx(means, abs=1 / 255)
