@@ -224,6 +224,15 @@ def test_autocast_trains_every_network() -> None:
         assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_shapes_alone_can_be_computed(name: str) -> None:
+    with torch.device("meta"):  # as arithmetic is counted
+        model = build_model(ModelConfig.model_validate({"name": name, **SMALL[name]}))
+        output = model(torch.empty(1, 1, 32, 40))
+    output.mean().backward()
+    assert output.shape == (1, 1, 32, 40)
+
+
 def test_a_gate_is_what_the_papers_equations_say() -> None:
     gate = AdditiveGate(4, 6)
     skip, below = torch.rand(1, 4, 6, 8), torch.rand(1, 6, 3, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -69,6 +70,13 @@ def with_noise_maps(images: Tensor, known: Tensor) -> Tensor:
 def noisy_image(x: Tensor) -> Tensor:
     """(N, C, H, W), what a network is given -> (N, 1, H, W): the image, less its noise's mean where that is given."""
     return x[:, :1] - x[:, 1:2] if x.shape[1] > 1 else x
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """A context in which what is computed on x's device keeps the arithmetic of its tensors."""
+    if x.device.type == "meta":  # knows no autocast
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 class ChannelNorm(nn.Module):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veilray.models.config import Inputs, ModelConfig, checked_config
-from veilray.models.layers import ChannelNorm, Span, Window, hull, noisy_image, pad_to_multiple, wider
+from veilray.models.layers import ChannelNorm, Span, Window, hull, noisy_image, pad_to_multiple, wider, without_autocast
 
 EXPANSION = 2.66
 """Channels inside a feed-forward branch, as a multiple of those outside (section 4)."""
@@ -124,7 +124,7 @@ class ChannelAttention(nn.Module):
 
         Of each query with each key; then, in two columns, of the squares of the queries and of the keys.
         """
-        with torch.autocast(queries_keys.device.type, enabled=False):  # sums over thousands of pixels
+        with without_autocast(queries_keys):  # sums over thousands of pixels
             wide = queries_keys.to(torch.promote_types(queries_keys.dtype, torch.float32))
             queries, keys = torch.unflatten(wide, 1, (2, self.heads, -1)).flatten(-2).unbind(1)  # (N, heads, D, H W)
             products = queries @ keys.transpose(-1, -2)

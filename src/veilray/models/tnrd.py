@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veilray.models.config import MOST_TNRD_FILTERS, ModelConfig, checked_config
-from veilray.models.layers import Window
+from veilray.models.layers import Window, without_autocast
 
 KERNELS = 63
 FARTHEST = 310 / 255
@@ -63,7 +63,7 @@ class TNRD(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, H, W), about [0, 1] -> (N, 1, H, W), not clamped."""
-        with torch.autocast(x.device.type, enabled=False):  # steps far smaller than the brightness they change
+        with without_autocast(x):  # steps far smaller than the brightness they change
             noisy = x.to(torch.promote_types(x.dtype, torch.float32))
             output = noisy
             for stage in self.stages:
