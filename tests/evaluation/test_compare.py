@@ -12,7 +12,7 @@ import pytest
 from veilray.errors import RunError, UsageError
 from veilray.evaluation.compare import compare, panel_images
 from veilray.evaluation.comparison import Comparison
-from veilray.evaluation.results import METRICS, PER_IMAGE, read_scores, read_summary
+from veilray.evaluation.results import METRICS, PER_IMAGE, read_scores, read_summary, write_results
 from veilray.files import write_text
 from veilray.metrics.statistics import clustered_bootstrap, holm
 
@@ -234,3 +234,39 @@ def test_every_pair_within_a_level_is_compared_once(make_run: MakeRun) -> None:
     labels = [arm.label for arm in level.models]
     psnr = [{pair.first, pair.second} for pair in level.pairs if pair.metric == "psnr"]
     assert sorted(map(sorted, psnr)) == sorted(map(sorted, itertools.combinations(labels, 2)))
+
+
+def test_classical_methods_are_judged_against_models_alone(make_run: MakeRun) -> None:
+    methods = ("noisy", "model", "bm3d", "tv")
+    seconds = {"model": 0.5, "bm3d": 3.0, "tv": 0.1}
+    runs = [
+        make_run(f"{seed}", seed=seed, images=60, methods=methods, summary={"core_seconds_per_image": seconds})
+        for seed in (1, 2)
+    ]
+    level = compare(runs).levels[0]
+    assert {(pair.first, pair.second) for pair in level.pairs} == {
+        ("U-Net, width 64", "BM3D"),
+        ("U-Net, width 64", "Total variation"),
+    }
+    assert {arm.label: arm.core_seconds for arm in level.arms} == {
+        "Noisy input": None,
+        "BM3D": 3.0,
+        "Total variation": 0.1,
+        "U-Net, width 64": 0.5,
+    }
+    # The maker of runs lifts the model by 5 dB over classical methods, which are alike but for their noise.
+    assert {arm.kind: "psnr" in arm.best for arm in level.arms} == {"noisy": False, "classical": False, "model": True}
+
+
+def test_results_that_lie_apart_from_their_run_are_read_with_its_configuration(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run, level = make_run("a", seed=3), tmp_path / "a" / "levels" / "std-0.2-mean-0.1"
+    summary = read_summary(run)
+    for folder, named in ((level, "../.."), (tmp_path / "elsewhere", str(run.resolve()))):
+        write_results(folder, summary.model_copy(update={"model": named}), read_scores(run))
+        (found,) = compare([folder]).runs
+        assert found.folder == folder
+        assert found.config.seed == 3
+        assert Path(found.source).resolve() == run.resolve()
+        assert len(found.curve) == 12

@@ -132,6 +132,8 @@ def test_what_is_done_is_not_done_again(
     again = score_classical(plan, images, rows, lpips=None)
     assert not calls
     assert again == whole
+    text = (tmp_path / "deep" / "scores.jsonl").read_text()
+    assert not any(one.image_id in text or one.patient_id in text for one in whole.scores)
     fresh = score_classical(replace(plan, cache=None), images, rows, lpips=None)
     assert fresh.scores == whole.scores
 

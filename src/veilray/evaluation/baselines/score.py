@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from veilray.evaluation.baselines.cache import Key, ScoreCache
 from veilray.evaluation.baselines.cases import Case, case_key, load_case, spread
 from veilray.evaluation.baselines.methods import Method, Strength, packages, restore, warm_up
 from veilray.evaluation.baselines.tuning import TUNING_IMAGES, Tuned, tune
-from veilray.evaluation.results import ImageScore
+from veilray.evaluation.results import METRICS, ImageScore
 from veilray.evaluation.scoring import score_images
 from veilray.evaluation.watching import Advance, Show, show_nothing
 from veilray.images.radiograph import FloatImage
@@ -86,7 +86,7 @@ def score_classical(
     for one in work:
         found.setdefault(one.method.name, []).append(cache.get(one.key(images, lpips=lpips is not None)))
     return ClassicalScores(
-        scores=tuple(ImageScore(**one["score"]) for results in found.values() for one in results),
+        scores=tuple(_image_score(one, images, cache, lpips=lpips is not None) for one in work),
         seconds={name: _mean(results, "seconds") for name, results in found.items()},
         core_seconds={name: _mean(results, "core_seconds") for name, results in found.items()},
         tuned=tuned,
@@ -136,8 +136,18 @@ def _score_missing(
             images,
             lpips=lpips,
         )
-        cache.put(key, {"score": asdict(score), "seconds": seconds, "core_seconds": core_seconds})
+        metrics = {name: getattr(score, name) for name in METRICS}  # the cache names neither image nor patient
+        cache.put(key, {"metrics": metrics, "seconds": seconds, "core_seconds": core_seconds})
         advance(1)
+
+
+def _image_score(work: _Work, images: TrainingImages, cache: ScoreCache, *, lpips: bool) -> ImageScore:
+    return ImageScore(
+        image_id=images.image_id(work.row),
+        patient_id=images.data.patient_id(work.row),
+        method=work.method.name,
+        **cache.get(work.key(images, lpips=lpips))["metrics"],
+    )
 
 
 def _restore(item: tuple[Method, Strength, Case]) -> tuple[Case, FloatImage, float, float]:

@@ -1,0 +1,67 @@
+"""What ships denoises a phantom, leaves a clean one as it was, and reaches its card's scores on the test patients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from veilray.cohort.build import import_radiographs
+from veilray.evaluation.evaluate import evaluate
+from veilray.evaluation.levels import at_noise
+from veilray.evaluation.results import MODEL
+from veilray.evaluation.scoring import Perceptual
+from veilray.evaluation.subject import open_subject
+from veilray.images.phantom import chest_phantom
+from veilray.images.radiograph import FloatImage
+from veilray.inference.denoiser import Denoiser
+from veilray.models.shipped.find import shipped_model, shipped_names
+from veilray.obfuscation.noise import add_gaussian
+from veilray.training.data import TrainingImages
+
+SPLIT = Path(__file__).parent.parent.parent / "benchmarks" / "splits" / "nih256.csv"
+# Arithmetic of other processors and other versions of torch.
+TOLERANCE = {"psnr": 0.05, "ssim": 0.002}
+
+
+def _decibels(estimate: FloatImage, clean: FloatImage) -> float:
+    return float(-10 * np.log10(np.mean((estimate.astype(np.float64) - clean) ** 2)))
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_phantom_is_denoised_and_a_clean_one_stays(name: str) -> None:
+    denoiser = Denoiser.load(f"shipped:{name}", device="cpu")
+    clean = chest_phantom(patient=2, follow_up=0, seed=5, size=128)
+    generator = torch.Generator().manual_seed(1)
+    noisy = add_gaussian(torch.from_numpy(clean), mean=0.1, std=0.2, generator=generator).numpy()
+    assert _decibels(denoiser(noisy, mean=0.1), clean) > _decibels(noisy, clean) + 8.0
+    # Nobody says a mean of an image that was never obfuscated.
+    untouched = denoiser(clean)
+    assert abs(float(untouched.mean() - clean.mean())) < 0.01
+    assert _decibels(untouched, clean) > 35.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped_names())
+def test_the_test_patients_are_denoised_to_the_stated_scores(name: str, real_data: Path, tmp_path: Path) -> None:
+    import_radiographs([real_data / "nih256"], tmp_path / "cohort", size=256, split_file=SPLIT, workers=1)
+    subject, card = open_subject(f"shipped:{name}"), shipped_model(name).card
+    stated = [score for score in card.scores if "nih256" in score.data]
+    assert stated
+    for score in stated:
+        images = TrainingImages.open(tmp_path / "cohort", at_noise(subject.config, score.noise))
+        assert images.data.digest == card.data.cohort_digest
+        summary = evaluate(
+            subject,
+            images,
+            out=tmp_path / "results",
+            perceptual=Perceptual(network=None, note="LPIPS was not computed: a test."),
+            device=torch.device("cpu"),
+        )
+        assert (summary.n_images, summary.n_patients) == (score.n_images, score.n_patients)
+        for metric, tolerance in TOLERANCE.items():
+            found = summary.methods[MODEL][metric]
+            assert found is not None
+            assert found.mean == pytest.approx(score.metrics[metric].mean, abs=tolerance)
