@@ -15,7 +15,7 @@ import veilray as package
 from veilray.cli import main
 from veilray.errors import DataError, RefusedError, RunError, TrainingError, UsageError, VeilrayError
 
-COMMANDS = ("demo", "import", "obfuscate", "train", "evaluate", "compare", "denoise")
+COMMANDS = ("demo", "import", "obfuscate", "train", "evaluate", "compare", "denoise", "models")
 
 
 def _raising(error: BaseException) -> Callable[..., NoReturn]:
