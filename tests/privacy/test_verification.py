@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
-from tests.privacy.planted import anonymous, as_they_are, audit_data, recognisable
+from tests.privacy.planted import Images, anonymous, as_they_are, audit_data, recognisable
 
-from veilray.privacy.data import AuditData, Budget, Labels
+from veilray.images.phantom import chest_phantom
+from veilray.privacy.data import AuditData, Budget, Labels, Rows
 from veilray.privacy.embedding import PatientSpace, predict, principal_coordinates, ridge
 from veilray.privacy.fusion import Logistic
 from veilray.privacy.observing import Observer, chosen_rows
@@ -83,6 +86,32 @@ def test_with_few_follow_ups_only_the_floors_attack() -> None:
     assert {one.attacker for one in results} == {"correlation of thumbnails", "histograms of gradients"}
     assert all("from only 4 patients" in one.notes[0] for one in results)
     assert any(NETWORK in one.reason for one in outcomes if isinstance(one, Skipped))
+
+
+def test_images_are_looked_at_once_and_only_those_that_are_there() -> None:
+    data = audit_data(recognisable(8, each=2), np.repeat(np.arange(8), 2))
+    asked: list[int] = []
+
+    def draw(rows: Rows, number: int) -> Images:
+        asked.extend(rows.tolist())
+        return data.clean(rows)
+
+    variant = dataclasses.replace(as_they_are(data), draw=draw, rows=tuple(range(12)))
+    observer = Observer()
+    for _ in range(2):
+        outcomes = ReIdentification(observer)(data, [variant], budget=BUDGET, seeds=[1], progress=lambda _: None)
+    assert asked == list(range(12))
+    assert {one.n_images for one in outcomes if isinstance(one, AttackResult)} == {12}
+
+
+@pytest.mark.slow
+def test_phantoms_are_recognised_in_their_follow_ups() -> None:
+    # Pose, breath, exposure and findings change; the anatomy stays.
+    images = [chest_phantom(patient=p, follow_up=k, seed=1, size=48) for p in range(PATIENTS) for k in range(3)]
+    outcomes = _attack(audit_data(np.stack(images), np.repeat(np.arange(PATIENTS), 3)))
+    whole = _value(outcomes, "auc", NETWORK)
+    assert whole.low is not None
+    assert whole.low > 0.6
 
 
 def test_a_large_cohort_is_sampled_by_whole_patients() -> None:
