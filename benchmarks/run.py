@@ -1,6 +1,6 @@
 """Run every benchmark that needs no data of its own, one after the other: `make bench`.
 
-The quality benchmark needs radiographs and an hour: see quality.py.
+The quality benchmark needs radiographs and an hour: see quality.py. The last one, faults, takes about half an hour.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("imports", "importing", "loader", "memory", "metrics", "inference", "training_step")
+SCRIPTS = ("imports", "importing", "loader", "memory", "metrics", "inference", "training_step", "faults")
 
 
 def main() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -162,3 +166,67 @@ def test_as_a_real_process(tmp_path: Path) -> None:
     assert result.out == ""
     assert veilray_process("unknown").status == 2
     assert veilray_process("--version").out == f"veilray {package.__version__}\n"
+
+
+ENDING = """
+import ctypes, sys, threading, time
+from veilray.cli import main
+from veilray.errors import DataError
+
+def late():
+    time.sleep(0.3)
+    print("late")
+
+def command(**options):
+    libc = ctypes.CDLL(None)
+    libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)  # as a destructor that ends in abort()
+    print("work" * 10_000)
+    match sys.argv[1]:
+        case "thread":
+            threading.Thread(target=late).start()
+        case "data":
+            raise DataError("no such cohort")
+        case "unforeseen":
+            raise ZeroDivisionError("division by zero")
+        case "usage":
+            sys.exit(2)
+
+main.app = command
+main.run()
+"""
+RANK = {"RANK": "0", "WORLD_SIZE": "1"}
+
+
+def _end(case: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", ENDING, case],
+        env={**{name: value for name, value in os.environ.items() if name not in RANK}, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the destructor is registered as glibc does it")
+@pytest.mark.parametrize(
+    ("case", "status", "said"),
+    [
+        ("done", 0, ""),
+        ("thread", 0, ""),
+        ("usage", 2, ""),
+        ("data", 3, "no such cohort"),
+        ("unforeseen", 1, "division"),
+    ],
+)
+def test_a_rank_ends_with_its_status_and_all_it_said_whatever_destructors_do(case: str, status: int, said: str) -> None:
+    ended = _end(case, RANK)
+    assert ended.returncode == status, ended.stderr
+    assert ended.stdout == "work" * 10_000 + "\n" + ("late\n" if case == "thread" else "")
+    assert len(ended.stderr.splitlines()) == (1 if said else 0)
+    assert said in ended.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the destructor is registered as glibc does it")
+def test_a_process_that_is_no_rank_runs_its_destructors() -> None:
+    # Or the test above would not show that a rank leaves them out.
+    assert _end("done", {}).returncode == -signal.SIGABRT

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from tests.command_line import SMALL, done, start, veilray
 
+from veilray.cli import training
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.split import Shares, assign, image_split
 from veilray.evaluation.results import read_scores, read_summary
+from veilray.parallel.group import ALONE, Group
+from veilray.training.data import TrainingImages
 from veilray.training.run import RunFolder
 from veilray.training.state import checkpoints
 
@@ -124,6 +128,70 @@ def test_a_configuration_is_needed_unless_a_run_goes_on(flow_cohort: Path, tmp_p
     assert result.status in (2, 3)
     assert str(tmp_path / "run") in result.err
     assert len(result.lines) == 1
+
+
+def test_resuming_what_is_no_run_names_the_option(flow_cohort: Path, tmp_path: Path) -> None:
+    result = veilray("train", "--resume", "--data", flow_cohort, "--out", tmp_path / "rnu")
+    assert (result.status, len(result.lines)) == (3, 1)
+    assert f"--resume: {tmp_path / 'rnu'} holds no run" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("devices", [0, -3])
+def test_a_number_of_devices_is_at_least_one(flow_cohort: Path, tmp_path: Path, devices: int) -> None:
+    for setup in ("dp", "auto"):
+        words = ["train", "default", "--data", flow_cohort, "--out", tmp_path / "run", "--set", f"launch.setup={setup}"]
+        result = veilray(*words, "--devices", devices)
+        assert result.status == 2
+        assert "--devices" in result.err
+
+
+def test_ranks_are_started_with_all_that_the_command_was_given(
+    flow_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("veilray.parallel.spawn.run_ranks", lambda words, **options: started.append(words))
+    words = ["--debug", "train", "default", "--data", flow_cohort, "--out", tmp_path / "run", *SMALL, "--no-evaluate"]
+    expected = [str(word) for word in words]
+    done(*words, "--devices", 2)
+    done(*words[:3], "--devices=2", *words[3:])
+    assert started == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")]
+)
+def test_too_little_memory_is_told_with_what_needs_less(
+    flow_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("veilray.cli.training.train", fail)
+    result = veilray("train", "default", "--data", flow_cohort, "--out", tmp_path / "run", *SMALL)
+    (line,) = [line for line in result.lines if line.startswith("veilray:")]
+    assert result.status == 1
+    assert "train.batch_size" in line
+    assert "train.accumulate" in line
+
+
+def test_settings_without_effect_are_named(flow_cohort: Path, tmp_path: Path) -> None:
+    words = ["train", "default", "--data", flow_cohort, "--out", tmp_path / "run", *SMALL, "--no-evaluate"]
+    result = done(*words, "--set", "train.epochs=1", "--set", "launch.bucket_mb=4", "--set", "launch.share_device=true")
+    assert "launch.bucket_mb, launch.share_device: without effect in one process" in result.out
+
+
+@pytest.mark.parametrize("lead", [True, False])
+def test_scores_are_the_lead_s_alone_where_the_others_do_not_see_the_run(
+    flow_run: Path, flow_cohort: Path, monkeypatch: pytest.MonkeyPatch, lead: bool
+) -> None:
+    scored: list[Group] = []
+    monkeypatch.setattr(training, "evaluate_and_report", lambda *_, group, **options: scored.append(group))
+    group = mock.Mock(is_lead=lead, gather=lambda own: [own, ["", ""]] if lead else [["a", "b"], own])
+    run, images = RunFolder(flow_run), TrainingImages.open(flow_cohort, RunFolder(flow_run).config())
+    device = torch.device("cpu")
+    training._score(run, images, group, device=device, backbone=None, beat=lambda: None)
+    assert scored == ([ALONE] if lead else [])
 
 
 @pytest.mark.parametrize("name", ["index.csv", "pixels-32x32-uint8.npy"])

@@ -76,7 +76,7 @@ def test_huge_pages_are_asked_for_before_torch_and_a_user_s_choice_stays(monkeyp
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
     code = (
         "import os, sys; from veilray.cli import main\n"
-        "main.app = lambda args: print(os.environ['THP_MEM_ALLOC_ENABLE'], 'torch' in sys.modules)\n"
+        "main.app = lambda **options: print(os.environ['THP_MEM_ALLOC_ENABLE'], 'torch' in sys.modules)\n"
         "main._status([])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

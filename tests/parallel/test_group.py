@@ -48,7 +48,7 @@ def command():
                 raise CohortError("the cohort is damaged")
         print("went on")
 
-main.app = lambda args: command()
+main.app = lambda **options: command()
 sys.exit(main._status([]))
 """
 
@@ -64,7 +64,7 @@ def command():
             os._exit(9)
         group.sum_(torch.ones(1))
 
-main.app = lambda args: command()
+main.app = lambda **options: command()
 sys.exit(main._status([]))
 """
 
@@ -89,7 +89,7 @@ def command():
                 raise ZeroDivisionError("division by zero")
             group.barrier()
 
-main.app = lambda args: command()
+main.app = lambda **options: command()
 sys.exit(main._status([]))
 """
 

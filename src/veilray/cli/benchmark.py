@@ -22,7 +22,9 @@ def benchmark_command(
     download: Annotated[
         bool, typer.Option("--download/--no-download", help="Whether LPIPS may fetch torchvision's AlexNet (233 MB).")
     ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run and skipped, and end.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check plan, data and --out, show what would be done, and end.")
+    ] = False,
 ) -> None:
     """Train every combination of a plan's factors, one after another, and report on speed and quality.
 
@@ -31,21 +33,19 @@ def benchmark_command(
     """
     from veilray.cli.reporting import perceptual_metric
     from veilray.evaluation.benchmark.groups import analyse
-    from veilray.evaluation.benchmark.hardware import impossible
-    from veilray.evaluation.benchmark.plan import base_config, expand, load_plan
-    from veilray.evaluation.benchmark.run import counts, run_plan
+    from veilray.evaluation.benchmark.plan import base_config, load_plan
+    from veilray.evaluation.benchmark.run import counts, intended, run_plan
     from veilray.parallel.devices import pick_device
     from veilray.report.benchmark import render_benchmark
 
     chosen = load_plan(plan, overrides or [])
     device = pick_device(base_config(chosen).launch.device)
-    if dry_run:
-        for planned in expand(chosen, device=device):
-            reason = impossible(planned, device)
-            typer.echo(f"{planned.name}{': skipped, ' + reason if reason else ''}")
-        return
     if out.is_file():
         raise UsageError(f"--out {out} is a file; name a folder for the benchmark")
+    if dry_run:
+        for name, what in intended(chosen, data=data, out=out, device=device):
+            typer.echo(f"{name}: {what}")
+        return
     metric = perceptual_metric(lpips_backbone, download=download)
     try:
         records = run_plan(chosen, data=data, out=out, device=device, perceptual=metric, note=typer.echo)

@@ -33,7 +33,7 @@ from veilray.cli.send import send_command
 from veilray.cli.serve import serve_command
 from veilray.cli.train import train_command
 from veilray.errors import ToldElsewhere, VeilrayError
-from veilray.parallel.devices import use_huge_pages
+from veilray.parallel.devices import is_out_of_memory, use_huge_pages
 from veilray.parallel.spawn import under_launcher
 
 # What typer makes of Ctrl-C.
@@ -118,11 +118,14 @@ def _status(arguments: list[str]) -> int:
     use_huge_pages()
     debug = "--debug" in arguments
     try:
-        app(args=[word for word in arguments if word != "--debug"])  # ends in SystemExit, 2 for wrong usage
+        # Ends in SystemExit, 2 for wrong usage. A command that starts others hands on what it was given, `obj`.
+        app(args=[word for word in arguments if word != "--debug"], obj=arguments)
         return 0
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            return _fail("stopped", 1, debug)
+            # A launcher that has started ranks again stops them for a reason that another one has told.
+            again = under_launcher() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+            return 1 if again else _fail("stopped", 1, debug)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except ToldElsewhere as error:
         return error.exit_status
@@ -130,9 +133,9 @@ def _status(arguments: list[str]) -> int:
         return _fail(str(error), error.exit_status, debug)
     except OSError as error:
         return _fail(_explain(error), 1, debug)
-    except MemoryError:
-        return _fail("out of memory: try smaller images, a smaller batch or a smaller tile", 1, debug)
     except Exception as error:
+        if is_out_of_memory(error):
+            return _fail("out of memory: try smaller images, a smaller batch or a smaller tile", 1, debug)
         reason = str(error).splitlines()[0] if str(error) else ""
         return _fail(f"unexpected {type(error).__name__}: {reason} (run with --debug for the traceback)", 1, debug)
 

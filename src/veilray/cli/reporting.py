@@ -57,15 +57,24 @@ def evaluate_and_report(
     perceptual: Perceptual,
     device: torch.device,
     group: Group = ALONE,
+    beat: Callable[[], None] = lambda: None,
 ) -> Path | None:
     """Score a run on a set and write its `report.html`, whose path is returned.
 
     None where there is nothing to report: the set is too small for a mean with an interval. Of a `group` all ranks
-    score, and the lead reports.
+    score, and the lead reports. `beat` is called whenever the scoring gets on.
     """
     with fails_together(group):
         subject = open_subject(run.path)
-    score_and_show(subject, images, out=run.path, split=split, perceptual=perceptual, device=device, group=group)
+    score_and_show(
+        *(subject, images),
+        out=run.path,
+        split=split,
+        perceptual=perceptual,
+        device=device,
+        group=group,
+        beat=beat,
+    )
     return report_on([run.path], images, out=run.path, device=device) if group.is_lead else None
 
 
@@ -79,14 +88,20 @@ def score_and_show(
     device: torch.device,
     classical: Classical | None = None,
     group: Group = ALONE,
+    beat: Callable[[], None] = lambda: None,
 ) -> Summary:
-    """Score a network on a set into the folder `out`, with a progress bar."""
+    """Score a network on a set into the folder `out`, with a progress bar; `beat` is called for every batch."""
 
     @contextmanager
     def show(description: str, total: int) -> Iterator[Callable[[int], None]]:
         # Of a group the lead sees its own share alone.
         with shown_by_lead(group, None if group.joined else total, description, "images") as bar:
-            yield bar.advance
+
+            def advance(count: int) -> None:
+                beat()
+                bar.advance(count)
+
+            yield advance
 
     return evaluate(
         subject,

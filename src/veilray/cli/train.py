@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from veilray.cli.options import BACKBONE
-from veilray.errors import UsageError
+from veilray.errors import RunError, UsageError
+from veilray.parallel.group import ALONE, Group, fails_together
+
+if TYPE_CHECKING:
+    from veilray.training.config import RunConfig
 
 
 def train_command(
+    context: typer.Context,
     config: Annotated[
         str | None, typer.Argument(help="Configuration file, or a shipped one: `default`, `paper`.")
     ] = None,
@@ -23,7 +30,7 @@ def train_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     devices: Annotated[
         int | None,
-        typer.Option(help="Train on this many devices of this machine, one process each.", show_default=False),
+        typer.Option(help="Train on this many devices of this machine, one process each.", min=1, show_default=False),
     ] = None,
     lpips_backbone: Annotated[Path | None, BACKBONE] = None,
     evaluate: Annotated[
@@ -32,24 +39,17 @@ def train_command(
 ) -> None:
     """Train a denoiser on a cohort or on a release with pairs; also under torchrun."""
     from veilray.cli.training import check_launch, run_training
-    from veilray.parallel.spawn import run_ranks, under_launcher
-    from veilray.training.config import load_config
+    from veilray.parallel.spawn import run_ranks, under_launcher, without_option
 
-    if config is None and not resume:
-        raise UsageError("name a configuration: `default`, `paper` or a TOML file")
-    settings = load_config(config if config is not None else out / "config.toml", overrides or [])
-    setup = settings.launch.setup
-    if devices is not None and not under_launcher() and (setup == "ddp" or (setup == "auto" and devices != 1)):
-        device = check_launch(settings, devices, data=data, out=out, resume=resume)
-        words = [*([config] if config is not None else []), "--data", str(data), "--out", str(out)]
-        words += [word for override in overrides or [] for word in ("--set", override)]
-        words += ["--resume"] if resume else []
-        words += ["--lpips-backbone", str(lpips_backbone)] if lpips_backbone is not None else []
-        words += [] if evaluate else ["--no-evaluate"]
-        run_ranks(["train", *words], ranks=devices, device=device)
-        return
+    read = partial(_configuration, config, overrides or [], out, resume)
+    if devices is not None and not under_launcher():
+        settings = read(ALONE)
+        if settings.launch.setup == "ddp" or (settings.launch.setup == "auto" and devices != 1):
+            device = check_launch(settings, devices, data=data, out=out, resume=resume)
+            run_ranks(without_option(context.obj, "--devices"), ranks=devices, device=device)
+            return
     run_training(
-        settings,
+        read,
         data=data,
         out=out,
         resume=resume,
@@ -57,3 +57,23 @@ def train_command(
         lpips_backbone=lpips_backbone,
         devices=devices,
     )
+
+
+def _configuration(named: str | None, overrides: Sequence[str], out: Path, resume: bool, ranks: Group) -> RunConfig:
+    """The configuration that was named, or the one in the run folder, which the lead alone need see."""
+    from veilray.training.config import load_config, parse_config
+
+    text, path = "", out / "config.toml"
+    with fails_together(ranks):
+        if named is None and not resume:
+            raise UsageError("name a configuration: `default`, `paper` or a TOML file")
+        if named is None and ranks.is_lead:
+            if not path.is_file():
+                raise RunError(
+                    f"--resume: {out} holds no run (config.toml is missing); name the folder of one as --out"
+                )
+            text = path.read_text(encoding="utf-8")
+    text = ranks.broadcast(text)
+    with fails_together(ranks):
+        config = load_config(named, overrides) if named is not None else parse_config(text, overrides, path=path)
+    return config  # noqa: RET504 - mypy takes a `with` for one that may swallow errors

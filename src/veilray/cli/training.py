@@ -1,25 +1,25 @@
-"""What `train` and `demo` share: a training from configuration to report, followed on the terminal."""
+"""A training from configuration to report, followed on the terminal."""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 import typer
-from torch.utils.tensorboard import SummaryWriter
 
-from veilray.cli.progress import progress
-from veilray.cli.reporting import evaluate_and_report, perceptual_metric
-from veilray.errors import ToldElsewhere, VeilrayError
+from veilray.cli.reporting import evaluate_and_report, shared_metric
+from veilray.cli.watcher import Silence, TerminalWatcher
+from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
 from veilray.evaluation.evaluate import check_digest
+from veilray.files import sha256_file
 from veilray.models.build import build_model
-from veilray.parallel.devices import describe_device, pick_device
-from veilray.parallel.group import fails_together
-from veilray.parallel.joining import joined
+from veilray.parallel.devices import describe_device, is_out_of_memory, pick_device
+from veilray.parallel.group import ALONE, Group, fails_together
+from veilray.parallel.joining import joined, met
 from veilray.parallel.spawn import check_devices
 from veilray.parallel.watchdog import GRACE, Watchdog
 from veilray.training.agreement import changes, check_agreement, restarted
@@ -28,67 +28,8 @@ from veilray.training.data import TrainingImages
 from veilray.training.launch import resolved
 from veilray.training.loop import Outcome, train
 from veilray.training.objectives.perceptual import with_pinned_backbone
-from veilray.training.run import EpochRecord, RunFolder
-from veilray.training.setup import Setup, check_batch, choose_setup, facts, statements
-
-
-class TerminalWatcher:
-    """Follows a training with a progress bar, a line an epoch, and TensorBoard."""
-
-    def __init__(self, run: RunFolder, config: RunConfig, images: TrainingImages) -> None:
-        self._epochs = config.train.epochs
-        self._images_per_epoch = len(images.sets["train"])
-        self._progress = progress(self._epochs * self._images_per_epoch, "training", "images")
-        self._events = SummaryWriter(str(run.path / "tensorboard"))
-
-    def __enter__(self) -> TerminalWatcher:
-        self._bar = self._progress.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.__exit__(kind, error, trace)
-        self._events.close()
-
-    def begin(self, *, images: int) -> None:
-        """Move the bar to where the training goes on."""
-        self._bar.begin_at(images)
-
-    def step(self, *, step: int, images: int, loss: float) -> None:
-        """Move the bar; the loss goes to TensorBoard."""
-        self._bar.advance(images)
-        self._events.add_scalar("train/loss", loss, step)
-
-    def epoch(self, record: EpochRecord) -> None:
-        """Print a line and record the curves."""
-        for name in ("train_loss", "validation_loss", "validation_psnr", "learning_rate", "images_per_second"):
-            self._events.add_scalar(f"epoch/{name}", asdict(record)[name], record.step)
-        self._bar.say(
-            f"epoch {record.epoch}/{self._epochs}: training loss {record.train_loss:.5f}, validation loss "
-            f"{record.validation_loss:.5f}, validation PSNR {record.validation_psnr:.2f} dB, "
-            f"{record.images_per_second:.1f} images/s"
-        )
-
-    def note(self, message: str) -> None:
-        """Print a line."""
-        self._bar.say(message)
-
-
-class Silence:
-    """Follows a training on the ranks that do not speak to the user."""
-
-    def begin(self, *, images: int) -> None:
-        """Say nothing."""
-
-    def step(self, *, step: int, images: int, loss: float) -> None:
-        """Say nothing."""
-
-    def epoch(self, record: EpochRecord) -> None:
-        """Say nothing."""
-
-    def note(self, message: str) -> None:
-        """Say nothing."""
+from veilray.training.run import RunFolder
+from veilray.training.setup import Setup, check_batch, choose_setup, facts, life, statements
 
 
 def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume: bool) -> torch.device:
@@ -108,7 +49,7 @@ def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume
 
 
 def run_training(
-    config: RunConfig,
+    read: Callable[[Group], RunConfig],
     *,
     data: Path,
     out: Path,
@@ -119,53 +60,98 @@ def run_training(
 ) -> None:
     """Train, score on the validation set and write the report; one rank of a group where torchrun started it.
 
-    `evaluate`: false leaves out scores and report. `devices`: how many `dp` is to use. Raises VeilrayError where the
-    training was interrupted.
+    `read` gives the configuration to ranks that have met, and raises on all or on none. `evaluate`: false leaves out
+    scores and report. `devices`: how many `dp` is to use. Raises VeilrayError where the training was interrupted.
     """
-    device, launch = pick_device(config.launch.device), config.launch
-    with (
-        Watchdog(timeout=launch.timeout_seconds + GRACE) as watchdog,
-        joined(device, timeout=launch.timeout_seconds, shared=launch.share_device) as group,
-    ):
-        watchdog.watch(group)
-        with fails_together(group):
-            device = group.device(device, shared=launch.share_device)
-            setup = choose_setup(config, group, device, devices=devices)
-            # One rank a machine reads every pixel; all compare the digest below.
-            config = with_pinned_backbone(resolved(config, device))
-            images = TrainingImages.open(data, config, verify=group.local_rank == 0)
-        config = images.config  # with the noise of the release, where it is one
-        check_agreement(group, config=config, digest=images.data.digest)
-        run, before = RunFolder(out), []
-        with fails_together(group):
+    with met() as ranks:
+        config = read(ranks)
+        launch = config.launch
+        with fails_together(ranks):
+            device = pick_device(launch.device)
+        with (
+            Watchdog(timeout=launch.timeout_seconds + GRACE) as watchdog,
+            joined(device, timeout=launch.timeout_seconds, shared=launch.share_device, ranks=ranks) as group,
+        ):
+            watchdog.watch(group)
+            with fails_together(group):
+                device = group.device(device, shared=launch.share_device)
+                setup = choose_setup(config, group, device, devices=devices)
+                # One rank a machine reads every pixel; all compare the digest below.
+                config = with_pinned_backbone(resolved(config, device))
+                images = TrainingImages.open(data, config, verify=group.local_rank == 0)
+            check_agreement(group, config=images.config, digest=images.data.digest)
+            run, before = RunFolder(out), []
+            with fails_together(group):
+                if group.is_lead:
+                    run = _opened(out, images, setup, data=data, resume=resume, device=device)
+                    before = run.epochs()
+                    _announce(images, run, setup, device=device)
+            outcome = _trained(images, run, setup, device=device, beat=watchdog.beat)
             if group.is_lead:
-                run = _opened(out, config, images, setup, data=data, resume=resume, device=device)
-                before = run.epochs()
-                _announce(images, run, setup, device=device)
-        with TerminalWatcher(run, config, images) if group.is_lead else nullcontext(Silence()) as watcher:
-            outcome = train(config, images, run, device=device, watcher=watcher, setup=setup, beat=watchdog.beat)
-        if outcome.interrupted:
-            if not group.is_lead:
-                raise ToldElsewhere(VeilrayError.exit_status)
-            raise VeilrayError(
-                f"stopped after a checkpoint; go on with: veilray train --resume --data {data} --out {out}"
-            )
+                typer.echo(_ending(outcome))
+            # What was finished already keeps its scores, of the test set perhaps.
+            finished = bool(before) and run.epochs() == before and (run.path / "report.html").exists()
+            if evaluate and not group.broadcast(finished):
+                _score(run, images, group, device=device, backbone=lpips_backbone, beat=watchdog.beat)
+
+
+def _trained(
+    images: TrainingImages, run: RunFolder, setup: Setup, *, device: torch.device, beat: Callable[[], None]
+) -> Outcome:
+    """Train to the end; VeilrayError where it was interrupted, TrainingError where memory ran out."""
+    config, group = images.config, setup.group
+    following = (
+        TerminalWatcher(run, config, images, life=life(config, setup), device=device)
+        if group.is_lead
+        else nullcontext(Silence())
+    )
+    try:
+        with following as watcher:
+            outcome = train(config, images, run, device=device, watcher=watcher, setup=setup, beat=beat)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        where = f" of rank {group.rank} on {socket.gethostname()}" if group.world_size > 1 else ""
+        raise TrainingError(
+            f"the memory{where} is too small ({describe_device(device)}): lower train.batch_size, or set "
+            "train.accumulate or train.crop"
+        ) from error
+    if not outcome.interrupted:
+        return outcome
     if not group.is_lead:
-        return
-    typer.echo(_ending(outcome))
-    if not evaluate:
-        return
-    if before and run.epochs() == before and (run.path / "report.html").exists():
-        return  # it was finished already: its scores, of the test set perhaps, stay
-    metric = perceptual_metric(lpips_backbone, download=False)
-    report = evaluate_and_report(run, images, split="validation", perceptual=metric, device=device)
+        raise ToldElsewhere(VeilrayError.exit_status)
+    raise VeilrayError(
+        f"stopped after a checkpoint; go on with: veilray train --resume --data {images.data.path} --out {run.path}"
+    )
+
+
+def _score(
+    run: RunFolder,
+    images: TrainingImages,
+    group: Group,
+    *,
+    device: torch.device,
+    backbone: Path | None,
+    beat: Callable[[], None],
+) -> None:
+    """Score on the validation set and report: on all ranks where all see the run folder, else on the lead."""
+    files = (run.path / "config.toml", run.best_weights)
+    seen = group.gather([sha256_file(path) if path.is_file() else "" for path in files])
+    if any(one != seen[0] for one in seen):
+        if not group.is_lead:
+            return
+        typer.echo(f"rank 0 scores alone: not all ranks see {run.path}", err=True)
+        group = ALONE
+    metric = shared_metric(backbone, download=False, group=group)
+    report = evaluate_and_report(
+        run, images, split="validation", perceptual=metric, device=device, group=group, beat=beat
+    )
     if report is not None:
         typer.echo(f"report on the validation images: {report}")
 
 
 def _opened(
     out: Path,
-    config: RunConfig,
     images: TrainingImages,
     setup: Setup,
     *,
@@ -175,13 +161,13 @@ def _opened(
 ) -> RunFolder:
     """The run folder, new or gone on with; gone on with by itself where a launcher has restarted this process."""
     again = resume or ((out / "config.toml").exists() and restarted(RunFolder(out)))
-    run = RunFolder.resume(out, config) if again else RunFolder.create(out, config)
+    run = RunFolder.resume(out, images.config) if again else RunFolder.create(out, images.config)
     if (run.path / "environment.json").exists():
         check_digest(run, images)
-        for line in changes(run, setup):
+        for line in changes(run, images.config, setup):
             typer.echo(line, err=True)
     else:  # also where a kill came before it was written
-        run.write_environment({**_facts(images, data), **facts(config, setup)}, device=device)
+        run.write_environment({**_facts(images, data), **facts(images.config, setup)}, device=device)
     return run
 
 

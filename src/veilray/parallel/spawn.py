@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,6 +22,18 @@ RESTARTS = 3
 def under_launcher() -> bool:
     """Whether this process is a rank that torchrun has started."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def without_option(arguments: Sequence[str], name: str) -> list[str]:
+    """The arguments of a command without an option that takes a value: `--name value` or `--name=value`."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == name:
+            next(words, None)
+        elif not word.startswith(f"{name}="):
+            kept.append(word)
+    return kept
 
 
 def run_ranks(arguments: Sequence[str], *, ranks: int, device: torch.device) -> None:
@@ -46,9 +59,10 @@ def run_ranks(arguments: Sequence[str], *, ranks: int, device: torch.device) -> 
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:
             raise ToldElsewhere(failure.exitcode) from None
+        why = " (which a system that is out of memory sends)" if failure.exitcode == -signal.SIGKILL else ""
         raise VeilrayError(
-            f"rank {rank} was ended by {failure.signal_name()}, after {RESTARTS} restarts; --resume goes on from the "
-            "last checkpoint"
+            f"rank {rank} was ended by {failure.signal_name()}{why}, after {RESTARTS} restarts; --resume goes on from "
+            "the last checkpoint"
         ) from None
     except SignalException:
         raise ToldElsewhere(VeilrayError.exit_status) from None

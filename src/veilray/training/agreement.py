@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import veilray
-from veilray.errors import CohortError, ToldElsewhere, UsageError, VeilrayError
+from veilray.errors import ToldElsewhere, UsageError, VeilrayError
 from veilray.parallel.group import Group
 from veilray.training.config import RunConfig
 from veilray.training.run import RunFolder
@@ -20,9 +20,12 @@ from veilray.training.setup import Setup, launch_id
 
 PACKAGES = {"veilray": veilray.__version__, "torch": torch.__version__, "numpy": np.__version__}
 
+ROUNDING = ("device", "precision", "layout", "compile", "compression")
+"""Settings of the launch that change the last bits of a step, or more of them."""
+
 
 def check_agreement(group: Group, *, config: RunConfig, digest: str) -> None:
-    """Compare the versions, configuration and data of all ranks; a UsageError or CohortError on all where they differ.
+    """Compare the versions, configuration and data of all ranks; a UsageError on all where they differ.
 
     The lead tells it; the other ranks raise ToldElsewhere.
     """
@@ -52,20 +55,33 @@ def restarted(run: RunFolder) -> bool:
     return name is not None and there and run.environment().get("launch_id") == name
 
 
-def changes(run: RunFolder, setup: Setup) -> list[str]:
-    """What the user must know where a run goes on with another set-up or world size than it was begun with."""
+def changes(run: RunFolder, config: RunConfig, setup: Setup) -> list[str]:
+    """What the user must know where a run goes on in another way than it was trained last."""
     before = run.environment()
+    said = []
     was = before.get("setup", "single"), before.get("world_size", 1)
     now = setup.name, setup.group.world_size
-    if was == now:
-        return []
-    said = (
-        f"begun with {_named(*was)}, going on with {_named(*now)}: the same batches, noise and learning rates, "
-        "but gradients are added up in another order: the weights will agree within rounding, not bit for bit"
-    )
-    if "dp" in (was[0], now[0]) and run.config().model.has_batch_norm:
-        said += "; batch normalisation under dp is different training"
-    return [said]
+    if was != now:
+        said.append(
+            f"so far {_named(*was)}, going on with {_named(*now)}: the same batches, noise and learning rates, "
+            "but gradients are added up in another order: the weights will agree within rounding, not bit for bit"
+        )
+        if "dp" in (was[0], now[0]) and run.config().model.has_batch_norm:
+            said[0] += "; batch normalisation under dp is different training"
+    lives = before.get("lives", [])
+    launch = lives[-1]["launch"] if lives else run.config().launch.model_dump(mode="json")
+    own = config.launch.model_dump(mode="json")
+    others = [
+        f"launch.{key} was {launch.get(key)!r}, is {own[key]!r}" for key in ROUNDING if launch.get(key) != own[key]
+    ]
+    others += [
+        f"{name} was {before[name]}, is {version}"
+        for name, version in PACKAGES.items()
+        if before.get(name, version) != version
+    ]
+    if others:
+        said.append(f"{'; '.join(others)}: from here on numbers are rounded in another way; environment.json says so")
+    return said
 
 
 def _named(setup: str, world_size: int) -> str:
@@ -88,7 +104,7 @@ def _difference(lead: Mapping[str, Any], other: Mapping[str, Any], rank: int) ->
                 "give every rank the same configuration"
             )
     if lead["digest"] != other["digest"]:
-        return CohortError(
+        return UsageError(
             f"rank {rank} on {other['host']} has data with digest {other['digest'][:12]}, rank 0 on {lead['host']} "
             f"{lead['digest'][:12]}: give every rank the same cohort"
         )

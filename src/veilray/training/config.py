@@ -131,7 +131,8 @@ class TrainConfig(BaseModel):
 
 
 class LaunchConfig(BaseModel):
-    """Where and in what arithmetic the training runs; none of it changes what is being learnt."""
+    """Where and in what arithmetic the training runs. `device`, `precision`, `layout`, `compile` and `compression`
+    change how numbers are rounded, the others nothing of what is learnt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -211,11 +212,20 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not path.exists() and path.name == str(source) and path.name.removesuffix(".toml") in preset_names():
         path = preset_path(path.name)
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         names = ", ".join(preset_names())
         raise UsageError(f"no configuration file {path}; presets that ship: {names}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    return parse_config(text, overrides, path=path)
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), *, path: Path) -> RunConfig:
+    """The configuration in a TOML text that was read from `path`, with overrides; UsageError as `load_config`."""
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     for override in overrides:
         apply_override(values, override)

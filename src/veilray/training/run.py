@@ -106,7 +106,7 @@ class RunFolder:
         return load_config(path)
 
     def environment(self) -> dict[str, Any]:
-        """Hardware, versions and data of the run."""
+        """Data of the run, and hardware, versions and set-up of its last life; `lives` has those of each."""
         environment: dict[str, Any] = read_json(self.path / "environment.json")
         return environment
 
@@ -133,20 +133,36 @@ class RunFolder:
 
     def write_environment(self, facts: Mapping[str, Any], *, device: torch.device) -> None:
         """Write `environment.json`: the given facts of the data and the model, with hardware and versions."""
-        environment = {
-            "schema_version": SCHEMA_VERSION,
-            "veilray": veilray.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(terse=True),
-            "device": device.type,
-            "device_name": describe_device(device),
-            "threads": torch.get_num_threads(),
-            "git_commit": _git_commit(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            **facts,
-        }
+        environment = {"schema_version": SCHEMA_VERSION, "started": _now(), **_here(device), **facts, "lives": []}
         write_json(self.path / "environment.json", environment)
+
+    def begin_life(self, life: Mapping[str, Any], *, step: int, device: torch.device) -> None:
+        """Add to `lives` in `environment.json` how the run is trained from here on, after `step` steps.
+
+        What the file says outside `lives` is then of this life, apart from `started`, which is the first one's.
+        """
+        environment, here = self.environment(), _here(device)
+        own = {name: value for name, value in life.items() if name != "launch"}  # config.toml has the first one's
+        lives = [*environment.get("lives", []), {"from_step": step, "started": _now(), **here, **life}]
+        write_json(self.path / "environment.json", {**environment, **here, **own, "lives": lives})
+
+
+def _here(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware of this process."""
+    return {
+        "veilray": veilray.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "device": device.type,
+        "device_name": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _git_commit() -> str | None:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from veilray.errors import UsageError
 from veilray.parallel.group import ALONE, Group
 from veilray.parallel.workers import available_cores
-from veilray.training.config import RunConfig
+from veilray.training.config import LaunchConfig, RunConfig
 
 SetupName = Literal["single", "dp", "ddp"]
 
@@ -100,6 +100,8 @@ def choose_setup(config: RunConfig, group: Group, device: torch.device, *, devic
             "train.loss = 'adversarial' trains two networks at once, uncompiled; set launch.compile = false"
         )
     name: SetupName = ("ddp" if group.joined else "single") if launch.setup == "auto" else launch.setup
+    if devices is not None and devices < 1:
+        raise UsageError(f"--devices {devices}: give a number of devices, 1 or more")
     if devices is not None and group.joined:
         raise UsageError(f"--devices {devices}: torchrun has started {group.world_size} ranks already; leave it out")
     if devices is not None and devices != 1 and name == "single":
@@ -144,6 +146,8 @@ def statements(config: RunConfig, setup: Setup, device: torch.device) -> list[st
     said = []
     train, group = config.train, setup.group
     normalised = config.model.has_batch_norm
+    if idle := _without_effect(config, setup):
+        said.append(f"{', '.join(idle)}: without effect in one process; only `ddp` exchanges anything")
     match setup.name:
         case "ddp":
             local = train.batch_size // group.world_size
@@ -168,6 +172,15 @@ def statements(config: RunConfig, setup: Setup, device: torch.device) -> list[st
     return said
 
 
+def _without_effect(config: RunConfig, setup: Setup) -> list[str]:
+    """Settings of `ddp` that were set, though this is another set-up."""
+    if setup.name == "ddp":
+        return []
+    names = ("bucket_mb", "share_device", "timeout_seconds")
+    chosen, default = config.launch, LaunchConfig()
+    return [f"launch.{name}" for name in names if getattr(chosen, name) != getattr(default, name)]
+
+
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether a network normalises over the batch."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
@@ -183,6 +196,11 @@ def facts(config: RunConfig, setup: Setup) -> dict[str, Any]:
         "peak_learning_rate": config.train.peak_learning_rate,
         "launch_id": launch_id(),
     }
+
+
+def life(config: RunConfig, setup: Setup) -> dict[str, Any]:
+    """What an entry of `lives` in `environment.json` says of a training from one start to its end."""
+    return {**facts(config, setup), "launch": config.launch.model_dump(mode="json")}
 
 
 def launch_id() -> str | None:

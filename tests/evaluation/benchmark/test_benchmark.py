@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.command_line import done, make_cohort, start, veilray_process
+from tests.command_line import done, make_cohort, start, veilray, veilray_process
 from tests.evaluation.bench import PEAK, InProcess, run_here, tiny_plan
 
 from veilray.errors import DataError, UsageError
@@ -69,6 +69,21 @@ def test_more_levels_run_only_what_is_new(scored_cohort: Path, tmp_path: Path, h
     records = run_here(tiny_plan(tmp_path, MODELS), scored_cohort, tmp_path / "out")
     assert [record.status for record in records] == ["done"] * 2
     assert [Path(words[1]).name.partition("_")[0] for words in here.commands] == ["unet", "unetpp"]
+
+
+def test_a_dry_run_checks_all_and_says_what_would_be_done(scored_cohort: Path, tmp_path: Path, here: InProcess) -> None:
+    out = tmp_path / "out"
+    run_here(tiny_plan(tmp_path, '[factors]\nmodel = ["unet"]\n'), scored_cohort, out)
+    before = sorted(out.rglob("*"))
+    tiny_plan(tmp_path, '[factors]\nmodel = ["unet", "unetpp"]\nsetup = ["single", "dp:2"]\n')
+    words = ["benchmark", tmp_path / "tiny.toml", "--out", out, "--dry-run"]
+    said = [line.partition(": ")[2] for line in done(*words, "--data", scored_cohort).out.splitlines()]
+    assert [what.partition(",")[0] for what in said] == ["done already", "skipped", "to be trained", "skipped"]
+    other = veilray(*words, "--data", make_cohort(tmp_path / "other", patients=21))
+    assert (other.status, len(other.lines)) == (2, 1)
+    assert "other data" in other.err
+    assert veilray(*words, "--data", tmp_path / "none").status == 3
+    assert sorted(out.rglob("*")) == before
 
 
 def test_a_failed_run_ends_nothing_and_is_tried_again(scored_cohort: Path, tmp_path: Path, here: InProcess) -> None:

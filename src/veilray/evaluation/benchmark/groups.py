@@ -17,10 +17,7 @@ from veilray.evaluation.results import METRICS, MODEL, NOISY, ImageScore, read_s
 from veilray.evaluation.scoring import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES
 from veilray.metrics.interval import Interval
 from veilray.metrics.statistics import clustered_bootstrap
-
-PARTS = ("data", "forward", "backward", "all_reduce", "update", "validation", "metrics", "checkpoint")
-"""Parts of a training's time, in the order of a step and then of an epoch."""
-
+from veilray.training.timing import PARTS
 
 BUSY = 1.5
 """Load for each core above which a machine was doing something else beside the benchmark."""

@@ -88,6 +88,26 @@ def run_plan(
         return records
 
 
+def intended(plan: BenchmarkPlan, *, data: Path, out: Path, device: torch.device) -> list[tuple[str, str]]:
+    """What `run_plan` would do with each run, by name, after the same checks: train it, go on with it, or leave it out.
+
+    Raises what `run_plan` raises before its first training, but for a benchmark that is at work.
+    """
+    opened = open_data(data)
+    said = []
+    for planned in (_with_noise(planned, opened) for planned in expand(plan, device=device)):
+        earlier = _earlier(out, planned, opened.digest)
+        if earlier is not None and earlier.status == "done":
+            what = "done already"
+        elif reason := impossible(planned, device):
+            what = f"skipped, {reason}"
+        else:
+            begun = (run_folder(out, planned.name) / "config.toml").is_file()
+            what = "to be gone on with" if begun else "to be trained"
+        said.append((planned.name, what))
+    return said
+
+
 def run_folder(out: Path, name: str) -> Path:
     """Where the run of a benchmark lies."""
     return out / "runs" / name

@@ -1,0 +1,91 @@
+"""Who follows a training: the terminal and TensorBoard on the lead, nobody on the other ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from veilray.cli.progress import progress
+from veilray.training.config import RunConfig
+from veilray.training.data import TrainingImages
+from veilray.training.run import EpochRecord, RunFolder
+
+
+class TerminalWatcher:
+    """Follows a training with a progress bar, a line an epoch, TensorBoard, and an entry in `environment.json`.
+
+    `life`: what that entry is to say of how the run is trained from here on; it is made with the first step.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: RunConfig,
+        images: TrainingImages,
+        *,
+        life: Mapping[str, Any],
+        device: torch.device,
+    ) -> None:
+        self._run, self._device = run, device
+        self._life: Mapping[str, Any] | None = life
+        self._epochs = config.train.epochs
+        self._images_per_epoch = len(images.sets["train"])
+        self._progress = progress(self._epochs * self._images_per_epoch, "training", "images")
+        self._events = SummaryWriter(str(run.path / "tensorboard"))
+
+    def __enter__(self) -> TerminalWatcher:
+        self._bar = self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+        self._events.close()
+
+    def begin(self, *, images: int) -> None:
+        """Move the bar to where the training goes on."""
+        self._bar.begin_at(images)
+
+    def step(self, *, step: int, images: int, loss: float) -> None:
+        """Move the bar; the loss goes to TensorBoard."""
+        if self._life is not None:
+            self._run.begin_life(self._life, step=step - 1, device=self._device)
+            self._life = None
+        self._bar.advance(images)
+        self._events.add_scalar("train/loss", loss, step)
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Print a line and record the curves."""
+        for name in ("train_loss", "validation_loss", "validation_psnr", "learning_rate", "images_per_second"):
+            self._events.add_scalar(f"epoch/{name}", asdict(record)[name], record.step)
+        self._bar.say(
+            f"epoch {record.epoch}/{self._epochs}: training loss {record.train_loss:.5f}, validation loss "
+            f"{record.validation_loss:.5f}, validation PSNR {record.validation_psnr:.2f} dB, "
+            f"{record.images_per_second:.1f} images/s"
+        )
+
+    def note(self, message: str) -> None:
+        """Print a line."""
+        self._bar.say(message)
+
+
+class Silence:
+    """Follows a training on the ranks that do not speak to the user."""
+
+    def begin(self, *, images: int) -> None:
+        """Say nothing."""
+
+    def step(self, *, step: int, images: int, loss: float) -> None:
+        """Say nothing."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Say nothing."""
+
+    def note(self, message: str) -> None:
+        """Say nothing."""
