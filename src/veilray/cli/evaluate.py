@@ -165,7 +165,8 @@ def _print(subject: Subject, summary: Summary, *, told: bool) -> None:
     for method, metrics in summary.methods.items():
         values = {key: value for key, value in metrics.items() if value is not None}
         figures = ", ".join(f"{key} {v.mean:.4g} [{v.low:.4g}, {v.high:.4g}]" for key, v in values.items())
-        core = summary.core_seconds_per_image.get(method)
+        # A figure of speed is for comparing: alone it would only make two outputs differ.
+        core = summary.core_seconds_per_image.get(method) if summary.model_minus else None
         if figures:  # a set of one patient has no mean
             name = names.get(method) or METHODS[method].title
             typer.echo(f"{name}: {figures}" + (f", {core:.3g} s an image on one core" if core is not None else ""))
