@@ -69,6 +69,15 @@ def test_status_of_a_node_that_never_ran(tmp_path: Path) -> None:
     assert veilray("serve", tmp_path / "none.toml").status == 2
 
 
+def test_the_operator_s_commands_want_a_queue_and_fit_together(tmp_path: Path) -> None:
+    config = write_config(tmp_path, port=1)
+    for words in (["--retry-kept"], ["--discard", "kept"], ["--discard", "dead", "--destination", "archive"]):
+        result = veilray("serve", config, *words)
+        assert (result.status, len(result.lines)) == (2, 1)
+        assert "no queue" in result.err
+    assert "--discard dead" in veilray("serve", config, "--discard", "kept", "--destination", "archive").err
+
+
 def test_the_example_of_the_documentation_is_a_configuration() -> None:
     config = load_serve_config(Path(__file__).parents[2] / "docs" / "examples" / "node.toml")
     assert config.node.host == "127.0.0.1"

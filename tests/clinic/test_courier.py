@@ -74,14 +74,14 @@ def test_a_refused_image_does_not_hold_up_the_others_and_ends_as_a_dead_letter(f
         found.answer = lambda dataset: 0xA900 if dataset.SOPInstanceUID == bad else 0x0000
         for _ in range(200):
             courier.deliver()
-            if list(queue.letters()):
+            if list(queue.given_up.letters()):
                 break
             threading.Event().wait(0.05)
-        (letter,) = queue.letters()
+        (letter,) = queue.given_up.letters()
         assert (letter.state, "A900" in letter.reason) == ("dead letter", True)
         assert len(found.taken) == 1
         found.answer = lambda dataset: 0x0000
-        queue.retry_dead()
+        queue.given_up.retry_dead()
         assert courier.deliver() == 1
     assert queue.counts()["done"] == 2
 
@@ -94,10 +94,10 @@ def test_a_damaged_file_is_refused_and_not_tried_for_ever(folder: Path) -> None:
         path.write_bytes(b"damaged")
         for _ in range(200):
             assert courier.deliver() == 0
-            if list(queue.letters()):
+            if list(queue.given_up.letters()):
                 break
             threading.Event().wait(0.05)
-    (letter,) = queue.letters()
+    (letter,) = queue.given_up.letters()
     assert "damaged" in letter.reason
 
 

@@ -127,6 +127,23 @@ def test_a_worker_that_is_killed_is_started_again(folder: Path, start_node: Call
             eventually(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # it does not outlive its parent
 
 
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_ended_and_what_it_had_is_done(
+    folder: Path, start_node: Callable[[Path], NodeProcess]
+) -> None:
+    with archive() as (found, port):
+        config = write_config(folder, port=port)
+        config.write_text(config.read_text().replace("batch = 4", "batch = 4\nsilence_seconds = 8"))
+        node = start_node(config)
+        (worker,) = _children(node.process.pid, "spawn_main")
+        os.kill(worker, signal.SIGSTOP)  # as one that waits for a driver that never answers
+        assert send_all(node.port, [image(0)]) == [0]
+        node.wait_for("worker has been silent")
+        node.wait_for("worker ended")
+        eventually(lambda: len(found.taken) == 1)
+        assert worker not in _children(node.process.pid, "spawn_main")
+
+
 def _children(parent: int, command: str) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

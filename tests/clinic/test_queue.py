@@ -114,8 +114,8 @@ def test_an_image_that_kills_workers_is_tried_alone_and_then_given_up(queue: Que
         queue.give_back()
     assert queue.counts()["dead"] == 3
     assert len(_names(queue.received)) == 3
-    assert {letter.state for letter in queue.letters()} == {"dead"}
-    assert queue.retry_dead() == 3
+    assert {letter.state for letter in queue.given_up.letters()} == {"dead"}
+    assert queue.given_up.retry_dead() == 3
     assert len(queue.claim(3)) == 3
 
 
@@ -141,10 +141,10 @@ def test_refusals_wait_and_end_as_dead_letters_that_can_be_retried(queue: Queue)
     assert queue.due("a", 10) == []
     again = QueuedImage(id=image.id, name=image.name, attempts=1, received=image.received)
     assert queue.refused(again, "a", "no", wait=0.0, tries=2)
-    (letter,) = queue.letters()
+    (letter,) = queue.given_up.letters()
     assert (letter.state, letter.destination, letter.reason) == ("dead letter", "a", "no")
     assert _names(queue.derived) == {f"{image.name}.dcm"}
-    assert queue.retry_dead() == 1
+    assert queue.given_up.retry_dead() == 1
     assert len(queue.due("a", 10)) == 1
 
 
@@ -152,17 +152,68 @@ def test_deliveries_to_nobody_become_dead_letters(queue: Queue) -> None:
     (image,) = _take(queue)
     queue.ready(image, b"derived", ["a", "gone"])
     queue.recover(["a"])
-    assert [(letter.destination, letter.state) for letter in queue.letters()] == [("gone", "dead letter")]
+    assert [(letter.destination, letter.state) for letter in queue.given_up.letters()] == [("gone", "dead letter")]
 
 
 def test_kept_images_stay_with_their_reason(queue: Queue) -> None:
     (image,) = _take(queue)
     queue.keep(image, "too noisy")
     queue.recover(["a"])
-    (letter,) = queue.letters()
+    (letter,) = queue.given_up.letters()
     assert (letter.state, letter.reason) == ("kept", "too noisy")
     assert _names(queue.received) == {f"{image.name}.dcm"}
-    assert queue.retry_dead() == 0
+    assert queue.given_up.retry_dead() == 0
+
+
+def test_an_image_that_was_kept_is_new_again_once_its_file_is_deleted(queue: Queue) -> None:
+    (image,) = _take(queue)
+    queue.keep(image, "too noisy")
+    assert queue.accept(f"{UID}.0", b"image") == "known"
+    assert queue.accept(f"{UID}.0", b"altered") == "other"
+    (queue.received / f"{image.name}.dcm").unlink()
+    assert queue.accept(f"{UID}.0", b"altered") == "new"
+    (again,) = queue.claim(5)
+    assert (again.name, again.attempts) == (image.name, 0)
+    assert _names(queue.received) == {f"{image.name}.dcm"}
+
+
+def test_kept_images_can_be_tried_with_another_model_or_discarded(queue: Queue) -> None:
+    first, second, third = _take(queue, 3)
+    for image in (first, second):
+        queue.keep(image, "too noisy")
+    (queue.received / f"{second.name}.dcm").unlink()
+    assert queue.given_up.retry_kept() == 1
+    assert [image.name for image in queue.claim(5)] == [first.name]
+    assert list(queue.given_up.letters()) == []  # the one without a file is forgotten
+    queue.keep(first, "too noisy again")
+    assert queue.given_up.discard_kept() == 1
+    assert _names(queue.received) == {f"{third.name}.dcm"}
+    assert queue.accept(f"{UID}.0", b"image") == "new"
+
+
+def test_dead_letters_are_no_backlog_and_can_be_dropped(queue: Queue) -> None:
+    images = _take(queue, 3)
+    for image, destinations in zip(images, (["a"], ["a", "gone"], ["gone"]), strict=True):
+        queue.ready(image, b"derived", destinations)
+    queue.recover(["a"])
+    assert queue.backlog()[0] == 2
+    for image in queue.due("a", 10):
+        queue.delivered(image, "a")
+    assert queue.backlog() == (0, 0.0)
+    assert queue.counts()["ready"] == 2
+    assert queue.given_up.discard_dead("a") == 0
+    assert queue.given_up.discard_dead("gone") == 2
+    assert queue.counts()["done"] == 3
+    assert _names(queue.received) == _names(queue.derived) == set()
+
+
+def test_images_that_killed_workers_can_be_discarded(queue: Queue) -> None:
+    _take(queue)
+    queue.give_back(tries=1)
+    assert queue.counts()["dead"] == 1
+    assert queue.given_up.discard_dead("a") == 0
+    assert queue.given_up.discard_dead() == 1
+    assert queue.accept(f"{UID}.0", b"other bytes") == "new"
 
 
 def test_damage_is_said(tmp_path: Path) -> None:

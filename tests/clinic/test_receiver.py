@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import ssl
@@ -189,6 +190,31 @@ def test_a_sender_that_stalls_or_drips_is_cut_off(listening: Callable[..., _Open
         assert client.recv(100) == b""  # nothing was ever sent: closed by the node
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_silent_connections_shut_nobody_out(listening: Callable[..., _Open], tmp_path: Path, tls: bool) -> None:
+    options: dict[str, object] = {"max_associations": 2, "timeout_seconds": 20.0}
+    if tls:
+        options["tls"] = _tls(tmp_path)
+    node = listening(**options)
+    before = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        there = ("127.0.0.1", node.port)
+        silent = [stack.enter_context(socket.create_connection(there, timeout=20)) for _ in range(40)]
+        assert (_over_tls(node.port, tmp_path, "client") if tls else send_all(node.port, [image(0)])) == [0]
+        # Each connection costs threads, two once an association waits for its first word.
+        eventually(lambda: threading.active_count() - before <= 2 * 4 * 2 + 4)
+        assert [_ended(client) for client in silent[:30]] == [True] * 30
+        assert node.count("refused", "connections") >= 30
+    assert (_over_tls(node.port, tmp_path, "client") if tls else send_all(node.port, [image(0)])) == [0]
+
+
+def _ended(client: socket.socket) -> bool:
+    try:
+        return client.recv(100) == b""
+    except ConnectionResetError:
+        return True
+
+
 @pytest.mark.slow
 def test_200_associations_at_once_are_taken_or_refused_and_the_node_goes_on(listening: Callable[..., _Open]) -> None:
     node = listening(max_associations=20)
@@ -225,13 +251,16 @@ def _certificates(folder: Path) -> None:
         subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=60)
 
 
-def test_tls_with_certificates_on_both_sides(listening: Callable[..., _Open], tmp_path: Path) -> None:
+def _tls(folder: Path) -> dict[str, Path]:
     try:
-        _certificates(tmp_path)
+        _certificates(folder)
     except (FileNotFoundError, subprocess.CalledProcessError):
         pytest.skip("openssl 3 is not installed")
-    tls = {"certificate": tmp_path / "node.pem", "key": tmp_path / "node.key", "ca": tmp_path / "ca.pem"}
-    node = listening(tls=tls)
+    return {"certificate": folder / "node.pem", "key": folder / "node.key", "ca": folder / "ca.pem"}
+
+
+def test_tls_with_certificates_on_both_sides(listening: Callable[..., _Open], tmp_path: Path) -> None:
+    node = listening(tls=_tls(tmp_path))
     assert _over_tls(node.port, tmp_path, "client") == [0]
     assert _over_tls(node.port, tmp_path, "stranger") == [None]
     assert _over_tls(node.port, tmp_path, None) == [None]

@@ -57,7 +57,7 @@ def test_noise_outside_the_trained_range_is_not_smoothed_and_the_reason_is_kept(
         queue.accept(str(index), save(image(index, std=std)))
     worker.work()
     assert queue.counts()["ready"] == 1
-    reasons = [letter.reason for letter in queue.letters()]
+    reasons = [letter.reason for letter in queue.given_up.letters()]
     assert len(reasons) == 2
     assert all("estimated standard deviation" in reason for reason in reasons)
     assert len(list(queue.received.iterdir())) == 3
@@ -71,7 +71,7 @@ def test_what_cannot_be_read_is_kept_with_the_reason(folder: Path) -> None:
     queue.accept("4", save(image(2)))
     (queue.received / f"{queue.name_of('4')}.dcm").unlink()
     assert worker.work() == 4
-    reasons = " ".join(letter.reason for letter in queue.letters())
+    reasons = " ".join(letter.reason for letter in queue.given_up.letters())
     for part in ("cut short", "18 x 18", "SeriesInstanceUID", "cannot be read"):
         assert part in reasons
     assert queue.counts()["kept"] == 4

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from veilray.clinic.queue import Queue
 
 
 def serve_command(
@@ -16,6 +21,17 @@ def serve_command(
     retry_dead: Annotated[
         bool, typer.Option("--retry-dead", help="Put dead letters back into the queue; then end.")
     ] = False,
+    retry_kept: Annotated[
+        bool, typer.Option("--retry-kept", help="Put images that were kept back, as for another model; then end.")
+    ] = False,
+    discard: Annotated[
+        Literal["kept", "dead"] | None,
+        typer.Option(help="Delete what was kept, or dead letters and dead images; then end.", show_default=False),
+    ] = None,
+    destination: Annotated[
+        str | None,
+        typer.Option(help="With --discard dead: the dead letters of this destination only.", show_default=False),
+    ] = None,
 ) -> None:
     """Run a DICOM node: C-STORE in, denoised derived objects out by C-STORE or STOW-RS. For research, not diagnosis.
 
@@ -32,26 +48,39 @@ def serve_command(
     from veilray.clinic.config import load_serve_config
 
     settings = load_serve_config(config)
-    if status or retry_dead:
-        _look(settings.node.state, retry_dead=retry_dead)
+    if destination is not None and discard != "dead":
+        raise UsageError("--destination goes with --discard dead")
+    if status or retry_dead or retry_kept or discard:
+        with _existing_queue(settings.node.state) as queue:
+            given_up = queue.given_up
+            if retry_dead or retry_kept:
+                count = given_up.retry_dead() if retry_dead else 0
+                count += given_up.retry_kept() if retry_kept else 0
+                typer.echo(f"{count:,} put back")
+            if discard is not None:
+                count = given_up.discard_kept() if discard == "kept" else given_up.discard_dead(destination)
+                typer.echo(f"{count:,} discarded")
+            _show(queue)
         return
     from veilray.clinic.node import serve
 
     serve(settings)
 
 
-def _look(state: Path, *, retry_dead: bool) -> None:
+@contextmanager
+def _existing_queue(state: Path) -> Iterator[Queue]:
     from veilray.clinic.queue import Queue
     from veilray.errors import UsageError
 
     if not (state / "queue.sqlite").exists():
         raise UsageError(f"there is no queue in {state}; the node makes it at its first start")
-    queue = Queue(state)
-    if retry_dead:
-        typer.echo(f"{queue.retry_dead()} put back")
+    with closing(Queue(state)) as queue:
+        yield queue
+
+
+def _show(queue: Queue) -> None:
     for name, count in queue.counts().items():
         typer.echo(f"{name}: {count:,}")
-    for letter in queue.letters():
+    for letter in queue.given_up.letters():
         where = f" for {letter.destination}" if letter.destination else ""
         typer.echo(f"{letter.name} {letter.state}{where}: {letter.reason}")
-    queue.close()

@@ -99,10 +99,6 @@ class BoundedSocket(AssociationSocket):
         """Close the connection and give back what it held."""
         self.taken = 0
         super().close()
-        association = self.assoc
-        if association.requestor.primitive is None and association.dul.to_user_queue.empty():
-            # Its thread waits for a first word that will never come; as after its patience, it hears of none and ends.
-            association.dul.to_user_queue.put(None)
 
     def _shutdown_socket(self) -> None:
         # Where the peer is gone already, shutting down fails; the descriptor is given back all the same.
@@ -110,6 +106,10 @@ class BoundedSocket(AssociationSocket):
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
             self.socket.close()
+        association = self.assoc
+        if association.requestor.primitive is None and association.dul.to_user_queue.empty():
+            # Its thread waits for a first word that will never come; as after its patience, it hears of none and ends.
+            association.dul.to_user_queue.put(None)
 
 
 class BoundedHandler(RequestHandler):

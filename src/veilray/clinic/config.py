@@ -97,6 +97,8 @@ class ModelChoice(_Table):
     """Side in pixels of the tiles that larger images are cut into; by default the denoiser's own."""
     threads: int | None = Field(default=None, ge=1)
     """Processor threads of the worker; torch's own choice by default."""
+    silence_seconds: float = Field(default=300.0, ge=5.0, le=86_400.0)
+    """Longest time for one image. A worker that is silent for longer is ended, and has three tries with an image."""
 
 
 class DicomDestination(_Table):

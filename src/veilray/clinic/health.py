@@ -6,22 +6,26 @@ import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from veilray.clinic.config import HttpConfig
 from veilray.clinic.counters import HELP, Counters
 from veilray.clinic.courier import Courier
 from veilray.clinic.queue import Queue
 
-SILENCE_SECONDS = 120.0
-"""How long a worker may be silent before the node calls itself ill: a large image takes a while on slow processors."""
 _LABELS = {"refused": "reason", "delivered": "destination", "failed": "destination"}
 _MAX_CONNECTIONS = 16
 
 
 class Health:
-    """Answers on its own threads; at most 16 connections at once, five seconds each."""
+    """Answers on its own threads; at most 16 connections at once, five seconds each.
 
-    def __init__(self, host: str, port: int, *, queue: Queue, counters: Counters, couriers: Sequence[Courier]) -> None:
-        self._queue, self._counters, self._couriers = queue, counters, couriers
-        self._server = _Server((host, port), _handler(self))
+    A worker that is silent for `silence` seconds makes the node ill.
+    """
+
+    def __init__(
+        self, config: HttpConfig, *, queue: Queue, counters: Counters, couriers: Sequence[Courier], silence: float
+    ) -> None:
+        self._queue, self._counters, self._couriers, self._silence = queue, counters, couriers, silence
+        self._server = _Server((config.host, config.port), _handler(self))
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 
@@ -38,7 +42,7 @@ class Health:
     def fault(self) -> str:
         """Why the node is ill; empty where it is well. A destination that is down is none: its images wait."""
         silence = self._queue.silence()
-        if silence is None or silence > SILENCE_SECONDS:
+        if silence is None or silence > self._silence:
             return "the worker is silent"
         return ""
 

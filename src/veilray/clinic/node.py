@@ -47,7 +47,8 @@ def serve(config: ServeConfig, *, until: Callable[[], bool] = lambda: False) -> 
         stack.callback(worker.stop)
         worker.start()
         couriers = [Courier(destination, config, queue, counters) for destination in config.destinations]
-        health = Health(config.http.host, config.http.port, queue=queue, counters=counters, couriers=couriers)
+        silence = config.model.silence_seconds
+        health = Health(config.http, queue=queue, counters=counters, couriers=couriers, silence=silence)
         receiver = Receiver(config.node, queue, counters)
         parts: list[Courier | Health | Receiver] = [*couriers, health, receiver]
         for part in parts:

@@ -12,7 +12,8 @@ its file is on the disk and before the sender hears of success, and a file goes 
 between leaves at worst a file that nobody was promised anything about, or one that is done with.
 
 An image is `waiting`, `denoising` (a worker has it), `ready` (derived, to be delivered), `done`, `kept` (not denoised,
-with the reason; the file stays) or `dead` (a worker died of it time and again; the file stays).
+with the reason; the file stays) or `dead` (a worker died of it time and again; the file stays). What is kept or dead
+stays so until an operator retries or discards it; where its file was deleted, the image is as unknown as a new one.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from veilray.clinic.database import Database
+from veilray.clinic.given_up import GivenUp
 from veilray.errors import DataError
 from veilray.files import replacing, sync
 
@@ -36,6 +38,7 @@ WORKER_TRIES = 3
 NODE_TRIES = 10
 """How often the whole node may end while a worker has an image: more, since that is seldom the image's doing."""
 
+_GIVEN_UP = ("kept", "dead")
 ImageState = Literal["waiting", "denoising", "ready", "done", "kept", "dead"]
 Accepted = Literal["new", "known", "other"]
 
@@ -48,17 +51,6 @@ class QueuedImage:
     name: str
     attempts: int
     received: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Letter:
-    """What an operator should look at: an image or a delivery that ended without success."""
-
-    name: str
-    state: str
-    destination: str
-    """Empty where the image never became a derived object."""
-    reason: str
 
 
 class Queue:
@@ -74,6 +66,8 @@ class Queue:
             folder.mkdir(mode=0o700, exist_ok=True)
         self.key = _load_key(state / "uid.key")
         self._database = Database(state / "queue.sqlite")
+        self.given_up = GivenUp(self._database, self.received, self._finish)
+        """What ended without success, for an operator."""
 
     @property
     def received(self) -> Path:
@@ -109,6 +103,7 @@ class Queue:
             with self._database.writing() as database:
                 if (known := self._known(name, digest)) is not None:
                     return known
+                database.execute("DELETE FROM images WHERE name = ?", (name,))  # one whose file is gone
                 path.replace(self.received / f"{name}.dcm")
                 sync(self.received)
                 row = (name, digest, time.time())
@@ -118,8 +113,9 @@ class Queue:
         return "new"
 
     def _known(self, name: str, digest: str) -> Accepted | None:
-        for (kept,) in self._database.rows("SELECT sha256 FROM images WHERE name = ?", (name,)):
-            return "known" if kept == digest else "other"
+        for kept, state in self._database.rows("SELECT sha256, state FROM images WHERE name = ?", (name,)):
+            if state not in _GIVEN_UP or (self.received / f"{name}.dcm").exists():
+                return "known" if kept == digest else "other"
         return None
 
     def recover(self, destinations: Sequence[str]) -> None:
@@ -253,27 +249,6 @@ class Queue:
         with self._database.writing() as database:
             database.execute("DELETE FROM images WHERE state = 'done' AND ended < ?", (time.time() - 86_400.0 * days,))
 
-    def retry_dead(self) -> int:
-        """Put dead letters and dead images back; gives how many. Kept images stay."""
-        with self._database.writing() as database:
-            images = database.execute(
-                "UPDATE images SET state = 'waiting', attempts = 0, reason = '', ended = NULL WHERE state = 'dead'"
-            ).rowcount
-            letters = database.execute(
-                "UPDATE deliveries SET state = 'due', tries = 0, due = 0 WHERE state = 'dead'"
-            ).rowcount
-        return images + letters
-
-    def letters(self) -> Iterator[Letter]:
-        """Kept and dead images and dead letters, oldest first."""
-        rows = self._database.rows(
-            "SELECT name, state, '', reason, id FROM images WHERE state IN ('kept', 'dead') UNION ALL "
-            "SELECT name, 'dead letter', destination, deliveries.reason, images.id FROM deliveries "
-            "JOIN images ON images.id = image WHERE deliveries.state = 'dead' ORDER BY 5"
-        )
-        for name, state, destination, reason, _ in rows:
-            yield Letter(name=name, state=state, destination=destination, reason=reason)
-
     def counts(self) -> dict[str, int]:
         """How many images are in each state."""
         rows = self._database.rows("SELECT state, COUNT(*) FROM images GROUP BY state")
@@ -288,7 +263,8 @@ class Queue:
     def backlog(self) -> tuple[int, float]:
         """Images that are neither delivered nor given up, and the age of the oldest in seconds."""
         ((count, oldest),) = self._database.rows(
-            "SELECT COUNT(*), MIN(received) FROM images WHERE state IN ('waiting', 'denoising', 'ready')"
+            "SELECT COUNT(*), MIN(received) FROM images WHERE state IN ('waiting', 'denoising') OR state = 'ready' "
+            "AND EXISTS (SELECT 1 FROM deliveries WHERE image = images.id AND state = 'due')"
         )
         return count, max(0.0, time.time() - oldest) if oldest is not None else 0.0
 
@@ -297,11 +273,16 @@ class Queue:
         with self._database.writing() as database:
             database.execute("INSERT OR REPLACE INTO heartbeat VALUES (1, ?)", (time.time(),))
 
+    def beaten(self) -> float | None:
+        """When a worker last said that it lives, in seconds of the clock; None where none ever did."""
+        for (at,) in self._database.rows("SELECT at FROM heartbeat"):
+            return float(at)
+        return None
+
     def silence(self) -> float | None:
         """Seconds since a worker last said that it lives; None where none ever did."""
-        for (at,) in self._database.rows("SELECT at FROM heartbeat"):
-            return max(0.0, time.time() - float(at))
-        return None
+        at = self.beaten()
+        return None if at is None else max(0.0, time.time() - at)
 
 
 def _load_key(path: Path) -> bytes:

@@ -10,10 +10,10 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from pynetdicom import AE, evt
+from pynetdicom import evt
 from pynetdicom.dimse_primitives import C_STORE
 
-from veilray.clinic.bounds import Allowance, BoundedServer, BoundedSocket
+from veilray.clinic.bounds import Allowance, BoundedEntity, BoundedServer, BoundedSocket
 from veilray.clinic.config import NodeConfig, ServerTls
 from veilray.clinic.counters import Counters
 from veilray.clinic.journal import LOG_NAME
@@ -47,7 +47,7 @@ class Receiver:
 
     def __init__(self, config: NodeConfig, queue: Queue, counters: Counters) -> None:
         self._config, self._queue, self._counters = config, queue, counters
-        entity = AE(ae_title=config.ae_title)
+        entity = BoundedEntity(ae_title=config.ae_title)
         entity.implementation_class_uid = IMPLEMENTATION_UID
         entity.implementation_version_name = "VEILRAY"
         entity.require_called_aet = True

@@ -24,7 +24,10 @@ _LONGEST_PAUSE = 60.0
 
 
 class Supervisor:
-    """One worker, started again where it dies, after a pause that doubles with every death in a row."""
+    """One worker, started again where it dies, after a pause that doubles with every death in a row.
+
+    One that hangs, in a decoder or a driver, is ended when it has been silent for too long.
+    """
 
     def __init__(self, config: ServeConfig, queue: Queue, counters: Counters) -> None:
         self._config, self._queue, self._counters = config, queue, counters
@@ -34,6 +37,8 @@ class Supervisor:
         self._reason = ""
         self._deaths = 0
         self._again = 0.0
+        self._beaten: float | None = None
+        self._heard = 0.0
 
     def start(self) -> None:
         """Start the first worker and wait until it has its model; UsageError with its reason where it cannot."""
@@ -44,8 +49,11 @@ class Supervisor:
             raise UsageError(f"the worker could not start: {self._reason}")
 
     def look_after(self) -> None:
-        """Start the worker again where it died and its pause is over."""
-        if self._process is None or self._process.is_alive():
+        """End the worker where it hangs; start it again where it ended and its pause is over."""
+        if self._process is None:
+            return
+        if self._process.is_alive():
+            self._end_if_silent(self._process)
             return
         if not self._again:
             LOG.error("the worker ended with status %s %s", self._process.exitcode, self._reason)
@@ -67,8 +75,20 @@ class Supervisor:
             self._process.kill()
             self._process.join()
 
+    def _end_if_silent(self, process: BaseProcess) -> None:
+        # By this process's own clock: the other may be set while a worker is at work.
+        beaten, now = self._queue.beaten(), time.monotonic()
+        if beaten != self._beaten:
+            self._beaten, self._heard = beaten, now
+        patience = self._config.model.silence_seconds if self._loaded.is_set() else LOAD_SECONDS
+        if now - self._heard > patience:
+            LOG.error("the worker has been silent for %.0f s and is ended", now - self._heard)
+            process.kill()  # a process that was stopped, or hangs in a driver, hears no SIGTERM
+            process.join(timeout=10)
+
     def _begin(self) -> None:
         self._loaded.clear()
+        self._beaten, self._heard = self._queue.beaten(), time.monotonic()
         self._reason = ""
         ours, theirs = self._context.Pipe(duplex=False)
         self._process = self._context.Process(

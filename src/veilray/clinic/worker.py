@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(LOG_NAME)
 
 IDLE_SECONDS = 0.05
-BEAT_SECONDS = 5.0
-MAX_PIXELS_AT_ONCE = 1 << 24
-"""Pixels that are held in memory before they are denoised; one image may have more."""
+BEAT_SECONDS = 1.0
+MAX_PIXELS_AT_ONCE = 1 << 22
+"""Pixels that are denoised at once; one image may have more. The worker says that it lives in between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,8 @@ def run_worker(config: ServeConfig, pipe: Connection) -> None:
         return
     pipe.send("")
     log_into(pipe)
-    beaten = 0.0
     while not stopping:
-        if time.monotonic() - beaten > BEAT_SECONDS:
-            queue.beat()
-            beaten = time.monotonic()
+        worker.beat()
         if not worker.work(stopping):
             time.sleep(IDLE_SECONDS)
     queue.close()
@@ -109,6 +106,13 @@ class Worker:
         self._config, self._queue = config, queue
         self._destinations = [destination.name for destination in config.destinations]
         self._weights = self._denoiser.origin.weights_sha256
+        self._beaten = -BEAT_SECONDS
+
+    def beat(self) -> None:
+        """Say that this worker lives, once a second at most."""
+        if time.monotonic() - self._beaten >= BEAT_SECONDS:
+            self._queue.beat()
+            self._beaten = time.monotonic()
 
     def work(self, stopping: Stopping | bool = False) -> int:
         """Denoise one batch of what waits; gives how many images were taken."""
@@ -118,11 +122,13 @@ class Worker:
             if stopping:
                 self._queue.put_back(images[place:])
                 break
-            if (one := self._examine(image)) is not None:
-                fit.append(one)
-            if sum(one.pixels.size for one in fit) > MAX_PIXELS_AT_ONCE:
+            self.beat()
+            if (one := self._examine(image)) is None:
+                continue
+            if fit and sum(other.pixels.size for other in [*fit, one]) > MAX_PIXELS_AT_ONCE:
                 self._denoise_all(fit)
                 fit = []
+            fit.append(one)
         self._denoise_all(fit)
         return len(images)
 
@@ -131,6 +137,7 @@ class Worker:
         for one in fit:
             sizes.setdefault(one.pixels.shape, []).append(one)
         for alike in sizes.values():
+            self.beat()
             self._denoise(alike)
 
     def _examine(self, image: QueuedImage) -> _Fit | None:
@@ -160,6 +167,7 @@ class Worker:
         mean = self._config.model.mean
         outputs = self._denoiser.several(np.stack([one.pixels for one in alike]), mean=mean)
         for one, pixels in zip(alike, outputs, strict=True):
+            self.beat()
             batch = new_batch(weights_sha256=self._weights, settings=denoise_settings(self._denoiser, mean=mean))
             try:
                 encoded = self._derive(one, pixels, batch)
