@@ -3,9 +3,10 @@
 python benchmarks/audit.py --real /path/to [--denoiser RUN] [--quick | --full]
 python benchmarks/audit.py --pages
 
-`--real` holds `data/nih256`, `data/index.csv` (file, sex, age, view_position) and `weights/alexnet_features.safetensors`.
-Attacks noise of 0.1, 0.2 and 0.3 with mean 0.1, by `veilray audit`, in a folder that is kept, so that a run that was
-stopped goes on. Records `results/audit.json`: the figures without any image. `--pages` only writes the page anew.
+`--real` holds `data/nih256`, `data/index.csv` (file, sex, age, view_position) and
+`weights/alexnet_features.safetensors`. Attacks noise of 0.1, 0.2 and 0.3 with mean 0.1, by `veilray audit`, in a folder
+that is kept, so that a run that was stopped goes on. Records `results/audit.json`: the figures without any image.
+`--pages` only writes the page anew.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def _opening(audit: Audit, hardware: dict[str, Any]) -> list[str]:
     what = (
         f"{audited.n_images} radiographs of {audited.n_patients} patients, {audited.n_with_follow_ups} of them with "
         f"several, {audited.height} × {audited.width} pixels; {audit.effort} audit, seeds "
-        f"{', '.join(map(str, audit.seeds))}, {hardware['device']}, {hardware['date']}, {audit.seconds / 60:.1f} minutes "
-        "of computation."
+        f"{', '.join(map(str, audit.seeds))}, {hardware['device']}, {hardware['date']}, "
+        f"{audit.seconds / 60:.1f} minutes of computation."
     )
     said = [f"**{one.attacker}** {' '.join(one.sentences)}" for one in verdicts(audit)]
     return [what, f"**Verdict.** {headline(audit)}", gate_sentence(audit), *said]
