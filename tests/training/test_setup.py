@@ -72,6 +72,8 @@ def test_what_differs_is_said() -> None:
     assert "different training" not in said(_config("dp", model={"norm": "group"}), Setup("dp", ALONE, (0, 1)))
     assert "2 ranks over gloo, 4 images a rank and step" in said(_config(), Setup("ddp", TWO))
     assert "1/2 of each batch" in said(_config(train={"accumulate": 2}), Setup())
+    assert "1/2 of each batch" in said(_config(train={"accumulate": 2}, model={"name": "dncnn", "depth": 5}), Setup())
+    assert "batch normalisation" not in said(_config(train={"accumulate": 2}, model={"name": "nafnet"}), Setup())
     assert said(_config(), Setup()) == ""
     scaled = _config(train={"batch_size": 64, "learning_rate_scaling": "sqrt", "reference_batch_size": 16})
     assert "learning rate 0.01 at batch size 16, scaled (sqrt) to 0.02 at 64" in said(scaled, Setup())

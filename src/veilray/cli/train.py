@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def train_command(
     context: typer.Context,
     config: Annotated[
-        str | None, typer.Argument(help="Configuration file, or a shipped one: `default`, `paper`.")
+        str | None,
+        typer.Argument(help="Configuration file, or a shipped one: `default`, `paper`, `dncnn`, `dncnn3`, `tnrd`."),
     ] = None,
     data: Annotated[Path, typer.Option(help="Cohort, or release with pairs.", show_default=False)] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="Run folder to make.", show_default=False)] = ...,  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from torch import Tensor
 from veilray.errors import UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.inference.engine import Precision, pick_precision, prepare
-from veilray.inference.pooling import pool_group_norms
+from veilray.inference.pooling import pool_statistics
 from veilray.inference.source import open_weights
 from veilray.inference.tiles import Tile, plan_tiles, smallest_tile
 from veilray.models.build import DenoisingNetwork
@@ -44,8 +44,9 @@ class Denoiser:
     `noise` is None where that is not known; then every call must say the mean. `tile` is the side of the largest square
     that goes through the network at once, which bounds the memory: smaller images are batched up to that many pixels,
     larger ones are cut into tiles. Tiles overlap by the network's receptive radius, so the result is the whole image's
-    up to rounding (`tiling_difference` measures it). Under group normalisation, where every pixel depends on all
-    others, more passes over the tiles find the statistics of the whole image first: ten times the work at depth 5.
+    up to rounding (`tiling_difference` measures it). Under group normalisation and in a Restormer, where every pixel
+    depends on all others, more passes over the tiles find the statistics of the whole image first: ten times the work
+    at depth 5.
     `origin` says where the weights came from, for records; None where they came from no file.
 
     Raises UsageError for an unknown device or precision, or a tile smaller than the network allows.
@@ -67,7 +68,7 @@ class Denoiser:
         self.device = pick_device(device)
         self.dtype = pick_precision(precision, self.device)
         self._network = prepare(model, device=self.device, dtype=self.dtype)
-        self._pool, self._norms = pool_group_norms(self._network)
+        self._pool, self._norms = pool_statistics(self._network)
         self._stride = model.stride
         self._halo = -(-model.receptive_radius // model.stride) * model.stride
         smallest = smallest_tile(halo=self._halo, stride=self._stride)

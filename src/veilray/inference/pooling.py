@@ -146,7 +146,7 @@ def _on_pixels(values: Tensor) -> Tensor:
     return values.reshape(-1, values.shape[-1], 1, 1)
 
 
-def pool_group_norms(network: nn.Module) -> tuple[Pool, list[PooledGroupNorm | PooledAttention]]:
+def pool_statistics(network: nn.Module) -> tuple[Pool, list[PooledGroupNorm | PooledAttention]]:
     """Replace every nn.GroupNorm and ChannelAttention in `network` by a pooled one with the same parameters."""
     pool = Pool()
     pooled: list[PooledGroupNorm | PooledAttention] = []
