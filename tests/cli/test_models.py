@@ -96,3 +96,13 @@ def test_a_shipped_network_is_scored_where_its_results_are_wanted(folder: Path, 
     assert summary.model == "shipped:default"
     done("compare", *sorted(Path("results").glob("std-*")), "--out", "report.html")
     assert "data:image/png" in Path("report.html").read_text(encoding="utf-8")
+
+
+def test_a_shipped_network_is_scored_on_a_release_of_any_noise(folder: Path, flow_cohort: Path) -> None:
+    ship(folder)
+    noise = ["--std", "0.15", "--mean", "0.05"]
+    done("obfuscate", flow_cohort, "--out", "release", *noise, "--pairs", "--consent-clean-images", "--seed", 1)
+    done("evaluate", "default", "--data", "release", "--no-download", "--device", "cpu", "--out", "results")
+    summary = read_summary(Path("results"))
+    assert (summary.noise.mean, summary.noise.std, summary.test_noise_seed) == (0.05, 0.15, None)
+    assert summary.methods["model"]["psnr"] is not None

@@ -13,7 +13,7 @@ from veilray.models.shipped.card import Card, CardData, CardScore, CardSpeed, co
 from veilray.models.unet import UNet
 from veilray.models.weights import save_weights
 from veilray.obfuscation.config import NoiseConfig
-from veilray.training.config import RunConfig
+from veilray.training.config import RunConfig, TrainConfig
 
 NOISE = NoiseConfig(mean=0.1, std=(0.05, 0.3))
 
@@ -27,7 +27,7 @@ def ship(folder: Path, name: str = "default", *, cohort_digest: str = "0" * 64) 
     weights = folder / f"{name}.safetensors"
     save_weights(weights, network, noise=NOISE)
     model = ModelConfig(name="unet", width=4, depth=3, residual=True)
-    config = RunConfig(model=model, noise=NOISE).model_dump(mode="json")
+    config = RunConfig(model=model, noise=NOISE, train=TrainConfig(crop=128)).model_dump(mode="json")
     card = Card(
         name=name,
         summary="A tiny network for tests.",

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from veilray.errors import UsageError
 from veilray.obfuscation.config import NoiseConfig
 from veilray.training.config import RunConfig
+from veilray.training.data import SMALLEST
 
 MOST = 50
 
@@ -45,4 +46,9 @@ def level_name(noise: NoiseConfig) -> str:
 
 def at_noise(config: RunConfig, noise: NoiseConfig) -> RunConfig:
     """A run's configuration with another noise, for scoring alone."""
-    return config.model_copy(update={"noise": noise})
+    return for_scoring(config.model_copy(update={"noise": noise}))
+
+
+def for_scoring(config: RunConfig) -> RunConfig:
+    """A run's configuration for data that need not fit its training: images are scored whole, whatever it cut out."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"crop": SMALLEST})})

@@ -9,7 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from veilray.cohort.cohort import Cohort
+from veilray.cohort.open import open_data
 from veilray.errors import CohortError, RunError
+from veilray.evaluation.levels import for_scoring
 from veilray.evaluation.results import Summary
 from veilray.inference.source import SHIPPED, shipped_name
 from veilray.models.shipped.find import shipped_model
@@ -72,6 +75,22 @@ def name_from(folder: Path, subject: Subject) -> str:
     if here == there:
         return ""
     return os.path.relpath(there, here) if here.is_relative_to(there) else str(there)
+
+
+def open_images(subject: Subject, path: str | Path, *, verify: bool = True) -> TrainingImages:
+    """The data that a subject is scored on, with the noise of its configuration, or of the release that they are.
+
+    For a shipped network they need not be like those of its training, neither in size nor in noise. Raises CohortError
+    where they are damaged or cannot be scored.
+    """
+    if subject.folder is not None:
+        return TrainingImages.open(path, subject.config, verify=verify)
+    data = open_data(path)
+    if verify:
+        data.verify()
+    # A release's noise is compared with that of a configuration only where it is set there.
+    names = [name for name in RunConfig.model_fields if name != "noise" or isinstance(data, Cohort)]
+    return TrainingImages(data, for_scoring(RunConfig(**{name: getattr(subject.config, name) for name in names})))
 
 
 def check_data(subject: Subject, images: TrainingImages) -> str:

@@ -114,7 +114,7 @@ def grid(smoother: Smoother) -> tuple[Strength, ...]:
             return _product(profile=("np", "vn"), factor=(0.6, 0.7, 0.8, 0.9, 1.0, 1.15))
         case "nlm":
             windows = ({"patch": 5, "distance": 6}, {"patch": 7, "distance": 11})
-            factors = _product(factor=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0))
+            factors = _product(factor=(0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.45, 1.75))
             return tuple({**window, **factor} for window in windows for factor in factors)
         case "tv":
             return _product(eps=(2e-4, 1e-5), factor=(0.5, 0.7, 0.9, 1.1, 1.3, 1.6, 2.0, 2.5))
