@@ -25,7 +25,7 @@ _ROUNDS, _POINTS = 60, 400
 
 
 def fit() -> tuple[Values, Values, float]:
-    """Poles, (5,); residues and the constant, (6,); and the largest error of the distribution function, or bound of it."""
+    """Poles, (5,); residues and the constant, (6,); and a bound of the distribution function's error."""
     # Points crowd where the quantile bends: evenly in the logarithm of the distance from the cut.
     square = 0.25 - np.geomspace(0.25, 0.25 - (0.5 - TAIL) ** 2, _POINTS)[1:]
     centred = np.sqrt(square)

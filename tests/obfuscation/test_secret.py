@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import importlib
 import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -185,6 +187,15 @@ def test_noise_is_that_of_the_releases_made_so_far() -> None:
         for std in LEVELS
     }
     assert digests == {0.1: "1fb0c9b3f4382ccf", 0.2: "d0036e70a36c666c", 0.3: "2a6dd2bb53113a9e"}
+
+
+def test_the_constants_are_those_of_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    poles, factors, error = importlib.import_module("secret_noise_fit").fit()
+    assert error < 5e-8
+    assert poles == pytest.approx([pole for pole, _ in secret._FRACTIONS], rel=1e-4)
+    known = [*(residue for _, residue in secret._FRACTIONS), secret._CONSTANT]
+    assert factors == pytest.approx(known, rel=1e-3)
 
 
 def test_noise_does_not_hang_on_the_processor_s_vector_instructions() -> None:
