@@ -45,7 +45,7 @@ def test_what_a_table_says_of_an_exposure(tmp_path: Path) -> None:
 def test_a_table_that_contradicts_itself(tmp_path: Path) -> None:
     path = tmp_path / "patients.csv"
     path.write_text("image_id,patient_id,sex\na,p,M\na,p,F\n")
-    with pytest.raises(DataError, match="line 3: a is listed twice"):
+    with pytest.raises(DataError, match="line 3: an image is listed twice"):
         read_patients(path)
 
 
@@ -55,8 +55,8 @@ def test_a_table_that_contradicts_itself(tmp_path: Path) -> None:
         ("", DataError, "no column image_id"),
         ("Image Index,Patient ID\na,1\n", DataError, "it has Image Index, Patient ID"),
         ("image_id,split\n", DataError, "lists no image"),
-        ("image_id,split\na,training\n", DataError, "image a is in 'training'"),
-        ("image_id,split\na,train\na,test\n", DataError, "line 3: a is listed twice"),
+        ("image_id,split\na,training\n", DataError, "line 2: 'training' is no set"),
+        ("image_id,split\na,train\na,test\n", DataError, "line 3: an image is listed twice"),
         ("image_id,split\na,\n", DataError, "line 2: image_id or split is empty"),
         ("image_id,split\na\n", DataError, "line 2: image_id or split is empty"),
         ('image_id,split\n"a,train\n', DataError, "not a CSV file"),

@@ -237,8 +237,8 @@ def _finish(builder: _Builder, plan: _Plan, out: Path) -> CohortRecord:
     across = admission.patients_across_sets()
     if across:
         raise CohortError(
-            f"{plan.split_file} puts {len(across)} patients into more than one set, {across[0]} for example; "
-            "all images of a patient belong in one"
+            f"{plan.split_file} puts {len(across)} patients into more than one set; all images of a patient belong in "
+            "one"
         )
     builder.writer.finish()
     record = CohortRecord(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from veilray.cohort.cohort import Cohort
+from veilray.cohort.split import SPLITS, Split
 
 
 class Box(NamedTuple):
@@ -33,6 +34,12 @@ class Leaving:
     """What is said of it, by `Contents.columns`."""
     blank: tuple[Box, ...] = ()
     """Rectangles that are made black before the noise."""
+    split: Split | None = None
+    """Its set; None for the cohort's, which whoever guesses an id and the seed can work out."""
+
+    def split_in(self, cohort: Cohort) -> Split:
+        """The set that the release says."""
+        return SPLITS[cohort.split_codes[self.row]] if self.split is None else self.split
 
 
 @dataclass(frozen=True, kw_only=True)

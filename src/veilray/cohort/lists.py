@@ -69,7 +69,7 @@ def read_patients(path: Path) -> PatientList:
     for line, row in read_rows(path, "patient_id"):
         listed = _listed(row, unreadable)
         if rows.setdefault(row["image_id"], listed) != listed:
-            raise DataError(f"{path}, line {line}: {row['image_id']} is listed twice, with different values")
+            raise DataError(f"{path}, line {line}: an image is listed twice, with different values")
     return PatientList(rows=rows, unreadable=dict(unreadable))
 
 
@@ -106,9 +106,9 @@ def read_split(path: Path) -> dict[str, Split]:
     for line, row in read_rows(path, "split"):
         image, value = row["image_id"], row["split"]
         if pairs.setdefault(image, value) != value:
-            raise DataError(f"{path}, line {line}: {image} is listed twice, with different split")
+            raise DataError(f"{path}, line {line}: an image is listed twice, with different split")
         if value not in SPLITS:
-            raise DataError(f"{path}: image {image} is in {value!r}; write train, validation or test")
+            raise DataError(f"{path}, line {line}: {value!r} is no set; write train, validation or test")
     return cast("dict[str, Split]", pairs)
 
 

@@ -110,7 +110,7 @@ def describe(
     """`release.json` as far as it is known before anything is written: all but the digests of the files."""
     sets: dict[Split, list[Leaving]] = {split: [] for split in SPLITS}
     for image in contents.images:
-        sets[SPLITS[cohort.split_codes[image.row]]].append(image)
+        sets[image.split_in(cohort)].append(image)
     rows = [image.row for image in contents.images]
     return ReleaseRecord.model_validate(
         {
@@ -166,7 +166,7 @@ def _write_image(
     pixels = blanked(cohort.gather(np.array([image.row]))[0], image.blank)
     field, std = source.draw(image.row, (pixels.shape[0], pixels.shape[1]))
     dtype = cohort.dtype(image.row)
-    line: list[object] = [image.image, image.patient, SPLITS[cohort.split_codes[image.row]], *pixels.shape]
+    line: list[object] = [image.image, image.patient, image.split_in(cohort), *pixels.shape]
     field += pixels
     field += np.float32(noise.single_mean)
     line.extend(noisy.append(_to_levels(field, _scale(noise, dtype), released_dtype(cohort, image.row, noise))))

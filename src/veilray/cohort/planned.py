@@ -12,7 +12,6 @@ from veilray.cohort.leaving import Contents
 from veilray.cohort.obfuscate import drawn, index_columns, released_dtype, released_shape
 from veilray.cohort.pixels import parse_name
 from veilray.cohort.records import INDEX_FILE, FileRecord, ReleaseRecord
-from veilray.cohort.split import SPLITS
 from veilray.obfuscation.config import NoiseConfig
 
 DRAWN = "drawn when written"
@@ -31,7 +30,7 @@ def planned_index(cohort: Cohort, contents: Contents, noise: NoiseConfig, *, pai
         names += [f"clean-{height}x{width}-{cohort.dtype(image.row).name}.npy"] if pairs else []
         places = [(name, rows[name]) for name in names]
         rows.update(names)
-        line = [image.image, image.patient, SPLITS[cohort.split_codes[image.row]], height, width, *places[0]]
+        line = [image.image, image.patient, image.split_in(cohort), height, width, *places[0]]
         line += [*image.values, *([DRAWN] if drawn(noise) else []), *(places[1] if pairs else ())]
         yield dict(zip(columns, map(str, line), strict=True))
 

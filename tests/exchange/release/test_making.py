@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from veilray.cohort.build import import_radiographs
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.obfuscate import describe
 from veilray.cohort.planned import DRAWN, planned_files, planned_index
+from veilray.cohort.records import CohortRecord, with_digest
 from veilray.cohort.release import Release
+from veilray.cohort.split import SPLITS, Shares, assign
 from veilray.errors import CohortError, RefusedError, UsageError, VeilrayError
 from veilray.exchange.keys.folder import KeyFolder
 from veilray.exchange.ledger.records import Override
@@ -26,6 +29,7 @@ from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.secret import secret_field
 
 NOISE = NoiseConfig(mean=0.1, std=0.2)
+CHIEF = Override(name="A. Chief", reason="consent of 3 May")
 
 
 @pytest.fixture
@@ -105,6 +109,29 @@ def test_the_same_again_is_the_same_and_another_receiver_gets_other_names(
     with keys.ledger() as ledger:
         assert [line.status for line in ledger.releases()] == ["committed"] * 3
         assert {exposure.std for exposure in ledger.exposures()} == {0.2}
+
+
+def test_sets_hang_on_the_pseudonyms_and_no_id_can_be_tested_against_them(
+    cohort: Cohort, keys: KeyFolder, tmp_path: Path
+) -> None:
+    record = cohort.record.model_dump(mode="json")
+    record["preprocessing"]["shares"] = "40/30/30"
+    record = with_digest(CohortRecord.model_validate(record))
+    (cohort.path / "cohort.json").write_text(record.model_dump_json())
+    cohort = Cohort.open(cohort.path)
+    shares = Shares(train=40.0, validation=30.0, test=30.0)
+    for parties in ({}, {"parties": None}):
+        made = _make(cohort, _request(keys, **parties), tmp_path / f"release{len(parties)}")
+        for row in _index(made.written.path):
+            assert row["split"] == assign(row["patient_id"], seed=0, shares=shares)
+        counts = Counter(row["split"] for row in _index(made.written.path))
+        assert made.written.record.images == {split: counts[split] for split in ("train", "validation", "test")}
+    # Of pairs both sites keep the sets, or one would train on what the other tests on.
+    pairs = _request(keys, pairs=True, consent_clean_images=True, override=CHIEF)
+    names = Pseudonyms(keys.pseudonym_key(keys.receiver_id(keys.peer("two"))).reveal())
+    theirs = {row["image_id"]: row["split"] for row in _index(_make(cohort, pairs, tmp_path / "pairs").written.path)}
+    for row, name in enumerate(cohort.image_ids):
+        assert theirs[names.image(name)] == SPLITS[cohort.split_codes[row]]
 
 
 def test_a_receiver_that_rotates_its_keys_keeps_its_pseudonyms(cohort: Cohort, keys: KeyFolder, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from veilray.cohort.cohort import Cohort
 from veilray.cohort.leaving import Contents, Leaving, in_order
 from veilray.cohort.noise_source import NoiseSource, entropy_noise, seeded_noise
 from veilray.cohort.obfuscate import WrittenRelease, write_release
+from veilray.cohort.split import Shares, assign, parse_shares
 from veilray.errors import CohortError, RefusedError, UsageError
 from veilray.exchange.keys.card import PublicCard
 from veilray.exchange.keys.folder import KeyFolder
@@ -123,7 +124,7 @@ def plan_release(cohort: Cohort, request: Request, *, advance: Callable[[int], N
     return ReleasePlan(
         cohort=cohort,
         request=request,
-        contents=_contents(leaving, request),
+        contents=_contents(cohort, leaving, request),
         source=source,
         kept_back=[(original, looked[original.row]) for original in originals if looked[original.row].reason],
         notes=[*notes, *coded.notes],
@@ -180,9 +181,14 @@ def _check(request: Request) -> None:
             raise UsageError("noise from a site's secret has one level a release; give one --std")
 
 
-def _contents(leaving: Sequence[tuple[Original, Coded]], request: Request) -> Contents:
+def _contents(cohort: Cohort, leaving: Sequence[tuple[Original, Coded]], request: Request) -> Contents:
     names = _names(request.parties)
     columns = tuple(name for name in FIELDS if name in request.fields)
+    preprocessing = cohort.record.preprocessing
+    # By the pseudonym, which hangs on a secret: by the id, whoever guesses one could test it. Pairs keep the cohort's
+    # sets, so that no site trains on what the other tests on; so do sets that a file decided, which hang on no id.
+    of_cohort = request.pairs or preprocessing.split_file is not None
+    shares = Shares() if of_cohort else parse_shares(preprocessing.shares)
     images = [
         Leaving(
             row=original.row,
@@ -190,6 +196,7 @@ def _contents(leaving: Sequence[tuple[Original, Coded]], request: Request) -> Co
             patient=names.cohort_patient(original.patient_id),
             values=tuple(getattr(code, name) for name in columns),
             blank=request.blanks.boxes(original),
+            split=None if of_cohort else assign(names.cohort_patient(original.patient_id), seed=0, shares=shares),
         )
         for original, code in leaving
     ]
