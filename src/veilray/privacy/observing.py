@@ -21,14 +21,13 @@ from veilray.privacy.features import (
     similarities,
     thumbnails,
 )
-from veilray.privacy.pairs import Codes, patient_codes
+from veilray.privacy.pairs import Codes, whole_patients
 from veilray.privacy.verification import Looks
 
 THUMBNAILS = "correlation of thumbnails"
 GRADIENTS = "histograms of gradients"
 
 _MOST_IMAGES: dict[Effort, int] = {"quick": 1000, "default": 2000, "full": 4000}
-_SHARE_WITH_FOLLOW_UPS = 0.75
 _KEPT = 8
 
 
@@ -63,23 +62,8 @@ class Observer:
 
 
 def chosen_rows(data: AuditData, variant: Variant, *, effort: Effort, seed: int = 0) -> Codes:
-    """Which of a variant's images are attacked, ascending: all, up to 1,000, 2,000 or 4,000 by effort.
-
-    Of more, whole patients at random: three quarters of the images from patients who have several, where there are so
-    many, since only they have pairs.
-    """
-    rows = variant.available(data)
-    most = _MOST_IMAGES[effort]
-    if len(rows) <= most:
-        return rows
-    patients = patient_codes([data.patient_ids[row] for row in rows])
-    counts = np.bincount(patients)
-    order = np.random.default_rng(seed).permutation(len(counts))
-    several, single = order[counts[order] > 1], order[counts[order] == 1]
-    first = several[np.cumsum(counts[several]) <= _SHARE_WITH_FOLLOW_UPS * most]
-    others = np.concatenate([single, several[len(first) :]])
-    taken = np.concatenate([first, others[np.cumsum(counts[others]) <= most - counts[first].sum()]])
-    return rows[np.isin(patients, taken)]
+    """Which of a variant's images are attacked, ascending: all, up to 1,000, 2,000 or 4,000 by effort."""
+    return whole_patients(variant.available(data), data.patient_ids, most=_MOST_IMAGES[effort], seed=seed)
 
 
 def _look(data: AuditData, variant: Variant, rows: Codes, kinds: dict[str, Bank]) -> Looks:

@@ -18,6 +18,7 @@ AGE_WINDOW = 5.0
 """Years by which the ages of a matched pair may differ."""
 
 _UNKNOWN = -1
+_SHARE_WITH_FOLLOW_UPS = 0.75
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,6 +105,24 @@ def matched(pairs: Pairs, attributes: Attributes) -> Mask:
 def with_follow_ups(patients: Codes) -> int:
     """How many patients have two images or more."""
     return int(np.count_nonzero(np.bincount(patients) > 1)) if len(patients) else 0
+
+
+def whole_patients(rows: Codes, patient_ids: Sequence[str], *, most: int, seed: int) -> Codes:
+    """At most `most` of the rows, ascending, as whole patients at random; `patient_ids` are those of all N images.
+
+    Three quarters of the images come from patients who have several, where there are so many: only they have pairs.
+    """
+    if len(rows) <= most:
+        return rows
+    patients = patient_codes([patient_ids[row] for row in rows.tolist()])
+    counts = np.bincount(patients)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    several, single = order[counts[order] > 1], order[counts[order] == 1]
+    first = several[np.cumsum(counts[several]) <= _SHARE_WITH_FOLLOW_UPS * most]
+    others = np.concatenate([single, several[len(first) :]])
+    taken = np.concatenate([first, others[np.cumsum(counts[others]) <= most - counts[first].sum()]])
+    chosen: Codes = rows[np.isin(patients, taken)]
+    return chosen
 
 
 def _codes(values: Sequence[str | None]) -> Codes:
