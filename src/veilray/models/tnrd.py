@@ -128,28 +128,33 @@ class _Interpolation(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, table: Tensor) -> Tensor:
         ctx.save_for_backward(z, table)
         places, weight = _places(z, table)
-        flat = table.flatten()
-        return torch.lerp(flat[places], flat[places + 1], weight)
+        lower, upper = (_read(table, places, further=further) for further in (0, 1))
+        return torch.lerp(lower, upper, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         (gradient,) = gradients
         z, table = ctx.saved_tensors
         places, weight = _places(z, table)
-        flat = table.flatten()
-        slope = (flat[places + 1] - flat[places]) / (_SPACING / _STEPS)
-        upper, of_table = gradient * weight, torch.zeros_like(flat)
+        rise = _read(table, places, further=1) - _read(table, places, further=0)
+        of_z = gradient * rise * ((z.abs() < _LAST) * (_STEPS / _SPACING))
+        upper, of_table = gradient * weight, torch.zeros_like(table).flatten()
         of_table.index_add_(0, places.flatten(), (gradient - upper).flatten())
-        of_table.index_add_(0, places.flatten() + 1, upper.flatten())
-        return gradient * slope * (z.abs() < _LAST), of_table.view_as(table)
+        of_table[1:].index_add_(0, places.flatten(), upper.flatten())
+        return of_z, of_table.view_as(table)
 
 
 def _places(z: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """Of each z, where in the flattened table the place below it is, and how far z lies on the way to the next."""
-    positions = ((z + _LAST) * (_STEPS / _SPACING)).clamp(0, table.shape[1] - 1)
-    below = positions.floor().nan_to_num(0.0).clamp(max=table.shape[1] - 2)  # what is not a number goes on as such
-    first = torch.arange(table.shape[0], device=z.device).view(-1, 1, 1) * table.shape[1]
-    return below.long() + first, positions - below
+    positions = torch.add(z, _LAST).mul_(_STEPS / _SPACING).clamp_(0, table.shape[1] - 1)
+    below = positions.long().clamp_(0, table.shape[1] - 2)  # whatever is not a number reads anywhere, and goes on so
+    weight = positions.sub_(below)
+    return below.add_(torch.arange(table.shape[0], device=z.device).view(-1, 1, 1) * table.shape[1]), weight
+
+
+def _read(table: Tensor, places: Tensor, *, further: int) -> Tensor:
+    """The values at places, or at the ones after them."""
+    return table.flatten()[further:].index_select(0, places.flatten()).view(places.shape)
 
 
 def _centres(like: Tensor) -> Tensor:
