@@ -30,8 +30,8 @@ def test_the_moments_of_a_clamped_pixel(mean: float, std: float) -> None:
 def test_images_go_through_the_mean_map_and_back() -> None:
     x = np.random.default_rng(2).random((3, 8, 8)).astype(np.float32)
     mapped = mean_images(x, mean=0.1, std=0.2, clip=True)
-    assert mapped == pytest.approx(mean_map(torch.from_numpy(x), mean=0.1, std=0.2).numpy(), abs=1e-6)
-    assert inverse_mean_images(mapped, mean=0.1, std=0.2, clip=True) == pytest.approx(x, abs=2e-5)
+    assert mapped == pytest.approx(mean_map(torch.from_numpy(x), mean=0.1, std=0.2).numpy(), abs=1e-5)
+    assert inverse_mean_images(mapped, mean=0.1, std=0.2, clip=True) == pytest.approx(x, abs=1e-4)
 
 
 def test_an_orthant_is_the_known_probability() -> None:
