@@ -42,6 +42,12 @@ def test_originals_do_not_count_and_denoised_images_do() -> None:
     assert _judge(small_audit([noisy, denoised]), limit=_limit(0.75, variant="noise 0.2")).passed
 
 
+def test_a_model_counts_whatever_the_kinds_of_images() -> None:
+    leaking = result(attack="membership inference", variant="run-7", value=0.9, high=0.95)
+    limit = [{"attack": "membership inference", "metric": "auc", "at_most": 0.6}]
+    assert not _judge(small_audit([leaking]), limit=limit).passed
+
+
 def test_what_was_not_measured_does_not_pass() -> None:
     skipped = Skipped(attack="re-identification", variant="noise 0.2", reason="no patient has two images")
     (breach,) = _judge(small_audit([skipped]), limit=_limit(0.99)).breaches

@@ -93,11 +93,12 @@ def plan_audit(
     ]
     restored = _restored(noisy, denoiser, found.data, effort=effort, folder=out / PRIVATE)
     others = baseline_variants(found.data, seed=_NOISE_SEED) if effort == "full" else []
+    membership, unasked = _membership(denoiser, originals, effort)
     composition = _composition(cohort, found, opened, of_releases, keys, passphrase_file)
     plan = AuditPlan(
         data=found.data,
         variants=[clean_variant(found.data), *noisy, *restored, *others],
-        attacks=_attacks(effort, backbone),
+        attacks=[*_attacks(effort, backbone), *membership],
         effort=effort,
         grey_step=found.grey_step,
         release_digests=tuple(release.digest for release in opened),
@@ -105,7 +106,7 @@ def plan_audit(
         subtractable=any(release.record.subtractable for release in opened),
         left_out=found.left_out,
         composition=composition,
-        not_possible=tuple(_beforehand(effort, denoiser, keys)),
+        not_possible=(*_beforehand(effort, denoiser, keys), *unasked),
     )
     return Prepared(plan=plan, private=out / PRIVATE)
 
@@ -242,11 +243,25 @@ def _beforehand(effort: Effort, denoiser: str | None, keys: Path | None) -> list
         reason = "under --quick denoised images are only linked and scored"
         found += [Skipped(attack=name, reason=reason) for name in ("re-identification", "attribute inference")]
     if effort != "full":
-        reason = "other obfuscations for scale, such as blur and pixelation, are attacked under --full"
-        found.append(Skipped(attack="all", reason=reason))
+        reason = "blur, down-sampling, pixelation and stronger noise are attacked for scale under --full"
+        found.append(Skipped(attack="other obfuscations", reason=reason))
     if keys is None:
         reason = "no ledger was given (--keys): what left of these images in other releases is not in these figures"
         found.append(Skipped(attack="composition", reason=reason))
-    reason = "whether a patient was in the training set of a released model is not attacked by this command"
-    found.append(Skipped(attack="membership inference", reason=reason))
     return found
+
+
+def _membership(denoiser: str | None, cohort: Path, effort: Effort) -> tuple[list[NamedAttack], list[Skipped]]:
+    """The attack on the denoiser as a released model; or why there is none."""
+    from veilray.errors import DataError
+    from veilray.privacy.attacks import MEMBERSHIP, membership_attack
+
+    if denoiser is None or effort != "full":
+        reason = (
+            "whether a patient was in the training set of a released model is attacked under --full, with --denoiser"
+        )
+        return [], [Skipped(attack=MEMBERSHIP, reason=reason)]
+    try:
+        return [membership_attack(Path(denoiser), cohort)], []
+    except (DataError, UsageError) as error:
+        return [], [Skipped(attack=MEMBERSHIP, reason=str(error).rstrip("."))]

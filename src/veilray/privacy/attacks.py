@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
+from veilray.cohort.cohort import Cohort
+from veilray.errors import RunError
 from veilray.files import sha256_file
 from veilray.privacy import linkage, reconstruction
 from veilray.privacy.attributes import AttributeInference
-from veilray.privacy.data import Effort, NamedAttack, VariantKind
+from veilray.privacy.data import AuditData, Budget, Effort, NamedAttack, Progress, Variant, VariantKind
+from veilray.privacy.membership import ATTACK as MEMBERSHIP
 from veilray.privacy.observing import Observer
 from veilray.privacy.reconstruction import Perceptual
 from veilray.privacy.reidentification import ReIdentification
+from veilray.privacy.results import AttackResult, Skipped
 
 _EVERY: frozenset[VariantKind] = frozenset({"clean", "noisy", "denoised", "baseline"})
+
+
+SHADOWS = 16
+"""Shadow models that the likelihood ratio attack trains."""
 
 
 def attacks(*, effort: Effort, backbone: Path | None, perceptual: Perceptual | None) -> list[NamedAttack]:
@@ -37,3 +46,26 @@ def attacks(*, effort: Effort, backbone: Path | None, perceptual: Perceptual | N
             name="attribute inference", run=AttributeInference(observer=observer), share=0.2, kinds=learned, inputs=eyes
         ),
     ]
+
+
+def membership_attack(run: Path, cohort: Path) -> NamedAttack:
+    """Whether a run's weights tell which patients of a cohort it was trained on; trains as many networks as SHADOWS.
+
+    It goes with the originals. Raises RunError where `run` is no run folder or was trained on another cohort.
+    """
+    from veilray.training.run import RunFolder
+
+    folder = RunFolder(run)
+    trained_on = str(folder.environment().get("cohort_digest", ""))
+    if trained_on != Cohort.open(cohort).digest:
+        raise RunError(f"{run} was not trained on {cohort}, so nobody of it can be among its training patients")
+
+    def attack(
+        data: AuditData, variants: Sequence[Variant], *, budget: Budget, seeds: Sequence[int], progress: Progress
+    ) -> list[AttackResult | Skipped]:
+        from veilray.privacy.released_model import attack_run
+
+        return attack_run(run, cohort, seed=seeds[0], progress=progress, shadows=SHADOWS)
+
+    inputs = sha256_file(folder.best_weights)
+    return NamedAttack(name=MEMBERSHIP, run=attack, share=0.5, kinds=frozenset({"clean"}), inputs=inputs)

@@ -127,7 +127,8 @@ def _meant(limit: Limit, audit: Audit) -> Sequence[AttackResult]:
     def counts(one: AttackResult) -> bool:
         if limit.variant:
             return one.variant == limit.variant
-        return audit.audited.variants.get(one.variant) in limit.kinds
+        kind = audit.audited.variants.get(one.variant)
+        return kind is None or kind in limit.kinds  # what is no kind of image is a model, which leaves
 
     return [
         one

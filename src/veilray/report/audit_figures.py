@@ -110,7 +110,7 @@ def _frontier(audit: Audit) -> Drawing | None:
             risk.variant, (utility.value, risk.value), xytext=(4, 3), textcoords="offset points", color=INK, size=7
         )
     axes.axhline(0.5, color=FAINT, lw=0.6)
-    axes.margins(x=0.18, y=0.12)
+    axes.margins(x=0.3, y=0.12)
     axes.set(xlabel="PSNR of the images, dB (utility)", ylabel="Re-identification, AUC (risk)")
     return Drawing(
         image=svg(figure, "frontier"),

@@ -54,7 +54,7 @@ class Verdict:
 def verdicts(audit: Audit) -> list[Verdict]:
     """A verdict for each kind of attacker that something was measured of, the strongest knowledge first."""
     found = [_of_release(audit), _linkage(audit), _identity(audit), _attributes(audit), _restoring(audit)]
-    found += [_averaging(audit), _keys(audit), _formally(audit)]
+    found += [_averaging(audit), _keys(audit), _members(audit), _formally(audit)]
     return [one for one in found if one.sentences]
 
 
@@ -221,6 +221,15 @@ def _keys(audit: Audit) -> Verdict:
             grouped.setdefault(one.attacker, []).append(f"{figure(one)} for {one.variant}")
     sentences = tuple(f"{attacker}: found in {listed(shares)}." for attacker, shares in grouped.items())
     return Verdict(attacker="Who guesses how the noise was made", sentences=sentences)
+
+
+def _members(audit: Audit) -> Verdict:
+    sentences = tuple(
+        f"{one.attacker}: tells with an AUC of at least {figure(one)} whether a patient was in the training set of "
+        f"{one.variant}; guessing has 0.5."
+        for one in _all(audit, "membership inference", "auc")
+    )
+    return Verdict(attacker="Who has the released model", sentences=sentences)
 
 
 def _formally(audit: Audit) -> Verdict:
