@@ -62,7 +62,7 @@ def attack_run(
     """Whether a run's weights tell which patients of `cohort` it was trained on.
 
     Members are the patients of its training set, the others those of its test set. By a threshold on the loss, and with
-    `shadows` (16 or more, even) also by the likelihood ratio attack, which trains as many networks as the run was.
+    `shadows` (16 or more, even) also by the likelihood ratio attack, which trains as many networks, each as the run was.
     Raises UsageError where the run was trained on a release, of which there are no clean images, and what opening the
     run and the cohort raises.
     """
@@ -75,7 +75,8 @@ def attack_run(
         shadow = _shadow_trainer(question, seed=seed)
         name = folder.path.name
         found += lira(losses, question.member, shadow, model=name, shadows=shadows, seed=seed, progress=progress)
-    return found
+    seen = {"n_images": len(question.rows)}
+    return [one.model_copy(update=seen) if isinstance(one, AttackResult) else one for one in found]
 
 
 def image_losses(denoiser: Restores, question: Question, *, seed: int) -> Floats:
