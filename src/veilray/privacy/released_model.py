@@ -62,7 +62,7 @@ def attack_run(
     """Whether a run's weights tell which patients of `cohort` it was trained on.
 
     Members are the patients of its training set, the others those of its test set. By a threshold on the loss, and with
-    `shadows` (16 or more, even) also by the likelihood ratio attack, which trains as many networks, each as the run was.
+    `shadows` (16 or more, even) also by the likelihood ratio attack, which trains as many networks as that run was.
     Raises UsageError where the run was trained on a release, of which there are no clean images, and what opening the
     run and the cohort raises.
     """
