@@ -254,14 +254,15 @@ def _beforehand(effort: Effort, denoiser: str | None, keys: Path | None) -> list
 def _membership(denoiser: str | None, cohort: Path, effort: Effort) -> tuple[list[NamedAttack], list[Skipped]]:
     """The attack on the denoiser as a released model; or why there is none."""
     from veilray.errors import DataError
-    from veilray.privacy.attacks import MEMBERSHIP, membership_attack
+    from veilray.privacy.attacks import membership_attack
+    from veilray.privacy.membership import ATTACK
 
     if denoiser is None or effort != "full":
         reason = (
             "whether a patient was in the training set of a released model is attacked under --full, with --denoiser"
         )
-        return [], [Skipped(attack=MEMBERSHIP, reason=reason)]
+        return [], [Skipped(attack=ATTACK, reason=reason)]
     try:
         return [membership_attack(Path(denoiser), cohort)], []
     except (DataError, UsageError) as error:
-        return [], [Skipped(attack=MEMBERSHIP, reason=str(error).rstrip("."))]
+        return [], [Skipped(attack=ATTACK, reason=str(error).rstrip("."))]
