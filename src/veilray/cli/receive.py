@@ -34,6 +34,9 @@ def receive_command(
     ] = False,
 ) -> None:
     """Take bundles from known senders by HTTPS with mutual TLS, until it is stopped. It needs no key folder."""
+    from veilray.cli.site_keys import need_packages
+
+    need_packages()
     if (config is None) == (make_test_ca is None):
         raise UsageError("give a configuration, CONFIG.toml, or --make-test-ca DIR")
     if make_test_ca is not None:

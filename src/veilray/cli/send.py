@@ -25,12 +25,16 @@ def send_command(
 ) -> None:
     """Send a bundle by HTTPS with mutual TLS; after a break it goes on where the receiver has it safe."""
     from veilray.cli.progress import progress
-    from veilray.cli.site_keys import open_keys
+    from veilray.cli.site_keys import need_packages, open_keys
+
+    need_packages()
     from veilray.exchange.transfer.client import ClientTls, send_bundle
 
     site = open_keys(keys, passphrase_file)
     tls = ClientTls(authority=ca, certificate=cert, key=key)
     with progress(None, "sending", "bytes") as bar:
-        sent = send_bundle(bundle, to, keys=site, tls=tls, proxy=proxy, timeout=timeout, advance=bar.advance)
+        sent = send_bundle(
+            bundle, to, keys=site, tls=tls, proxy=proxy, timeout=timeout, advance=bar.advance, notice=bar.say
+        )
     how = "was there already" if sent.already_there else "is there, whole"
     typer.echo(f"{bundle}, {sent.size:,} bytes, {how}: {sent.sha256}")

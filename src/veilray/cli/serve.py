@@ -44,7 +44,7 @@ def serve_command(
         import pydicom  # noqa: F401
         import pynetdicom  # noqa: F401
     except ImportError:
-        raise UsageError("a DICOM node needs more packages: pip install 'veilray[clinic]'") from None
+        raise UsageError("a DICOM node needs more packages: install Veilray with its extra 'clinic'") from None
     from veilray.clinic.config import load_serve_config
 
     settings = load_serve_config(config)

@@ -33,6 +33,15 @@ def open_keys(path: Path, passphrase_file: Path | None) -> KeyFolder:
     return KeyFolder.open(path, passphrase=old_passphrase(passphrase_file, what=str(path)))
 
 
+def need_packages() -> None:
+    """UsageError unless everything that sending and receiving need is installed."""
+    import importlib.util
+
+    for package in ("cryptography", "fastapi", "httpx", "pyrage", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"sending and receiving need {package}: install Veilray with its extra 'sites'")
+
+
 def old_passphrase(file: Path | None, *, what: str) -> Secret:
     """The passphrase of `what`, from a private file or the terminal; UsageError where neither is there."""
     from veilray.exchange.keys.secret import read_passphrase

@@ -56,7 +56,7 @@ def decode_dicom(data: bytes, *, image_id: str, source: str, modalities: Collect
     try:
         import pydicom  # noqa: F401
     except ImportError:
-        raise ImageError("reading DICOM needs more packages: pip install 'veilray[dicom]'") from None
+        raise ImageError("reading DICOM needs more packages: install Veilray with its extra 'dicom'") from None
     dataset = parse_dicom(data)
     check_kind(dataset, modalities)
     pixels = decode_pixels(dataset)

@@ -135,7 +135,7 @@ def _decode(dataset: Dataset, syntax: str) -> StoredImage:
             raise ImageError("its pixel data are cut short") from None
         if "missing dependencies" in str(error):
             raise ImageError(
-                f"its transfer syntax, {_name(dataset)}, needs more packages: pip install 'veilray[dicom]'"
+                f"its transfer syntax, {_name(dataset)}, needs more packages: install Veilray with its extra 'dicom'"
             ) from None
         raise ImageError(f"its pixels ({_name(dataset)}) cannot be decoded: they are damaged or cut short") from None
     if cells.shape != (int(dataset.Rows), int(dataset.Columns)) or cells.dtype.kind not in "iu":

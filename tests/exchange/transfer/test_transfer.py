@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import signal
 import socket
 import threading
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.command_line import done, start
+from tests.command_line import done, start, veilray
 from tests.exchange.sites import make_sites, sealed
 from tests.exchange.transfer.receivers import Place, client, offered, put_header, raw, receiving, status_of
 
@@ -365,12 +366,50 @@ def test_keys_that_others_can_read_are_refused(place: Place, bundle: Path, tmp_p
         pass
 
 
+@contextlib.contextmanager
+def _hanging_up() -> Iterator[str]:
+    """The address of somebody who closes every connection at once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(timeout=10)
+
+
+def test_the_extra_is_named_where_a_package_is_missing(
+    place: Place, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
+    tls = ["--ca", place.tls.authority, "--cert", place.tls.certificate, "--key", place.tls.key]
+    for words in (
+        ["receive", place.write_config()],
+        ["send", bundle, "--to", "https://127.0.0.1:1", "--keys", place.sender.path, *tls],
+    ):
+        result = veilray(*words)
+        assert (result.status, len(result.lines)) == (2, 1)
+        assert "need uvicorn: install Veilray with its extra 'sites'" in result.err
+
+
 def test_nobody_there_and_wrong_usage(place: Place, bundle: Path, tmp_path: Path) -> None:
+    for address in ("https://127.0.0.1:1", "https://nobody.invalid:8443"):
+        with pytest.raises(VeilrayError, match="cannot be reached"):
+            send(place, bundle, address, pause=_no_pause)
     pauses: list[float] = []
-    with pytest.raises(VeilrayError, match="no answer ever came"):
-        send(place, bundle, "https://127.0.0.1:1", pause=pauses.append)
+    notices: list[str] = []
+    with _hanging_up() as address, pytest.raises(VeilrayError, match="no answer ever came"):
+        send(place, bundle, address, pause=pauses.append, notice=notices.append)
     assert pauses == sorted(pauses)
-    assert len(pauses) == 7
+    assert len(pauses) == len(notices) == 7
+    assert notices[0].startswith("the connection failed: ")
+    assert notices[0].endswith("; trying again in 0.5 s")
     for address in ("http://127.0.0.1:1", "127.0.0.1", "https://"):
         with pytest.raises(UsageError, match="not an address"):
             send(place, bundle, address)

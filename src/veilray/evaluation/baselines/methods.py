@@ -184,5 +184,5 @@ def _check_installed(smoother: Smoother) -> None:
         if importlib.util.find_spec(module) is None:
             extra = "bm3d" if smoother == "bm3d" else "baselines"
             raise UsageError(
-                f"{TITLES[smoother]} needs {package}, which is not installed: pip install 'veilray[{extra}]'"
+                f"{TITLES[smoother]} needs {package}, which is not installed: install Veilray with its extra {extra!r}"
             )

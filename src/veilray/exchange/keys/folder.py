@@ -328,4 +328,4 @@ def _check_packages() -> None:
         import cryptography  # noqa: F401
         import pyrage  # noqa: F401
     except ImportError:
-        raise UsageError("keys need more packages: pip install 'veilray[sites]'") from None
+        raise UsageError("keys need more packages: install Veilray with its extra 'sites'") from None

@@ -14,6 +14,7 @@ from veilray.exchange.keys.keyfile import AGE_HEADER
 from veilray.exchange.sealing.bundle import BundleSink, Faithful, streams_first
 from veilray.exchange.sealing.manifest import Manifest, decode_manifest
 from veilray.exchange.sealing.sequences import Sequences, log
+from veilray.exchange.watching import ignore
 from veilray.files import replacing_folder, sha256_file
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def open_bundle(
     """
     if not bundle.is_file():
         raise UsageError(f"{bundle} is missing or not a file; a bundle is one file, *.veil")
-    intake = _Intake(bundle, out, keys, advance or _nothing)
+    intake = _Intake(bundle, out, keys, advance or ignore)
     try:
         opened = intake.open()
     except BundleError as error:
@@ -208,7 +209,3 @@ def _holds(folder: Path, manifest: Manifest) -> bool:
         and sha256_file(file) == part.sha256
         for file, part in files
     )
-
-
-def _nothing(count: int) -> None:
-    """For whoever does not watch."""

@@ -16,6 +16,7 @@ from veilray.exchange.sealing.bundle import BundleSource, Faithful, measure, str
 from veilray.exchange.sealing.manifest import MAX_PARTS, MAX_RECEIVERS, Manifest, Part, encode_manifest
 from veilray.exchange.sealing.sequences import Sequences, log
 from veilray.exchange.sealing.sources import Source, sealable
+from veilray.exchange.watching import ignore
 from veilray.files import replacing
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def seal(
             manifest.parts,
             signed=signed,
             signature=keys.signing_key().sign(signed),
-            advance=advance or _nothing,
+            advance=advance or ignore,
         )
         recipients = [pyrage.x25519.Recipient.from_str(card.age_recipient) for card in receivers]
         part = stack.enter_context(replacing(out))
@@ -154,7 +155,3 @@ def _measure(found: Source) -> tuple[Part, ...]:
     if len(found.names) > MAX_PARTS:
         raise DataError(f"{found.folder} holds {len(found.names):,} files; a bundle takes {MAX_PARTS:,}: seal several")
     return tuple(measure(found.folder, name) for name in found.names)
-
-
-def _nothing(count: int) -> None:
-    """For whoever does not watch."""

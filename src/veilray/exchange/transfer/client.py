@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import httpx
 from veilray.errors import DataError, RefusedError, UsageError, VeilrayError
 from veilray.exchange.keys.keyfile import check_private
 from veilray.exchange.transfer.ticket import SignedTicket, make_ticket
+from veilray.exchange.watching import ignore
 
 if TYPE_CHECKING:
     from veilray.exchange.keys.folder import KeyFolder
@@ -72,13 +74,15 @@ def send_bundle(
     proxy: str | None = None,
     timeout: float = 60.0,
     advance: Callable[[int], None] | None = None,
+    notice: Callable[[str], None] | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> Sent:
     """Send a bundle to a receiving server, `https://host:port`; sent again, it does no harm.
 
     A connection that breaks is taken up again where the server has the bundle safe, after pauses that grow; after
-    7 attempts without progress it gives up, and the next call goes on there. `timeout` in seconds is for connecting
-    and for each write; answers may take ten times as long. `advance` is called with bytes that the server has.
+    7 attempts without progress it gives up, and the next call goes on there. An address that nobody listens at, or that
+    is none, ends it at once. `timeout` in seconds is for connecting and for each write; answers may take ten times as
+    long. `advance` is called with bytes that the server has, `notice` with a sentence before each pause.
 
     Raises UsageError for a wrong address, file or proxy, RefusedError where the server refuses the sender or its
     certificate, VeilrayError where it has no room or cannot be reached, DataError where the bundle changed meanwhile.
@@ -93,7 +97,7 @@ def send_bundle(
     except (ValueError, httpx.InvalidURL) as error:
         raise UsageError(f"the proxy {proxy!r} cannot be used: {error}") from None
     with client, bundle.open("rb") as stream:
-        return _Sending(client, stream, signed, advance or _nothing, pause).run()
+        return _Sending(client, stream, signed, advance or ignore, notice or ignore, pause).run()
 
 
 class _Sending:
@@ -103,10 +107,11 @@ class _Sending:
         stream: IO[bytes],
         signed: SignedTicket,
         advance: Callable[[int], None],
+        notice: Callable[[str], None],
         pause: Callable[[float], None],
     ) -> None:
         self._client, self._stream, self._signed, self._pause = client, stream, signed, pause
-        self._advance = advance
+        self._advance, self._notice = advance, notice
         self._failures = 0
         self._answered = False
         self._offset = 0
@@ -161,6 +166,11 @@ class _Sending:
         except httpx.ProxyError as error:
             raise VeilrayError(f"the proxy does not let the bundle through: {_plain(str(error))}") from None
         except httpx.TransportError as error:
+            if not self._answered and _nobody_there(error):
+                raise VeilrayError(
+                    f"{self._client.base_url} cannot be reached: {_plain(str(error)) or 'nobody listens'}; check the "
+                    "address and the port, and whether the receiver runs"
+                ) from None
             self._after_break(_plain(str(error)) or type(error).__name__)
             return None
         self._answered = True
@@ -187,8 +197,18 @@ class _Sending:
             if not self._answered:
                 advice = "no answer ever came: check the address, and whether the receiver knows this certificate"
             raise VeilrayError(f"the bundle was not sent ({reason}); {advice}")
-        self._pause(_PAUSES[self._failures])
+        wait = _PAUSES[self._failures]
+        self._notice(f"{reason}; trying again in {wait:g} s")
+        self._pause(wait)
         self._failures += 1
+
+
+def _nobody_there(error: BaseException) -> bool:
+    """Whether an attempt failed because nobody listens there, or the name is nobody's."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConnectionRefusedError | socket.gaierror):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def _checked(response: httpx.Response, size: int) -> dict[str, Any]:
@@ -215,7 +235,3 @@ def _error_of(response: httpx.Response) -> str:
 def _plain(text: str) -> str:
     """Text from outside, fit for a terminal and a line."""
     return "".join(letter for letter in text if letter.isprintable())[:200]
-
-
-def _nothing(count: int) -> None:
-    """For whoever does not watch."""
