@@ -260,7 +260,7 @@ def test_the_page_is_written_whole_and_leaves_matplotlib_as_it_was(comparison: C
 
 def test_the_commands_name_each_run_and_quote_odd_names(make_run: MakeRun) -> None:
     html = to_html(compare([make_run("my run", seed=1), make_run("b", seed=2)]), [])
-    assert "veilray train &#39;my run&#39;/config.toml" in html
+    assert "veilray train &#39;my run/config.toml&#39;" in html
     assert "veilray evaluate b-again --data cohort --split test" in html
 
 

@@ -1,9 +1,8 @@
-"""The settings, data, environment and commands behind the figures, as rows of text."""
+"""The settings, data and environment behind the figures, as rows of text."""
 
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,21 +173,6 @@ def environment(comparison: Comparison) -> list[Setting]:
             rows.append(_row(key, values, name=name))
     evaluated = {names[run.folder]: run.summary.device for run in comparison.runs}
     return [*rows, _row("evaluated", evaluated, name="Evaluated on")]
-
-
-def commands(comparison: Comparison) -> list[str]:
-    """Shell commands that repeat the runs, their evaluation and this page from the runs' configurations."""
-    names = run_names(comparison.runs)
-    cohort = shlex.quote(Path(comparison.cohort).name or "COHORT")
-    lines = []
-    for run in comparison.runs:
-        name = shlex.quote(names[run.folder])
-        repeated = shlex.quote(f"{names[run.folder]}-again")
-        trained = shlex.quote(Path(str(run.environment.get("cohort") or comparison.cohort)).name or "COHORT")
-        lines.append(f"veilray train {name}/config.toml --data {trained} --out {repeated}")
-        lines.append(f"veilray evaluate {repeated} --data {cohort} --split {comparison.split}")
-    runs = " ".join(shlex.quote(f"{names[run.folder]}-again") for run in comparison.runs)
-    return [*lines, f"veilray compare {runs} --out report.html"]
 
 
 def configurations(comparison: Comparison) -> list[tuple[str, str]]:

@@ -18,7 +18,6 @@ from veilray.report.limits import limits
 from veilray.report.pages import pages, style_sheet
 from veilray.report.panels import PanelView, colour_bar, difference_limit, view
 from veilray.report.protocol import (
-    commands,
     configurations,
     data_sets,
     environment,
@@ -27,6 +26,7 @@ from veilray.report.protocol import (
     run_names,
     shared_patients,
 )
+from veilray.report.repeating import commands
 
 ROLES = ("median", "best", "worst")
 
