@@ -37,12 +37,23 @@ class Scope:
     """Of which split.rule = 'paper' makes 7,499 for training and 4,949 for validation."""
     phantoms: int = 240
     """Phantom patients for the training run where no cohort is given."""
+    most_epochs: int = 1000
+    """Of the training run, whatever time is left."""
     compile: bool = True
     """Whether ways that go through torch.compile are measured."""
 
 
 QUICK = Scope(
-    width=4, size=32, batch=2, seconds=0.0, chunk=1, batch_of_a_rank=2, paper_images=24, phantoms=16, compile=False
+    width=4,
+    size=32,
+    batch=2,
+    seconds=0.0,
+    chunk=1,
+    batch_of_a_rank=2,
+    paper_images=24,
+    phantoms=16,
+    most_epochs=3,
+    compile=False,
 )
 
 

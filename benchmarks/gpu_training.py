@@ -118,7 +118,7 @@ def full_training(record: Record, scope: Scope, device: torch.device, *, materia
         images = TrainingImages.open(cohort, _config(scope, [f"train.epochs={EPOCHS_AT_LEAST}"]))
         trial = _trained(images.config, images, Path(folder) / "trial", device)
         left = 0.85 * (deadline - time.perf_counter())  # the rest is for scoring, and for what may take longer
-        epochs = max(EPOCHS_AT_LEAST, min(1000, int(left / trial.last_epoch_s())))
+        epochs = max(EPOCHS_AT_LEAST, min(scope.most_epochs, int(left / trial.last_epoch_s())))
         config = _config(scope, [f"train.epochs={epochs}", f"launch.device={device.type}"])
         images = TrainingImages(images.data, config)
         began = time.perf_counter()

@@ -24,7 +24,7 @@ def _run(out: Path, *options: str) -> tuple[dict[str, Any], str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_section_that_needs_no_cuda_measures_and_the_others_say_why_not(tmp_path: Path) -> None:
-    record, said = _run(tmp_path, "--device", "cpu", "--quick", "--minutes", "8")
+    record, said = _run(tmp_path, "--device", "cpu", "--quick", "--minutes", "30")
     assert {name: one["status"] for name, one in record["sections"].items()} == dict.fromkeys(SECTIONS, "done")
     for ways in record["throughput"].values():
         for name, found in ways.items():
@@ -40,7 +40,7 @@ def test_every_section_that_needs_no_cuda_measures_and_the_others_say_why_not(tm
     exact = record["two_ranks"]["gradients"]
     assert exact["float64"]["largest_relative_l2_of_a_tensor"] < 1e-10
     assert exact["float32"]["relative_l2"] < 1e-5
-    assert record["training"]["run"]["epochs"] >= 2
+    assert 2 <= record["training"]["run"]["epochs"] <= 3
     assert record["training"]["test"]["n_images"] > 0
     assert record["nccl_over_several_gpus"].startswith("untested")
     assert "no figure of it says anything" in said

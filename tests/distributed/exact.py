@@ -54,9 +54,13 @@ TRAININGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Do every case."""
-    cohort, out = Path(sys.argv[1]), Path(sys.argv[2])
+    """Do every case as a process of its own."""
     torch.set_num_threads(1)
+    compute(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+def compute(cohort: Path, out: Path) -> None:
+    """Do every case."""
     with joined(CPU, timeout=60) as group:
         for case, changes in GRADIENTS.items():
             for dtype in (torch.float64, torch.float32) if case in ("group", "batch") else (torch.float64,):

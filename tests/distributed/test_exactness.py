@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
-from tests.distributed.exact import BATCH_SIZE, GRADIENTS, STEPS, TRAININGS
-from tests.distributed.harness import ENVIRONMENT, run_ranks
+from tests.distributed.exact import BATCH_SIZE, GRADIENTS, STEPS, TRAININGS, compute
+from tests.distributed.harness import run_ranks
 from torch import Tensor
 
 from veilray.cohort.cohort import Cohort
@@ -31,8 +29,12 @@ def computed(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     for ranks in (1, 2, 3):
         out[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
         if ranks == 1:
-            command = [sys.executable, "-W", "error", "-c", SCRIPT, str(small_cohort), str(out[ranks])]
-            subprocess.run(command, check=True, timeout=120, env={**os.environ, **ENVIRONMENT})
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                compute(small_cohort, out[ranks])
+            finally:
+                torch.set_num_threads(threads)
             continue
         for result in run_ranks(SCRIPT, ranks, arguments=[small_cohort, out[ranks]]):
             assert result.status == 0, result.err
