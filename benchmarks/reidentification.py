@@ -2,11 +2,11 @@
 
     python benchmarks/reidentification.py --data COHORT --labels shared/data/index.csv
         --backbone shared/weights/alexnet_features.safetensors [--denoiser RUN] [--levels 0.1 0.2 0.3]
-        [--kinds clean noisy denoised] [--seeds 1 2 3] [--effort default] [--images all | tuning | test] [--save]
+        [--kinds clean noisy denoised] [--seeds 1 2 3] [--effort default] [--images all | tuning] [--save]
 
 The attackers are those of `veilray audit`. Their settings (components, shrinkage, which features) were chosen on the
 training and validation patients of splits/nih256.csv (`--images tuning`), clean and at noise 0.3; `--images all`, the
-default, and `--images test` count the others too. Every patient is scored by attackers trained on other patients.
+default, counts the others too. Every patient is scored by attackers trained on other patients.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--mean", type=float, default=0.1, help="of the noise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--effort", choices=["quick", "default", "full"], default="default")
-    parser.add_argument("--images", choices=["all", "tuning", "test"], default="all")
+    parser.add_argument("--images", choices=["all", "tuning"], default="all")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="only these images")
     parser.add_argument("--save", action="store_true", help="write results/reidentification.json")
     options = parser.parse_args()
@@ -82,10 +82,10 @@ def main() -> None:
 
 
 def _rows(cohort: Cohort, data: AuditData, images: str) -> np.ndarray:
-    """The images of all patients, or of those that settings were, or were not, chosen on."""
+    """The images of all patients, or of those that settings were chosen on."""
     held_out = {cohort.image_id(int(row)) for row in cohort.rows("test")}
     tested = np.array([image_id in held_out for image_id in data.image_ids])
-    return np.flatnonzero({"all": tested | True, "tuning": ~tested, "test": tested}[images])
+    return np.flatnonzero(~tested if images == "tuning" else tested | True)
 
 
 def _variants(data: AuditData, options: argparse.Namespace, scratch: Path) -> list[Variant]:
