@@ -69,6 +69,15 @@ def test_a_release_of_some_images_is_linked_within_all() -> None:
     assert whole.notes[0] == "from only 3 patients, fewer than 30"
 
 
+def test_levels_that_differ_from_image_to_image_have_no_closed_form() -> None:
+    data = phantom_data(32)
+    noise = dataclasses.replace(simulated_variant(data, mean=0.1, std=0.2, seed=2), mixed=True)
+    outcomes = _run(noise, data=data)
+    assert not find_results(outcomes, attack="linkage", metric="top_1_checked")
+    assert find_results(outcomes, attack="linkage", metric="top_1")[0].predicted is None
+    assert any(isinstance(one, Skipped) and "closed form" in one.reason for one in outcomes)
+
+
 def test_one_image_alone_is_not_attacked() -> None:
     data = phantom_data(1)
     (skipped,) = _run(clean_variant(data), data=data)

@@ -91,6 +91,8 @@ class Variant:
     std: float = 0.0
     """Of the noise; 0 where there is none."""
     clip: bool = True
+    mixed: bool = False
+    """Whether `std` is the least of several levels, one drawn for each image."""
     rows: tuple[int, ...] | None = None
     """The rows that it has images of, where some are missing from a release; None for all."""
 

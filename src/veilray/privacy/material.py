@@ -102,6 +102,7 @@ def release_variant(release: Release, cohort: Cohort, originals: Originals, *, n
         mean=noise.single_mean,
         std=noise.std_range[0],
         clip=noise.clip,
+        mixed=noise.std_range[0] != noise.std_range[1],
         rows=None if len(places) == len(originals.data) else tuple(places),
     )
 
