@@ -77,7 +77,7 @@ def test_a_release_is_named_and_an_interrupted_one_is_completed(weights: Path, t
 def test_a_damaged_record_is_said_before_anything_is_denoised(weights: Path, tmp_path: Path) -> None:
     source = _save(tmp_path / "in" / "a.png")
     (tmp_path / "out").mkdir()
-    for damage in ("{", '{"schema_version": 2, "batches": []}'):
+    for damage in ("{", '{"schema_version": 3, "batches": []}'):
         (tmp_path / "out" / DENOISED_RECORD).write_text(damage)
         with pytest.raises(DataError, match=DENOISED_RECORD):
             list(denoise_inputs([source], tmp_path / "out", denoiser=_load(weights), mean=None))

@@ -216,7 +216,7 @@ def _exposures(cohort: Cohort, originals: Originals, keys: Path, passphrase_file
     from veilray.cli.site_keys import open_keys
     from veilray.exchange.ledger.likeness import likeness
     from veilray.exchange.ledger.records import Image
-    from veilray.exchange.reattaching.originals import read_originals
+    from veilray.exchange.release.originals import read_originals
 
     known = read_originals(cohort)
     images = [

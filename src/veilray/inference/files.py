@@ -168,7 +168,7 @@ def _opened(path: Path, group: Group) -> Release:
 def _note_release(release: Release, out: Path, *, denoiser: Denoiser, mean: float | None) -> None:
     # Before the images themselves: after a kill the record names too many, and running again makes what is missing.
     # The other way round it would lack some for good.
-    source = DenoisedRelease(release_id=release.record.release_id, noise=release.record.noise)
+    source = DenoisedRelease(release_id=release.record.release_id, digest=release.digest, noise=release.record.noise)
     names = [f"{release.image_id(row)}.png" for row in range(len(release))]
     new = [name for name in names if not (out / name).exists()]
     _note(out, new, denoiser=denoiser, mean=mean, release=source)

@@ -40,7 +40,14 @@ class DenoisedRelease(_Record):
     """The release that images came from."""
 
     release_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Over its files and its noise: the same for the same noisy images, released again. None in schema 1."""
     noise: ReleasedNoise
+
+    @property
+    def content(self) -> str:
+        """What stands for the noisy images in the UIDs of what was made of them."""
+        return self.digest or self.release_id
 
 
 class DenoisedBatch(_Record):
@@ -65,7 +72,7 @@ class DenoisedBatch(_Record):
 
     def provenance(self) -> Provenance:
         """What a derived DICOM object says of these images."""
-        decided = {"settings": self.settings.model_dump(), "release": self.release and self.release.release_id}
+        decided = {"settings": self.settings.model_dump(), "release": self.release and self.release.content}
         return Provenance(
             veilray=self.veilray,
             weights=self.weights_sha256,
@@ -78,7 +85,8 @@ class DenoisedBatch(_Record):
 class DenoisedRecord(_Record):
     """`denoised.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
+    """1: written before it held the digest of a release."""
     batches: tuple[DenoisedBatch, ...]
 
     @property

@@ -109,6 +109,18 @@ def test_a_retry_makes_the_same_files_and_overwrites_none(originals: Path, tmp_p
     assert {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()} == first
 
 
+def test_the_same_noisy_images_released_again_make_no_second_objects(originals: Path, tmp_path: Path) -> None:
+    made = []
+    for number, (release_id, digest) in enumerate([("1", "c"), ("2", "c"), ("2", "d"), ("1", None), ("2", None)]):
+        release = DenoisedRelease(release_id=release_id * 32, digest=digest and digest * 64, noise=RELEASE.noise)
+        back = _back(tmp_path / f"back{number}", _all_three(), release=release)
+        _run(back, originals, tmp_path / f"out{number}")
+        made.append(frozenset(path.name for path in (tmp_path / f"out{number}").iterdir()))
+    assert made[0] == made[1]
+    # Other noisy images, and those of which nobody knows whether they are the same, are others.
+    assert len(set(made)) == 4
+
+
 def test_what_does_not_fit_is_reported_with_the_reason(originals: Path, tmp_path: Path) -> None:
     shapes = _all_three()
     first, *_ = shapes

@@ -16,8 +16,8 @@ from veilray.cohort.build import import_radiographs
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.leaving import Box
 from veilray.errors import DataError, UsageError
-from veilray.exchange.reattaching.originals import read_originals
 from veilray.exchange.release.burned_in import _opened, find_text
+from veilray.exchange.release.originals import read_originals
 from veilray.exchange.release.review import Blanks, look, parse_blank, read_blanks, write_quarantine
 from veilray.images.phantom import write_phantoms
 from veilray.images.read import read_radiograph

@@ -20,9 +20,9 @@ from veilray.cohort.split import SPLITS, Shares, assign
 from veilray.errors import CohortError, RefusedError, UsageError, VeilrayError
 from veilray.exchange.keys.folder import KeyFolder
 from veilray.exchange.ledger.records import Override
-from veilray.exchange.reattaching.originals import read_originals
 from veilray.exchange.release import making
 from veilray.exchange.release.making import MadeRelease, Parties, Request, make_release, plan_release
+from veilray.exchange.release.originals import read_originals
 from veilray.exchange.release.pseudonyms import Pseudonyms
 from veilray.exchange.release.review import Blanks
 from veilray.obfuscation.config import NoiseConfig

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tracemalloc
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,15 @@ from tests.exchange.sites import (
 from veilray.errors import BundleError, DataError, UsageError
 from veilray.exchange.keys.folder import KeyKind
 from veilray.exchange.sealing.bundle import BundleSink, BundleSource, measure
-from veilray.exchange.sealing.manifest import Manifest, decode_manifest, encode_manifest
+from veilray.exchange.sealing.manifest import (
+    MAX_MANIFEST_BYTES,
+    MAX_PARTS,
+    MAX_RECEIVERS,
+    Manifest,
+    Part,
+    decode_manifest,
+    encode_manifest,
+)
 from veilray.exchange.sealing.open_ import open_bundle
 from veilray.exchange.sealing.seal import seal
 from veilray.exchange.sealing.sequences import Sequences
@@ -388,6 +397,25 @@ def test_memory_does_not_grow_with_the_size(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_a_manifest_takes_the_images_of_the_largest_collections() -> None:
+    parts = tuple(
+        Part(name=f"{number:032x}.png", size=100_000_000 + number, sha256="ab" * 32) for number in range(MAX_PARTS)
+    )
+    manifest = Manifest(
+        bundle_id="0" * 32,
+        sender="1" * 64,
+        receivers=("2" * 64,) * MAX_RECEIVERS,
+        sequence=2**52,
+        sealed_at=datetime.now(UTC),
+        kind="denoised",
+        parts=parts,
+    )
+    signed = encode_manifest(manifest)
+    assert len(parts) > 112_121
+    assert len(signed) < MAX_MANIFEST_BYTES
+    assert decode_manifest(signed).parts[-1] == parts[-1]
 
 
 def test_sequences_grow_whatever_happens_to_the_clock_or_the_state(

@@ -21,8 +21,8 @@ from veilray.errors import CohortError, RefusedError, UsageError
 from veilray.exchange.keys.card import PublicCard
 from veilray.exchange.keys.folder import KeyFolder
 from veilray.exchange.ledger.records import Image, Objection, Override, Release, Reserved
-from veilray.exchange.reattaching.originals import Original, read_originals, released_matrix
 from veilray.exchange.release.deidentify import DEFAULT_FIELDS, FIELDS, Coded, Field, deidentify
+from veilray.exchange.release.originals import Original, read_originals, released_matrix
 from veilray.exchange.release.pseudonyms import Pseudonyms
 from veilray.exchange.release.review import Blanks, Looked, look, write_quarantine
 from veilray.images.radiograph import FloatImage

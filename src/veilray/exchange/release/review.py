@@ -17,8 +17,8 @@ from veilray.cohort.lists import read_image_ids, read_rows
 from veilray.cohort.obfuscate import blanked
 from veilray.errors import DataError, UsageError
 from veilray.exchange.ledger.likeness import likeness
-from veilray.exchange.reattaching.originals import Original
 from veilray.exchange.release.burned_in import find_text
+from veilray.exchange.release.originals import Original
 from veilray.files import replacing
 
 QUARANTINE = "quarantine.csv"

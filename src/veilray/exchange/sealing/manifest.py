@@ -18,9 +18,9 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 SIGNATURE_BYTES = 64
 
-MAX_PARTS = 50_000
-"""Parts of one bundle; a larger folder is sealed in several."""
-MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_PARTS = 150_000
+"""Parts of one bundle: denoised images are a file each, and the largest public collections have some 112,000."""
+MAX_MANIFEST_BYTES = 32 * 2**20
 MAX_RECEIVERS = 64
 MAX_SEQUENCE = 2**53
 """Sequences stay below it, so that every JSON reader has them exactly."""

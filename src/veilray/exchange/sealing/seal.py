@@ -153,5 +153,8 @@ def _manifest(found: Source, keys: KeyFolder, receivers: tuple[str, ...]) -> Man
 
 def _measure(found: Source) -> tuple[Part, ...]:
     if len(found.names) > MAX_PARTS:
-        raise DataError(f"{found.folder} holds {len(found.names):,} files; a bundle takes {MAX_PARTS:,}: seal several")
+        raise DataError(
+            f"{found.folder} holds {len(found.names):,} files; a bundle takes {MAX_PARTS:,}: "
+            "make several smaller releases, and denoise each into a folder of its own"
+        )
     return tuple(measure(found.folder, name) for name in found.names)
