@@ -123,8 +123,8 @@ def choose_setup(config: RunConfig, group: Group, device: torch.device, *, devic
         raise UsageError("launch.compile does not work with launch.setup = 'dp' over several GPUs; use 'ddp'")
     if gpus and train.loss == "adversarial":
         raise UsageError(
-            "train.loss = 'adversarial' trains two networks at once, and not with launch.setup = 'dp' over several GPUs; "
-            "use 'ddp'"
+            "train.loss = 'adversarial' trains two networks at once, and not with launch.setup = 'dp' over several "
+            "GPUs; use 'ddp'"
         )
     if train.batch_size % max(1, len(gpus)):
         check_batch(config, len(gpus))
