@@ -133,9 +133,9 @@ def test_names_are_read_and_unknown_ones_answered_with_those_that_are_known(monk
         with pytest.raises(UsageError, match="bm3d, bm3d-naive, nlm, nlm-naive, tv, tv-naive, wavelet, wavelet-naive"):
             parse_methods(wrong)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"needs bm3d.*veilray\[bm3d\]"):
+    with pytest.raises(UsageError, match=r"needs bm3d.*extra 'bm3d'"):
         parse_methods("bm3d")
-    with pytest.raises(UsageError, match=r"needs scikit-image.*veilray\[baselines\]"):
+    with pytest.raises(UsageError, match=r"needs scikit-image.*extra 'baselines'"):
         parse_methods("wavelet-naive")
 
 
