@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,19 @@ def test_status_of_a_node_that_never_ran(tmp_path: Path) -> None:
     result = veilray("serve", write_config(tmp_path, port=1), "--status")
     assert (result.status, "no queue" in result.err) == (2, True)
     assert veilray("serve", tmp_path / "none.toml").status == 2
+
+
+@pytest.mark.parametrize("section", ["node", "http"])
+def test_a_port_that_is_taken_is_named_before_the_model_is_loaded(tmp_path: Path, section: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        config = write_config(tmp_path, port=1)
+        text = config.read_text()
+        head, found, rest = text.partition(f"[{section}]")
+        config.write_text(head + found + rest.replace("port = 0", f"port = {port}", 1))
+        result = veilray("serve", config)  # there is no model, but nothing gets that far
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert f"cannot listen on 127.0.0.1, port {port}: address already in use" in result.err
 
 
 def test_the_operator_s_commands_want_a_queue_and_fit_together(tmp_path: Path) -> None:

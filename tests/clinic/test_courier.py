@@ -17,7 +17,7 @@ from tests.images.dicom_files import save
 from veilray.clinic.config import load_serve_config
 from veilray.clinic.counters import Counters
 from veilray.clinic.courier import Courier
-from veilray.clinic.destinations import DestinationDown
+from veilray.clinic.destinations import DestinationDown, unprotected
 from veilray.clinic.queue import Queue
 
 
@@ -171,6 +171,43 @@ authorization_file = "token"
     assert web.headers[-1]["path"] == "/dicom-web/studies"
     assert web.headers[-1]["Authorization"] == "Bearer secret"
     assert queue.counts()["done"] == 1
+
+
+def test_stow_with_warnings_has_stored_where_the_answer_lists_it(folder: Path) -> None:
+    with _web() as (web, port):
+        extra = f'[[destinations]]\nkind = "stow"\nname = "web"\nurl = "http://127.0.0.1:{port}"'
+        courier, queue = _courier(write_config(folder, port=1, extra=extra))
+        _fill(queue, 2, "web")
+        web.status, web.answer = 202, {"00081198": {"vr": "SQ", "Value": [{}]}, "00081199": {"vr": "SQ", "Value": [{}]}}
+        assert courier.deliver() == 0
+        with queue._database.writing() as database:
+            database.execute("UPDATE deliveries SET due = 0")
+        web.answer = {}  # which says nothing of it
+        assert courier.deliver() == 0
+        with queue._database.writing() as database:
+            database.execute("UPDATE deliveries SET due = 0")
+        web.answer = {"00081199": {"vr": "SQ", "Value": [{"00081196": {"vr": "US", "Value": [0xB000]}}]}}
+        assert courier.deliver() == 2
+    assert queue.counts()["done"] == 2
+
+
+@pytest.mark.parametrize(
+    ("destination", "said"),
+    [
+        ('kind = "dicom"\nhost = "10.0.0.7"\nport = 104\nae_title = "A"', "images go to far without TLS"),
+        ('kind = "dicom"\nhost = "::1"\nport = 104\nae_title = "A"', ""),
+        ('kind = "dicom"\nhost = "10.0.0.7"\nport = 104\nae_title = "A"\ntls = { ca = "ca.pem" }', ""),
+        ('kind = "stow"\nurl = "https://pacs.example"', ""),
+        ('kind = "stow"\nurl = "http://localhost:8042"', ""),
+        (
+            'kind = "stow"\nurl = "http://pacs.example"\nauthorization_file = "t"',
+            "images go to far without TLS, and its Authorization header",
+        ),
+    ],
+)
+def test_what_goes_unprotected_is_said(folder: Path, destination: str, said: str) -> None:
+    config = load_serve_config(write_config(folder, port=1, extra=f'[[destinations]]\nname = "far"\n{destination}'))
+    assert unprotected(config.destinations[-1]) == said
 
 
 def test_stow_to_nobody_waits(folder: Path) -> None:

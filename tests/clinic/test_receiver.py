@@ -10,6 +10,7 @@ import struct
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from pynetdicom import AE
 from tests.clinic.nodes import eventually, image, send_all
 from tests.images.clinical_files import cr, dx
 
-from veilray.clinic.config import NodeConfig
+from veilray.clinic.config import HttpConfig, NodeConfig
 from veilray.clinic.counters import Counters
+from veilray.clinic.health import Health
 from veilray.clinic.queue import Queue
 from veilray.clinic.receiver import Receiver
+from veilray.errors import RefusedError
 from veilray.images.derived import Provenance, derived_object
 from veilray.images.dicom_pixels import TRANSFER_SYNTAXES
 
@@ -266,6 +269,26 @@ def test_tls_with_certificates_on_both_sides(listening: Callable[..., _Open], tm
     assert _over_tls(node.port, tmp_path, None) == [None]
     assert send_all(node.port, [image(1)]) == [None]
     assert _over_tls(node.port, tmp_path, "client") == [0]
+
+
+def test_a_key_that_others_can_read_is_refused(listening: Callable[..., _Open], tmp_path: Path) -> None:
+    tls = _tls(tmp_path)
+    tls["key"].chmod(0o644)
+    with pytest.raises(RefusedError, match="open to other users"):
+        listening(tls=tls)
+
+
+def test_counters_are_to_be_had_over_ipv6(tmp_path: Path) -> None:
+    queue = Queue(tmp_path / "state")
+    try:
+        health = Health(HttpConfig(host="::1", port=0), queue=queue, counters=Counters(), couriers=[], silence=60.0)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    health.start()
+    with urllib.request.urlopen(f"http://[::1]:{health.port}/metrics", timeout=20) as answer:
+        assert b"veilray_healthy 0" in answer.read()
+    health.stop()
+    queue.close()
 
 
 def _over_tls(port: int, folder: Path, name: str | None) -> list[int | None]:

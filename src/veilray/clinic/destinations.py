@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx
 from pydicom import Dataset, dcmread, dcmwrite
@@ -19,11 +20,13 @@ from pynetdicom import AE
 from veilray.clinic.config import ClientTls, Destination, DicomDestination, StowDestination
 from veilray.clinic.receiver import SOP_CLASSES
 from veilray.errors import UsageError, VeilrayError
+from veilray.exchange.keys.keyfile import check_private
 from veilray.images.derived import IMPLEMENTATION_UID
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 # PS3.4 table B.2-1: stored, though something was changed or does not fit.
@@ -58,12 +61,13 @@ def check_destination(destination: Destination) -> None:
 def client_context(tls: ClientTls) -> ssl.SSLContext:
     """TLS 1.2 or later, the other side's certificate checked against the given authorities and its name.
 
-    Raises UsageError where a file is missing or no certificate or key.
+    Raises UsageError where a file is missing or no certificate or key, RefusedError where others can read the key.
     """
     try:
         context = ssl.create_default_context(cafile=str(tls.ca))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if tls.certificate is not None:
+        if tls.certificate is not None and tls.key is not None:
+            check_private(tls.key, tls.key.stat())
             context.load_cert_chain(tls.certificate, tls.key)
     except OSError as error:  # ssl.SSLError is one
         raise UsageError(f"TLS files of a destination cannot be used: {error.strerror or error}") from None
@@ -164,7 +168,7 @@ def _stow(destination: StowDestination, paths: Iterable[Path]) -> Iterator[str]:
                 raise DestinationDown(f"no connection ({type(error).__name__})") from None
             if answer.status_code in (401, 403, 404, 408, 429, 500, 502, 503, 504):
                 raise DestinationDown(f"it answered with {answer.status_code}")
-            yield "" if answer.status_code == 200 and not _failed(answer) else f"it answered with {answer.status_code}"
+            yield "" if _stored(answer) else f"it answered with {answer.status_code}"
 
 
 def _part(data: bytes, boundary: str) -> bytes:
@@ -176,13 +180,30 @@ def _part(data: bytes, boundary: str) -> bytes:
     return body.getvalue()
 
 
-def _failed(answer: httpx.Response) -> bool:
-    """Whether the answer lists failed instances (0008,1198), which 200 should rule out (PS3.18 10.5.3)."""
+def _stored(answer: httpx.Response) -> bool:
+    """Whether the one instance was stored, with warnings or without (PS3.18 10.5.3): 200, or 202 that lists it.
+
+    The Failed SOP Sequence (0008,1198) speaks against it, and 202 needs the Referenced SOP Sequence (0008,1199).
+    """
     try:
         listed = answer.json()
     except ValueError:
-        return False
-    return isinstance(listed, dict) and bool(listed.get("00081198", {}).get("Value"))
+        listed = None
+    said = listed if isinstance(listed, dict) else {}
+    failed, stored = (bool(said.get(tag, {}).get("Value")) for tag in ("00081198", "00081199"))
+    return not failed and (answer.status_code == 200 or (answer.status_code == 202 and stored))
+
+
+def unprotected(destination: Destination) -> str:
+    """What whoever listens on the way to a destination can read; empty where it goes by TLS or stays on the machine."""
+    match destination:
+        case DicomDestination():
+            host, plain, more = destination.host, destination.tls is None, ""
+        case StowDestination():
+            url = urlsplit(destination.url)
+            host, plain = url.hostname or "", url.scheme == "http"
+            more = ", and its Authorization header" if destination.authorization_file else ""
+    return f"images go to {destination.name} without TLS{more}" if plain and host not in LOOPBACK else ""
 
 
 def _headers(destination: StowDestination) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 from veilray.clinic.config import ServeConfig
 from veilray.clinic.counters import Counters
 from veilray.clinic.courier import Courier
-from veilray.clinic.destinations import check_destination
+from veilray.clinic.destinations import LOOPBACK, check_destination, unprotected
 from veilray.clinic.health import Health
 from veilray.clinic.journal import LOG_NAME, start_log, stop_log
 from veilray.clinic.queue import Queue
@@ -42,6 +43,8 @@ def serve(config: ServeConfig, *, until: Callable[[], bool] = lambda: False) -> 
         queue.recover([destination.name for destination in config.destinations])
         start_log(config.log)
         stack.callback(stop_log)
+        for host, port in ((config.node.host, config.node.port), (config.http.host, config.http.port)):
+            _check_free(host, port)  # before the model is loaded, which takes a while
         counters = Counters()
         worker = Supervisor(config, queue, counters)
         stack.callback(worker.stop)
@@ -56,10 +59,27 @@ def serve(config: ServeConfig, *, until: Callable[[], bool] = lambda: False) -> 
             part.start()
         LOG.info("health on %s port %d", config.http.host, health.port)
         LOG.info("%s listening on %s port %d", config.node.ae_title, config.node.host, receiver.port)
-        if config.node.tls is None and config.node.host not in ("127.0.0.1", "::1", "localhost"):
-            LOG.warning("images come without TLS: whoever can listen to the network can read them")
+        _warn(config)
         _run(config, queue, worker, until)
         LOG.info("stopping")
+
+
+def _check_free(host: str, port: int) -> None:
+    """UsageError where a port is taken, or an address is none of this machine's."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:  # socket.gaierror is one
+        raise UsageError(f"cannot listen on {host}, port {port}: {(error.strerror or 'error').lower()}") from None
+
+
+def _warn(config: ServeConfig) -> None:
+    listens = ": whoever can listen to the network can read them"
+    if config.node.tls is None and config.node.host not in LOOPBACK:
+        LOG.warning("images come without TLS%s", listens)
+    for said in filter(None, map(unprotected, config.destinations)):
+        LOG.warning("%s%s", said, listens)
 
 
 def _run(config: ServeConfig, queue: Queue, worker: Supervisor, until: Callable[[], bool]) -> None:

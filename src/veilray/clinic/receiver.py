@@ -19,6 +19,7 @@ from veilray.clinic.counters import Counters
 from veilray.clinic.journal import LOG_NAME
 from veilray.clinic.queue import Queue
 from veilray.errors import UsageError, VeilrayError
+from veilray.exchange.keys.keyfile import check_private
 from veilray.images.derived import IMPLEMENTATION_UID, is_derived
 from veilray.images.dicom_pixels import TRANSFER_SYNTAXES
 from veilray.images.header import printable
@@ -161,11 +162,12 @@ class Receiver:
 def server_context(tls: ServerTls) -> ssl.SSLContext:
     """TLS 1.2 or later (PS3.15 B.9, BCP 195); senders' certificates are asked for where their authorities are named.
 
-    Raises UsageError where a file is missing or no certificate or key.
+    Raises UsageError where a file is missing or no certificate or key, RefusedError where others can read the key.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
+        check_private(tls.key, tls.key.stat())
         context.load_cert_chain(tls.certificate, tls.key)
         if tls.ca is not None:
             context.load_verify_locations(tls.ca)
