@@ -129,7 +129,7 @@ def test_the_ledger_is_listed_and_settled(keys: Path, centre: Path) -> None:
     done("keys", "pin", keys, centre, "--fingerprint", _fingerprint(centre))
     digest = hashlib.sha256(b"image").digest()
     image = Image(sop_uid="1.2", digest=digest, likeness=digest, geometry="native", std=0.2)
-    release = Release(release_id="abc", receivers=(_fingerprint(centre),), mode="noisy", source="entropy")
+    release = Release(release_id="abc", receivers=(_fingerprint(centre),), mode="noisy", source="entropy", mean=0.1)
     with KeyFolder.open(keys).ledger() as ledger:
         ledger.reserve(release, [image])
     listed = done("ledger", "list", keys).out
