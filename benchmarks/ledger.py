@@ -46,6 +46,7 @@ def _fill(path: Path, count: int) -> None:
                 given = Given(
                     release_id="first",
                     mode="noisy",
+                    mean=0.1,
                     field=str(number),
                     geometry="native",
                     std=image.std,
