@@ -46,7 +46,6 @@ def _fill(path: Path, count: int) -> None:
                 given = Given(
                     release_id="first",
                     mode="noisy",
-                    mean=0.1,
                     field=str(number),
                     geometry="native",
                     std=image.std,
