@@ -46,6 +46,7 @@ def test_every_section_that_needs_no_cuda_measures_and_the_others_say_why_not(tm
     assert "no figure of it says anything" in said
 
 
+@pytest.mark.slow
 def test_what_ends_early_leaves_a_whole_record_and_no_invented_figure(tmp_path: Path) -> None:
     record, said = _run(tmp_path, "--device", "cpu", "--quick", "--minutes", "0.02")
     assert {one["status"] for one in record["sections"].values()} <= {"cut off", "left out"}

@@ -17,8 +17,8 @@ SOURCE = Path(vr.__file__).parent
 
 SIGNATURES = {
     "Denoiser": "model, *, noise, device, precision, tile, origin",
-    "UNet": "*, width, depth, norm, block, residual",
-    "UNetPlusPlus": "*, width, depth, norm, block, residual, deep_supervision",
+    "UNet": "*, width, depth, norm, block, residual, inputs",
+    "UNetPlusPlus": "*, width, depth, norm, block, residual, deep_supervision, inputs",
     "add_gaussian": "x, *, mean, std, clip, generator",
     "inverse_mean_map": "y, *, mean, std",
     "mean_map": "x, *, mean, std",

@@ -23,6 +23,7 @@ def plan(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_plan_ends_with_its_report(cohort: Path, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = InProcess(monkeypatch)
     words = ["benchmark", plan, "--data", cohort, "--out", tmp_path / "out", "--no-download"]
@@ -58,8 +59,8 @@ def test_ctrl_c_says_how_to_go_on(cohort: Path, plan: Path, tmp_path: Path, monk
     assert (result.status, result.lines) == (1, ["veilray: stopped; the same command goes on from here"])
 
 
-def test_a_dry_run_lists_the_runs_and_makes_nothing(plan: Path, tmp_path: Path) -> None:
-    result = veilray("benchmark", plan, "--data", tmp_path / "none", "--out", tmp_path / "out", "--dry-run")
+def test_a_dry_run_lists_the_runs_and_makes_nothing(cohort: Path, plan: Path, tmp_path: Path) -> None:
+    result = veilray("benchmark", plan, "--data", cohort, "--out", tmp_path / "out", "--dry-run")
     assert result.status == 0, result.err
     first, second = result.out.splitlines()
     assert first == "unet_noise0.2_single_fp32_contiguous_eager_prefetch0_seed17"

@@ -92,6 +92,7 @@ def test_a_file_that_is_no_report_is_not_overwritten(flow_run: Path, tmp_path: P
     assert radiograph.read_bytes() == b"pixels"
 
 
+@pytest.mark.slow
 def test_without_the_cohort_the_report_has_no_pictures_and_says_so(flow_cohort: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(flow_cohort, tmp_path / "cohort"))
     done("train", "default", "--data", moved, "--out", tmp_path / "run", *SMALL, "--set", "train.epochs=1")

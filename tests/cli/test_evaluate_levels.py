@@ -18,6 +18,7 @@ from veilray.training.data import TrainingImages
 from veilray.training.run import RunFolder
 
 
+@pytest.mark.slow
 def test_classical_methods_stand_in_one_table_with_the_model(own_run: Path, flow_cohort: Path) -> None:
     words = ["evaluate", own_run, "--data", flow_cohort, "--no-download"]
     result = done(*words, "--methods", "tv,tv-naive", "--workers", 1)
@@ -53,6 +54,7 @@ def test_classical_methods_stand_in_one_table_with_the_model(own_run: Path, flow
     assert not (own_run / BASELINES).exists()
 
 
+@pytest.mark.slow
 def test_levels_have_results_of_their_own_that_compare_reads(own_run: Path, flow_cohort: Path, tmp_path: Path) -> None:
     before = [(own_run / name).read_bytes() for name in (PER_IMAGE, SUMMARY)]
     words = ["evaluate", own_run, "--data", flow_cohort, "--no-download"]

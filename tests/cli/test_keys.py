@@ -85,6 +85,7 @@ def test_rotation_says_what_it_means_and_asks(keys: Path, kind: str) -> None:
     assert len(said.splitlines()[0]) > 100
 
 
+@pytest.mark.slow
 def test_the_wrong_passphrase_and_none_are_refused(tmp_path: Path) -> None:
     phrase, wrong = tmp_path / "phrase", tmp_path / "wrong"
     for file in (phrase, wrong):

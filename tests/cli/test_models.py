@@ -83,6 +83,7 @@ def test_denoise_takes_the_default_and_warns_of_what_it_doubts(folder: Path) -> 
     assert "doubtful for 7 images" in many.err
 
 
+@pytest.mark.slow
 def test_a_shipped_network_is_scored_where_its_results_are_wanted(folder: Path, flow_cohort: Path) -> None:
     ship(folder)
     words = ["evaluate", "default", "--data", flow_cohort, "--no-download", "--device", "cpu"]

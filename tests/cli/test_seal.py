@@ -76,6 +76,7 @@ def test_a_tampered_bundle_is_refused_with_status_4(tmp_path: Path, keys: Path) 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_passphrase_comes_from_a_private_file_only(tmp_path: Path, keys: Path) -> None:
     locked = KeyFolder.create(tmp_path / "locked", name="locked", passphrase="open sesame")
     locked.pin(KeyFolder.open(keys / "two").card)

@@ -50,6 +50,7 @@ def test_leaves_a_whole_run_behind(flow_run: Path, flow_cohort: Path) -> None:
     assert not list(flow_run.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_says_what_it_does(flow_cohort: Path, tmp_path: Path) -> None:
     result = done("train", "default", "--data", flow_cohort, "--out", tmp_path / "run", *SMALL)
     assert "unet with" in result.out
@@ -218,6 +219,7 @@ def test_a_release_without_pairs_cannot_be_trained_on(flow_cohort: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_noise_other_than_the_release_s_is_refused(flow_cohort: Path, tmp_path: Path) -> None:
     done("obfuscate", flow_cohort, "--out", tmp_path / "release", "--std", "0.3", "--pairs", "--consent-clean-images")
     words = ["train", "default", "--data", tmp_path / "release", "--out", tmp_path / "run", *SMALL]
@@ -229,6 +231,7 @@ def test_noise_other_than_the_release_s_is_refused(flow_cohort: Path, tmp_path: 
     assert RunFolder(tmp_path / "run").config().noise.std == 0.3
 
 
+@pytest.mark.slow
 def test_images_of_several_sizes_need_a_crop(tmp_path: Path) -> None:
     for patient in range(30):
         size = (32, 40) if patient % 2 else (48, 32)
@@ -269,6 +272,7 @@ def test_images_of_one_patient_cannot_be_split(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_validation_images_of_one_patient_do_not_lose_the_training(tmp_path: Path) -> None:
     # Intervals need two patients; the training itself is done by then.
     (tmp_path / "in").mkdir()
@@ -295,6 +299,7 @@ def test_validation_images_of_one_patient_do_not_lose_the_training(tmp_path: Pat
     assert read_summary(tmp_path / "run").n_patients == 2
 
 
+@pytest.mark.slow
 def test_the_paper_s_split_warns_with_the_number_of_shared_patients(flow_cohort: Path, tmp_path: Path) -> None:
     result = done("train", "paper", "--data", flow_cohort, "--out", tmp_path / "run", *SMALL)
     cohort = Cohort.open(flow_cohort)
@@ -402,6 +407,7 @@ def test_metrics_are_lines_of_json(flow_run: Path) -> None:
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_training_without_scores_leaves_them_out_and_can_be_evaluated_later(
     flow_cohort: Path, tmp_path: Path
 ) -> None:

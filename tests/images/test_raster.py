@@ -273,6 +273,7 @@ def test_content_decides_and_other_files_are_named_as_such(tmp_path: Path) -> No
         read(b"")
 
 
+@pytest.mark.slow
 def test_real_originals_open_and_are_what_pillow_sees(real_data: Path) -> None:
     paths = sorted((real_data / "nih1024").glob("*.png"))
     modes = set()

@@ -115,6 +115,7 @@ def test_tiles_equal_the_whole_image(name: str, norm: str, block: str, size: tup
     assert difference.jump <= 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm", "block"), [variant for variant in VARIANTS if variant[1] == "group"])
 @torch.no_grad()
 def test_tiles_of_networks_with_global_statistics_show_no_border(name: str, norm: str, block: str) -> None:

@@ -239,6 +239,7 @@ def test_channels_last_and_autocast_train(name: str, norm: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in used)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "unetpp"])
 def test_one_graph_without_breaks(name: str) -> None:
     model = network(name=name).train()

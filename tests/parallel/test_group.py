@@ -99,6 +99,7 @@ def _lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
 
 
+@pytest.mark.slow
 def test_ranks_exchange_tensors_and_json() -> None:
     results = run_ranks(EXCHANGE, ranks=2)
     assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
@@ -110,6 +111,7 @@ def test_ranks_exchange_tensors_and_json() -> None:
         assert report[9] == ["lead", None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "said"), [("1", f"veilray: rank 1 on {socket.gethostname()}: the cohort is damaged"), ("01", None)]
 )
@@ -121,6 +123,7 @@ def test_an_error_on_any_rank_ends_all_and_is_told_once(ranks: str, said: str | 
     assert _lines(results[1].err) == []
 
 
+@pytest.mark.slow
 def test_ranks_agree_before_they_join() -> None:
     results = run_ranks(BEFORE_JOINING, arguments=["none", "none"])
     assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
@@ -128,6 +131,7 @@ def test_ranks_agree_before_they_join() -> None:
         assert json.loads(_lines(result.out)[-1]) == [[[0, "é"], [1, "é"]], "lead", [0, 1], "gloo"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", ["1", "01"])
 def test_an_error_before_they_join_is_told_once(ranks: str) -> None:
     results = run_ranks(BEFORE_JOINING, arguments=[ranks, "none"])
@@ -137,6 +141,7 @@ def test_an_error_before_they_join_is_told_once(ranks: str) -> None:
     assert ("rank 1" in line) == (ranks == "1")
 
 
+@pytest.mark.slow
 def test_an_error_that_nobody_foresaw_is_told_once() -> None:
     results = run_ranks(BEFORE_JOINING, arguments=["none", "1"])
     assert [result.status for result in results] == [1, 1]
@@ -144,6 +149,7 @@ def test_an_error_that_nobody_foresaw_is_told_once() -> None:
     assert "unexpected ZeroDivisionError: division by zero" in line
 
 
+@pytest.mark.slow
 def test_a_rank_that_ends_is_noticed_by_the_others() -> None:
     results = run_ranks(ALONE_IN_ERROR)
     assert [result.status for result in results] == [1, 9]
@@ -151,6 +157,7 @@ def test_a_rank_that_ends_is_noticed_by_the_others() -> None:
     assert "another rank has ended" in results[0].err
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

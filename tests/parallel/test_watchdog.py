@@ -45,6 +45,7 @@ def _commands(script: str, ranks: int) -> list[list[str]]:
     return [[sys.executable, "-c", script]] * ranks
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_in_vain_is_ended_with_one_line() -> None:
     waiting, beating = start_ranks(_commands(HANGS, 2))
     try:
@@ -59,6 +60,7 @@ def test_a_rank_that_waits_in_vain_is_ended_with_one_line() -> None:
     assert line.startswith("veilray: rank 0 has not got on for 2 s")
 
 
+@pytest.mark.slow
 def test_a_rank_that_gets_on_is_left_alone_and_is_not_watched_afterwards() -> None:
     (left,) = finish(start_ranks(_commands(GETS_ON, 1)))
     assert (left.status, left.out, left.err) == (0, "done\n", "")

@@ -28,6 +28,7 @@ def _value(outcomes: list[AttackResult | Skipped], metric: str) -> AttackResult:
     return found[0]
 
 
+@pytest.mark.slow
 def test_what_shows_is_read_and_what_does_not_is_not() -> None:
     images = recognisable(PATIENTS, each=2)
     rng = np.random.default_rng(0)

@@ -69,6 +69,7 @@ def test_gradients_are_counted_by_cell_and_direction_as_by_hand() -> None:
     np.testing.assert_allclose(found.reshape(4, 9)[0], (block / np.linalg.norm(block))[:9], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_floors_recognise_who_can_be_recognised_and_nobody_else() -> None:
     patients = np.repeat(np.arange(15), 2)
     pairs = all_pairs(patients)

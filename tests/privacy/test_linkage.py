@@ -42,6 +42,7 @@ def test_overwhelming_noise_leaves_a_guess() -> None:
     assert whole.chance == pytest.approx(1 / 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [False, True])
 def test_measured_is_predicted_where_it_is_not_trivial(clip: bool) -> None:
     data = phantom_data(48)

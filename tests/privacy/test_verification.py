@@ -40,6 +40,7 @@ def _labels(patients: np.ndarray, *, seed: int = 0) -> Labels:
     return Labels(sex=tuple(sex[patients].tolist()), age=tuple(age[patients].tolist()), view=tuple(view.tolist()))
 
 
+@pytest.mark.slow
 def test_who_can_be_recognised_is() -> None:
     patients = np.repeat(np.arange(PATIENTS), 3)
     outcomes = _attack(audit_data(recognisable(PATIENTS, each=3), patients, _labels(patients)))
@@ -57,6 +58,7 @@ def test_who_can_be_recognised_is() -> None:
     assert any("1e-3" in one.reason for one in outcomes if isinstance(one, Skipped))
 
 
+@pytest.mark.slow
 def test_who_cannot_be_recognised_is_not() -> None:
     patients = np.repeat(np.arange(20), 3)
     outcomes = _attack(audit_data(anonymous(20, each=3), patients))

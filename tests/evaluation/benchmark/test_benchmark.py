@@ -180,6 +180,7 @@ def test_two_benchmarks_do_not_share_a_folder(tmp_path: Path) -> None:
     assert notes == []
 
 
+@pytest.mark.slow
 def test_the_message_of_a_process_that_failed_is_its_own(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("wb") as lock:
         ended = run_process(["train", "nowhere.toml", "--data", "x", "--out", "y"], log=tmp_path / "log", lock=lock)

@@ -58,6 +58,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=2000)
 @given(field=st.sampled_from([*CARD.to_json(), "more"]), value=json_values)
 def test_a_card_with_another_field_is_refused(field: str, value: object) -> None:

@@ -83,6 +83,7 @@ def test_of_two_processes_that_would_release_an_image_once_each_only_one_gets_th
         assert all(exposure.std == pytest.approx(0.2) for exposure in ledger.exposures())
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_loses_nothing_that_was_told_and_leaves_nothing_half(file: Path) -> None:
     go, moments = file.parent / "go", random.Random(11)
     go.touch()

@@ -57,6 +57,7 @@ def test_copies_of_a_phantom_are_near_and_other_phantoms_are_not() -> None:
     assert all(_apart(one, two) > NEAR for one, two in itertools.combinations(images, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_follow_ups_are_told_apart_and_their_copies_are_not(real_data: Path) -> None:
     files = sorted((real_data / "nih256").glob("*.png"))[:60]

@@ -308,6 +308,7 @@ def test_no_canary_leaves(seeded: tuple[Path, list[str], str], tmp_path: Path, o
     assert b"60-69" in (tmp_path / "release" / "index.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_no_canary_leaves_with_keys_or_in_a_refusal(
     seeded: tuple[Path, list[str], str], keys: Path, tmp_path: Path
 ) -> None:
@@ -321,6 +322,7 @@ def test_no_canary_leaves_with_keys_or_in_a_refusal(
     assert _found((keys / "ledger.db").read_bytes(), [MARK, *seeded[1]]) == []
 
 
+@pytest.mark.slow
 def test_what_dicognito_would_change_does_not_survive(seeded: tuple[Path, list[str], str], tmp_path: Path) -> None:
     """What an independent de-identifier replaces or deletes, where it is long enough to look for."""
     done("obfuscate", seeded[0], "--out", tmp_path / "release", "--fields", "view,spacing,sex,age,days")

@@ -399,6 +399,7 @@ def test_memory_does_not_grow_with_the_size(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_manifest_takes_the_images_of_the_largest_collections() -> None:
     parts = tuple(
         Part(name=f"{number:032x}.png", size=100_000_000 + number, sha256="ab" * 32) for number in range(MAX_PARTS)
