@@ -63,7 +63,7 @@ def test_a_dry_run_lists_the_runs_and_makes_nothing(cohort: Path, plan: Path, tm
     result = veilray("benchmark", plan, "--data", cohort, "--out", tmp_path / "out", "--dry-run")
     assert result.status == 0, result.err
     first, second = result.out.splitlines()
-    assert first == "unet_noise0.2_single_fp32_contiguous_eager_prefetch0_seed17"
+    assert first == "unet_noise0.2_single_fp32_contiguous_eager_prefetch0_seed17: to be trained"
     assert second.startswith("unet_noise0.2_dp2_fp32_contiguous_eager_prefetch0_seed17: skipped, nn.DataParallel")
     assert not (tmp_path / "out").exists()
 
