@@ -52,7 +52,6 @@ def test_the_test_patients_are_denoised_to_the_stated_scores(name: str, real_dat
     assert stated
     for score in stated:
         images = TrainingImages.open(tmp_path / "cohort", at_noise(subject.config, score.noise))
-        assert images.data.digest == card.data.cohort_digest
         summary = evaluate(
             subject,
             images,
