@@ -199,8 +199,11 @@ def test_one_graph_without_breaks_that_trains(name: str) -> None:
     output = compiled(x)
     torch.testing.assert_close(output, model(x), rtol=1e-4, atol=1e-5)
     output.square().mean().backward()
-    gradients = [parameter.grad for parameter in model.parameters()]
-    assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        # TNRD's first stage is pulled towards the image it begins with, by nothing.
+        assert parameter.grad.any() or name == "stages.0.force", name
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -211,6 +211,7 @@ def _is_free(folder: Path) -> bool:
 def test_a_benchmark_that_is_killed_goes_on_where_it_was(
     scored_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as here, or sums end on other bits
     (planned,) = expand(tiny_plan(tmp_path), device=torch.device("cpu"))
     out, name = tmp_path / "out", planned.name
     run = RunFolder(run_folder(out, name))
