@@ -119,6 +119,8 @@ def metric_name(metric: str) -> str:
     """What readers call a metric."""
     if metric in METRIC_NAMES:
         return METRIC_NAMES[metric]
+    if metric.endswith("_with_metadata"):
+        return f"{metric_name(metric.removesuffix('_with_metadata'))}, sex, view and age known"
     if metric.startswith("top_1_patch_"):
         side = metric.removeprefix("top_1_patch_")
         return f"found from {side} × {side} pixels alone"
