@@ -8,6 +8,7 @@ what was really used is recorded. Splits are those of splits/nih256.csv.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,6 +112,34 @@ def train_one(recipe: Recipe, *, name: str, seed: str, cohort: str, folder: str,
     used = {"minutes_of_two_cores": (time.process_time() - processor) / 60 / CORES}
     used["wall_minutes"] = (time.perf_counter() - wall) / 60
     (run.path / "processor.json").write_text(json.dumps({**used, "epochs": epochs}))
+
+
+def run_script(
+    doc: str | None,
+    recipes: Mapping[str, Recipe],
+    *,
+    minutes: float,
+    measure: Callable[[argparse.Namespace, Path], None],
+) -> None:
+    """The command line of a script: `measure` gets its options and the folder for its runs."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the NIH radiographs at 256 px")
+    parser.add_argument("--lpips-backbone", type=Path)
+    parser.add_argument("--minutes", type=float, default=minutes, help="of two cores, for each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--out", type=Path, help="keeps the runs there, and goes on with what is there already")
+    parser.add_argument("--save", action="store_true", help="write the record in results/")
+    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument("--train", nargs=4, metavar=("RECIPE", "SEED", "COHORT", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        name, seed, cohort, folder = options.train
+        train_one(recipes[name], name=name, seed=seed, cohort=cohort, folder=folder, minutes=options.minutes)
+        return
+    if options.data is None:
+        parser.error("--data names the radiographs")
+    with tempfile.TemporaryDirectory() as scratch:
+        measure(options, options.out or Path(scratch))
 
 
 class Scores:

@@ -10,11 +10,10 @@ are looked at once, at the end.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from common import save, table
-from equal_compute import Recipe, Scores, evaluate_all, make_cohort, record, train_all, train_one
+from equal_compute import Recipe, Scores, evaluate_all, make_cohort, record, run_script, train_all
 from veilray.evaluation.results import METRICS
 
 COMMON = ["model.width=16", "noise.std=0.2", "split.rule=cohort", "launch.device=cpu"]
@@ -30,24 +29,7 @@ RECIPES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the NIH radiographs at 256 px")
-    parser.add_argument("--lpips-backbone", type=Path)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of two cores, for each run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--out", type=Path, help="keeps the runs there, and goes on with what is there already")
-    parser.add_argument("--save", action="store_true", help="write results/quality.json")
-    parser.add_argument("--split", choices=["test", "validation"], default="test")
-    parser.add_argument("--train", nargs=4, metavar=("RECIPE", "SEED", "COHORT", "FOLDER"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.train:
-        name, seed, cohort, folder = options.train
-        train_one(RECIPES[name], name=name, seed=seed, cohort=cohort, folder=folder, minutes=options.minutes)
-        return
-    if options.data is None:
-        parser.error("--data names the radiographs")
-    with tempfile.TemporaryDirectory() as scratch:
-        _measure(options, options.out or Path(scratch))
+    run_script(__doc__, RECIPES, minutes=10.0, measure=_measure)
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> None:

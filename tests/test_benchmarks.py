@@ -13,7 +13,12 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(BENCHMARKS.rglob("*.py"))
-WITH_OPTIONS = [path for path in SCRIPTS if "ArgumentParser(" in path.read_text(encoding="utf-8")]
+WITH_OPTIONS = [
+    path
+    for path in SCRIPTS
+    if (text := path.read_text(encoding="utf-8")).endswith("    main()\n")
+    and ("ArgumentParser(" in text or "run_script(" in text)
+]
 RESULTS = sorted((BENCHMARKS / "results").glob("*"))
 
 
