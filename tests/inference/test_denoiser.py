@@ -254,8 +254,8 @@ def test_a_file_without_noise_needs_the_mean(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no model 'default'.*run folder"):
-        Denoiser.load("default")
+    with pytest.raises(UsageError, match=r"no model 'defualt'.*run folder.*default"):
+        Denoiser.load("defualt")
     with pytest.raises(RunError, match=r"config\.toml is missing"):
         Denoiser.load(tmp_path)
     run = finished_run(tmp_path / "run", network(), NOISE)

@@ -36,7 +36,7 @@ def test_a_name_gives_the_network_of_the_package(shipped: Path) -> None:
 
 def test_an_unknown_name_lists_those_that_ship(shipped: Path) -> None:
     for name in ("slow", "shipped:slow"):
-        with pytest.raises(UsageError, match="there are default"):
+        with pytest.raises(UsageError, match="what ships is default"):
             open_weights(name)
 
 

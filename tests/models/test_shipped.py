@@ -36,7 +36,7 @@ def test_an_unknown_name_is_answered_with_those_that_ship(folder: Path) -> None:
         shipped_model("default")
     ship(folder, "fast")
     for name in ("slow", "../fast", "", "fast.json"):
-        with pytest.raises(UsageError, match="there are fast"):
+        with pytest.raises(UsageError, match="what ships is fast"):
             shipped_model(name)
 
 

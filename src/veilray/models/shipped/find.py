@@ -57,4 +57,4 @@ def checked_weights(model: ShippedModel) -> Path:
 def what_ships() -> str:
     """The names of the shipped networks in words."""
     names = shipped_names()
-    return f"there are {', '.join(names)}" if names else "none ships with this version"
+    return f"what ships is {', '.join(names)}" if names else "none ships with this version"
