@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from veilray.models.config import Inputs, ModelConfig, checked_config
+from veilray.models.config import Architecture, Inputs, ModelConfig, checked_config
 from veilray.models.layers import (
     Block,
     Norm,
@@ -33,6 +34,9 @@ class UNet(nn.Module):
     31,036,481 parameters at the defaults. Raises UsageError for a size or variant that does not exist.
     """
 
+    name: ClassVar[Architecture] = "unet"
+    """Of the architecture, in its configuration."""
+
     def __init__(
         self,
         *,
@@ -45,7 +49,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.config: ModelConfig = checked_config(
-            name="unet", width=width, depth=depth, norm=norm, block=block, residual=residual, inputs=inputs
+            name=self.name, width=width, depth=depth, norm=norm, block=block, residual=residual, inputs=inputs
         )
         channels = [width * 2**level for level in range(depth)]
         self.encoder = nn.ModuleList(
@@ -66,7 +70,7 @@ class UNet(nn.Module):
     @property
     def receptive_radius(self) -> int:
         """Distance in pixels, along an axis, beyond which no input pixel reaches an output pixel by convolution."""
-        return max(_radius(pixel, self.config.depth) for pixel in range(self.stride))
+        return max(self._radius(pixel) for pixel in range(self.stride))
 
     @property
     def has_global_statistics(self) -> bool:
@@ -83,7 +87,7 @@ class UNet(nn.Module):
     def forward_tiles(self, x: Tensor, window: Window) -> Tensor:
         """What `forward` gives for tiles of an image; each tile's sides are multiples of the stride.
 
-        Nothing in a U-Net depends on where a tile lies, so this is `forward`.
+        Nothing depends on where a tile lies, so this is `forward`.
         """
         output: Tensor = self(x)
         return output
@@ -94,21 +98,27 @@ class UNet(nn.Module):
             x = block(x if level == 0 else F.max_pool2d(x, 2))  # (N, width 2^level, H / 2^level, W / 2^level)
             skips.append(x)
         for level in reversed(range(len(self.up))):
-            x = torch.cat([skips[level], self.up[level](x)], dim=1)
+            x = torch.cat([self._skip(level, skips[level], x), self.up[level](x)], dim=1)
             x = self.decoder[level](x)
         output: Tensor = self.head(x)
         return output
 
+    def _skip(self, level: int, skip: Tensor, below: Tensor) -> Tensor:
+        """What the decoder is given of a skip; `below` comes from the level under it, at half its sides."""
+        return skip
 
-def _radius(pixel: int, depth: int) -> int:
-    """How far from output pixel `pixel` the input pixels lie that it depends on."""
-    span = (pixel, pixel)
-    skipped: list[Span] = []  # what the decoder asks of the encoder at each level
-    for _ in range(depth - 1):
+    def _asked(self, span: Span) -> tuple[Span, Span]:
+        """Of a skip and of the level below, what a decoder's block asks for where it reads `span`."""
+        return span, transposed_span(span)
+
+    def _radius(self, pixel: int) -> int:
+        """How far from output pixel `pixel` the input pixels lie that it depends on."""
+        span = (pixel, pixel)
+        skipped: list[Span] = []  # what the decoder asks of the encoder at each level
+        for _ in range(self.config.depth - 1):
+            skip, span = self._asked(block_span(span))
+            skipped.append(skip)
         span = block_span(span)
-        skipped.append(span)
-        span = transposed_span(span)
-    span = block_span(span)
-    for skip in reversed(skipped):
-        span = block_span(hull(skip, pool_span(span)))
-    return max(pixel - span[0], span[1] - pixel)
+        for skip in reversed(skipped):
+            span = block_span(hull(skip, pool_span(span)))
+        return max(pixel - span[0], span[1] - pixel)
