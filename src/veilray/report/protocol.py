@@ -48,7 +48,7 @@ _NAMES = {
     "train.reference_batch_size": "Batch that the learning rate is given for",
     "train.weight_decay": "Weight decay",
     "train.schedule": "Schedule",
-    "train.warmup_steps": "Warm-up steps",
+    "train.warmup_steps": "Warm-up steps, at most a tenth of all",
     "train.ema_decay": "Decay of the averaged weights",
     "train.clip_norm": "Largest norm of the gradient",
     "train.patience": "Patience, epochs",
