@@ -27,9 +27,9 @@ from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.launch import resolved
 from veilray.training.loop import Outcome, train
-from veilray.training.objectives.perceptual import with_pinned_backbone
 from veilray.training.run import RunFolder
 from veilray.training.setup import Setup, check_batch, choose_setup, facts, life, statements
+from veilray.training.start import with_pinned_files
 
 
 def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume: bool) -> torch.device:
@@ -40,7 +40,7 @@ def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume
     device = pick_device(config.launch.device)
     check_devices(ranks, device, shared=config.launch.share_device)
     check_batch(config, ranks)
-    images = TrainingImages.open(data, with_pinned_backbone(resolved(config, device)), verify=False)
+    images = TrainingImages.open(data, with_pinned_files(resolved(config, device)), verify=False)
     if resume:
         RunFolder.resume(out, images.config)
     else:
@@ -77,7 +77,7 @@ def run_training(
                 device = group.device(device, shared=launch.share_device)
                 setup = choose_setup(config, group, device, devices=devices)
                 # One rank a machine reads every pixel; all compare the digest below.
-                config = with_pinned_backbone(resolved(config, device))
+                config = with_pinned_files(resolved(config, device))
                 images = TrainingImages.open(data, config, verify=group.local_rank == 0)
             check_agreement(group, config=images.config, digest=images.data.digest)
             run, before = RunFolder(out), []
@@ -190,6 +190,8 @@ def _announce(images: TrainingImages, run: RunFolder, setup: Setup, *, device: t
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in images.sets.items())
     typer.echo(f"{images.config.model.name} with {environment['parameters']:,} parameters on {describe_device(device)}")
     typer.echo(f"images: {counts}; arithmetic: {images.config.launch.precision}")
+    if start := images.config.train.start:
+        typer.echo(f"begins from the weights of {start} (SHA-256 {images.config.train.start_sha256[:12]}...)")
     for line in statements(images.config, setup, device):
         typer.echo(line)
     if environment["shared_patients"]:

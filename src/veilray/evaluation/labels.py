@@ -25,6 +25,7 @@ _LEFT_OUT = {
     "launch.perceptual_backbone",
     "launch.share_device",
     "launch.timeout_seconds",
+    "train.start",
     "noise.mean",
     "noise.std",
     "noise.clip",
@@ -53,6 +54,7 @@ _PHRASES: dict[str, str | dict[str, str]] = {
     },
     "train.loss_weight": {"0.0": "", "": "weight {}"},
     "train.perceptual_sha256": {"none": "", "": "AlexNet {}"},
+    "train.start_sha256": {"none": "", "": "from weights {}"},
     "train.discriminator_width": "discriminator of width {}",
     "train.discriminator_rate": "discriminator at {} times the rate",
     "train.degradation": {"noise": "noise alone", "three-tasks": "three tasks"},
@@ -108,6 +110,7 @@ def settings_of(config: RunConfig, summary: Summary, environment: dict[str, Any]
     """What tells a run's arm from others: settings without seed and noise level, device and training data."""
     kept = {key: value for key, value in flatten(config).items() if key not in _LEFT_OUT}
     kept["train.perceptual_sha256"] = config.train.perceptual_sha256[:12] or "none"
+    kept["train.start_sha256"] = config.train.start_sha256[:12] or "none"
     kept["noise.training"] = training_noise(config.noise, summary.noise)
     kept["launch.device"] = device_name(str(environment.get("device", "unknown device")))
     kept["data.trained_on"] = str(environment.get("cohort_digest", "unknown data"))[:12]

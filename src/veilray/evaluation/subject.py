@@ -14,11 +14,11 @@ from veilray.cohort.open import open_data
 from veilray.errors import CohortError, RunError
 from veilray.evaluation.levels import for_scoring
 from veilray.evaluation.results import Summary
-from veilray.inference.source import SHIPPED, shipped_name
 from veilray.models.shipped.find import shipped_model
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.run import EpochRecord, RunFolder
+from veilray.training.source import SHIPPED, shipped_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,7 +14,6 @@ from veilray.errors import UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.inference.engine import Precision, pick_precision, prepare
 from veilray.inference.pooling import pool_statistics
-from veilray.inference.source import open_weights
 from veilray.inference.tiles import Tile, plan_tiles, smallest_tile
 from veilray.models.build import DenoisingNetwork
 from veilray.models.layers import Window, pad_to_multiple, with_noise_maps
@@ -23,6 +22,7 @@ from veilray.models.weights import model_of
 from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.estimate import estimate_noise_std
 from veilray.parallel.devices import pick_device
+from veilray.training.source import open_weights
 
 TILE = 1024
 SETTLED = 1e-6

@@ -64,7 +64,9 @@ def load_weights(path: Path, *, expected: ModelConfig | None = None) -> Weights:
     except ValidationError:
         raise RunError(f"{path} describes a model that this Veilray does not know; use the one that wrote it") from None
     if expected is not None and config != expected:
-        raise RunError(f"{path} holds the weights of {_describe(config)}, but {_describe(expected)} was asked for")
+        raise RunError(
+            f"{path} holds the weights of {describe_model(config)}, but {describe_model(expected)} was asked for"
+        )
     _check_tensors(path, config, tensors)
     return Weights(config=config, tensors=tensors, noise=noise)
 
@@ -89,12 +91,12 @@ def _check_tensors(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) 
     differing = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
     if differing:
         raise RunError(
-            f"{path} says it holds {_describe(config)}, but {len(differing)} of its tensors do not fit "
+            f"{path} says it holds {describe_model(config)}, but {len(differing)} of its tensors do not fit "
             f"({differing[0]} first): the file is damaged, train again or take another checkpoint"
         )
 
 
-def _describe(config: ModelConfig) -> str:
+def describe_model(config: ModelConfig) -> str:
     """A model in one line: its name and whatever is not a default."""
     fields = json.loads(config.model_dump_json(exclude={"name"}))
     defaults = ModelConfig().model_dump()

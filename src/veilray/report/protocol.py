@@ -40,6 +40,7 @@ _NAMES = {
     "train.loss": "Loss",
     "train.loss_weight": "Weight of what the loss adds to pixels",
     "train.perceptual_sha256": "AlexNet's file (SHA-256)",
+    "train.start_sha256": "Weights at the start (SHA-256)",
     "train.discriminator_width": "Channels of the discriminator's first layer",
     "train.discriminator_rate": "Discriminator's learning rate, as a multiple",
     "train.optimizer": "Optimiser",

@@ -88,6 +88,11 @@ class TrainConfig(BaseModel):
     degradation: Literal["noise", "three-tasks"] = "noise"
     """What is done to training images: the noise; or, drawn for each image, the noise, JPEG compression, or downscaling
     and enlargement, the three tasks of DnCNN-3. Validation and test images get the noise."""
+    start: str = ""
+    """Weights to begin from instead of drawn ones: the name of a model that ships, a run folder (its best weights), an
+    opened model or a .safetensors file, all of the very network that `[model]` describes."""
+    start_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """SHA-256 of the starting weights, which is filled in when a run begins; going on with a run does not read them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -108,6 +113,8 @@ class TrainConfig(BaseModel):
         for name, loss in _ONLY_FOR.items():
             if self.loss != loss and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} needs loss = '{loss}'")
+        if self.start_sha256 and not self.start:
+            raise ValueError("start_sha256 needs start")
         if self.loss == "perceptual" and 0 < self.crop < SMALLEST_PERCEPTUAL:
             raise ValueError(f"loss = 'perceptual' needs crops of {SMALLEST_PERCEPTUAL} pixels at least")
         return self

@@ -19,12 +19,12 @@ from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.interruption import deferred_interruption
 from veilray.training.launch import memory_format, resolved
-from veilray.training.objectives.perceptual import with_pinned_backbone
 from veilray.training.objectives.supervised import discriminator_of
 from veilray.training.prefetch import prefetched
 from veilray.training.run import EpochRecord, RunFolder
 from veilray.training.schedule import learning_rate
 from veilray.training.setup import Setup
+from veilray.training.start import starting_weights, with_pinned_files
 from veilray.training.state import TrainingState, checkpoints
 from veilray.training.step import Signals, Stepper
 from veilray.training.timing import PartClock
@@ -77,7 +77,7 @@ def train(
     """
     config, group, clock = resolved(config, device), setup.group, PartClock(device, on_lap=beat)
     with fails_together(group):
-        config = with_pinned_backbone(config)
+        config = with_pinned_files(config)
     state = _start(config, run, setup, device, watcher)
     stepper = Stepper(state, config, setup, clock)
     counters, steps = state.counters, images.steps_per_epoch()
@@ -163,7 +163,9 @@ def _start(config: RunConfig, run: RunFolder, setup: Setup, device: torch.device
     with fails_together(setup.group):
         if setup.group.is_lead:
             _restore_newest(state, run, watcher)
-    if setup.group.broadcast(state.counters.step):
+            if config.train.start and not state.counters.step:
+                state.begin_from(starting_weights(config).tensors)
+    if config.train.start or setup.group.broadcast(state.counters.step):
         state.share(setup.group)
     return state
 

@@ -163,6 +163,11 @@ class TrainingState:
         evaluated: Literal["model", "average"] = "model" if self.average.model is self.model else "average"
         return Snapshot(step=self.counters.step, scalars=self._scalars(), tensors=copies, evaluated=evaluated)
 
+    def begin_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the network's initial weights, by name, from elsewhere; before the first step."""
+        self.model.load_state_dict(weights)
+        self.average.model.load_state_dict(weights)
+
     def restore(self, path: Path) -> None:
         """Take everything from a checkpoint. RunError where it is another network's, CutShortError where not whole."""
         header, tensors = read_tensors(path, format=FORMAT, schema_version=SCHEMA_VERSION)

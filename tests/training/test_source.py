@@ -10,8 +10,8 @@ from tests.models.shipped_model import NOISE, ship
 
 from veilray.errors import RunError, UsageError
 from veilray.inference.denoiser import Denoiser
-from veilray.inference.source import open_weights
 from veilray.models.shipped import find
+from veilray.training.source import open_weights
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Where a denoiser's weights come from: a run folder, an exported model, a file of weights, or the package itself."""
+"""Where weights come from: a run folder, an exported model, a file of weights, or the package itself."""
 
 from __future__ import annotations
 
