@@ -68,6 +68,31 @@ main.app = lambda **options: command()
 sys.exit(main._status([]))
 """
 
+# Rank 0 holds the store; rank 1 comes to its own error long after.
+LATE = """
+import sys, time, torch
+from veilray.cli import main
+from veilray.parallel.joining import joined
+
+def command():
+    with joined(torch.device("cpu"), timeout=30) as group:
+        time.sleep(1.5 * group.rank)
+        raise ZeroDivisionError("division by zero")
+
+main.app = lambda **options: command()
+sys.exit(main._status([]))
+"""
+
+GONE = """
+import os, time, torch
+from veilray.parallel.joining import joined
+with joined(torch.device("cpu"), timeout=30) as group:
+    if group.is_lead:
+        os._exit(9)
+    time.sleep(1.0)
+    print(group.is_first("error"))
+    group.end_for_good(1)
+"""
 
 BEFORE_JOINING = """
 import json, sys, torch
@@ -155,6 +180,21 @@ def test_a_rank_that_ends_is_noticed_by_the_others() -> None:
     assert [result.status for result in results] == [1, 9]
     assert len(_lines(results[0].err)) == 1
     assert "another rank has ended" in results[0].err
+
+
+@pytest.mark.slow
+def test_an_error_that_comes_late_to_another_rank_is_told_once() -> None:
+    results = run_ranks(LATE)
+    assert [result.status for result in results] == [1, 1]
+    assert [len(_lines(result.err)) for result in results] == [1, 0]
+
+
+@pytest.mark.slow
+def test_a_store_that_has_gone_is_asked_without_noise() -> None:
+    results = run_ranks(GONE)
+    assert [result.status for result in results] == [9, 0]
+    assert _lines(results[1].out) == ["True"]
+    assert results[1].err == ""
 
 
 @pytest.mark.slow

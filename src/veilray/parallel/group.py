@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from veilray import errors
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
-from veilray.parallel.rendezvous import OVER, lasting
+from veilray.parallel.rendezvous import LEFT, OVER, await_leaving, ends_with_lead, lasting, unheard
 
 if TYPE_CHECKING:
     import torch
@@ -171,15 +171,30 @@ class Group:
         if self._store is None:
             return True
         try:
-            return int(self._store.add(f"{SAID}/{what}", 1)) == 1
+            with unheard():
+                return int(self._store.add(f"{SAID}/{what}", 1)) == 1
         except RuntimeError:
             return True
 
     def end_for_good(self, status: int) -> None:
         """Tell processes that the launcher restarts after this failure that it would only happen again."""
         if self._store is not None:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError), unheard():
                 lasting(self._store).set(OVER, str(status))
+
+    def leave(self) -> None:
+        """Say to the others that this rank asks them nothing more."""
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError), unheard():
+                self._store.add(LEFT, 1)
+
+    def outlive_others(self, timeout: float) -> None:
+        """Wait, with the store in this process, until all ranks have left, at most `timeout` seconds.
+
+        The others could not ask any more whether an error has been told, and would tell it again.
+        """
+        if self._store is not None and self.is_lead and ends_with_lead():
+            await_leaving(self._store, world_size=self.world_size, timeout=timeout)
 
 
 ALONE = Group()

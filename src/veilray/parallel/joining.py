@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
 from veilray.parallel.group import ALONE, Backend, Group, fails_together, first_line, lost_ranks_explained
-from veilray.parallel.rendezvous import OVER, lasting, new_life
+from veilray.parallel.rendezvous import LEAVING_SECONDS, OVER, lasting, new_life
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,9 @@ def met(*, timeout: float = MEETING_SECONDS) -> Iterator[Group]:
     finally:
         if dist.is_initialized():  # still, after an error: the others must not learn of it before it is told
             dist.destroy_process_group()
+        group.leave()
+        # Once this process has told its error: a batch system may end it as soon as another rank has ended.
+        atexit.register(group.outlive_others, LEAVING_SECONDS)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ launcher counts only its own failures.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +20,9 @@ HERE = "veilray/here"
 LIFE = "veilray/life"
 OVER = "veilray/over"
 """Where the store says that a failure would only happen again, and with which exit status."""
+LEFT = "veilray/left"
+LEAVING_SECONDS = 5.0
+"""Longest time by which a process that holds the store outlives its own work."""
 POLL_SECONDS = 0.02
 
 
@@ -41,6 +46,40 @@ def lasting(store: Any) -> Any:
     while hasattr(store, "underlying_store"):
         store = store.underlying_store
     return store
+
+
+def ends_with_lead() -> bool:
+    """Whether the lead's process holds the store, as where a batch system starts the ranks, not the launcher."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torch.distributed.rendezvous, `env://`
+
+
+def await_leaving(store: Any, *, world_size: int, timeout: float) -> None:
+    """Wait until every rank has added itself to `LEFT`, at most `timeout` seconds: one that was killed never does."""
+    deadline = time.monotonic() + timeout
+    with contextlib.suppress(RuntimeError):
+        while store.add(LEFT, 0) < world_size and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Let nothing through to standard error meanwhile: torch's C++ writes a stack trace there when the store is gone.
+
+    For moments at the end of a process, since it holds for all threads.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _led(store: Any, world_size: int, timeout: float) -> str:

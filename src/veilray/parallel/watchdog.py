@@ -7,13 +7,15 @@ system or in a driver, a thread ends the process.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from veilray.parallel.group import Group
+from veilray.parallel.rendezvous import LEAVING_SECONDS
 
 EXIT_STATUS = 1
 GRACE = 10.0
@@ -65,20 +67,30 @@ class Watchdog:
 
 
 def _end(group: Group, timeout: float) -> None:
-    """End the process without waiting for anything; say why, unless another rank has said so."""
-    if _is_first(group):
-        message = (
-            f"veilray: rank {group.rank} has not got on for {timeout:.0f} s and is ended: it, another rank or a file "
-            "system hangs; --resume goes on from the last checkpoint\n"
-        )
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
+    """End the process without waiting for what hangs; say why, unless another rank has said so."""
+    with contextlib.suppress(OSError):  # where it is closed, nobody listens
+        heard = os.dup(2)  # the store, which may hang, is asked with standard error turned away
+        if _is_first(group):
+            message = (
+                f"veilray: rank {group.rank} has not got on for {timeout:.0f} s and is ended: it, another rank or a "
+                "file system hangs; --resume goes on from the last checkpoint\n"
+            )
+            os.write(heard, message.encode())
+    # Other ranks hang for the same reason, and end a little later.
+    _bounded(group.leave, _STORE_SECONDS)
+    _bounded(lambda: group.outlive_others(LEAVING_SECONDS), LEAVING_SECONDS)
     os._exit(EXIT_STATUS)
 
 
 def _is_first(group: Group) -> bool:
     """Whether no other rank has spoken; a store that does not answer is taken for a yes."""
     answers: list[bool] = []
-    asking = threading.Thread(target=lambda: answers.append(group.is_first("error")), daemon=True)
-    asking.start()
-    asking.join(_STORE_SECONDS)
+    _bounded(lambda: answers.append(group.is_first("error")), _STORE_SECONDS)
     return all(answers)
+
+
+def _bounded(act: Callable[[], None], seconds: float) -> None:
+    """Do what may hang, and wait for it so long at most."""
+    acting = threading.Thread(target=act, daemon=True)
+    acting.start()
+    acting.join(seconds)
