@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 
 def evaluate_command(
-    run: Annotated[str, typer.Argument(help="Run folder, or the name of a model that ships.", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(help="Run folder, opened model, or the name of a model that ships.", show_default=False)
+    ],
     data: Annotated[Path, typer.Option(help="The cohort or release it was trained on.", show_default=False)],
+    originals: Annotated[
+        Path | None,
+        typer.Option(help="At Site One: the cohort that the release in --data was made from.", show_default=False),
+    ] = None,
     split: Annotated[Literal["test", "validation"], typer.Option(help="Set to score.")] = "test",
     methods: Annotated[
         str | None,
@@ -72,7 +78,7 @@ def evaluate_command(
             )
             noises = _noises(std, mean, subject)
             # One rank a machine reads every pixel.
-            images = open_images(subject, data, verify=group.local_rank == 0)
+            images = open_images(subject, data, originals=originals, verify=group.local_rank == 0)
             check_data(subject, images)
             parts = {target: images}
             if noises:
@@ -102,9 +108,16 @@ def evaluate_command(
 
 def _target(subject: Subject, out: Path | None, *, levels: bool) -> Path:
     if out is not None:
+        if (
+            subject.folder is not None
+            and subject.kind == "opened"
+            and out.resolve().is_relative_to(subject.folder.resolve())
+        ):
+            raise UsageError(f"--out {out} lies inside the model that was sent; name a folder outside it")
         return out
-    if subject.folder is None:
-        raise UsageError("--out is missing: name a folder for the results of a model that ships")
+    if subject.kind != "run" or subject.folder is None:
+        what = "ships" if subject.kind == "shipped" else "was sent"
+        raise UsageError(f"--out is missing: name a folder for the results of a model that {what}")
     return subject.folder / "levels" if levels else subject.folder
 
 

@@ -10,6 +10,8 @@ import torch
 import typer
 
 from veilray.cli.ranks import shown_by_lead
+from veilray.cohort.cohort import Cohort
+from veilray.cohort.release import Release
 from veilray.errors import DataError, LpipsUnavailable
 from veilray.evaluation.baselines.score import Classical
 from veilray.evaluation.compare import compare
@@ -124,11 +126,13 @@ def report_on(folders: Sequence[Path], images: TrainingImages, *, out: Path, dev
         typer.echo(f"no report: {missing}", err=True)
         report.unlink(missing_ok=True)  # it would show scores that are no longer there
         return None
-    write_report(folders, data=str(images.data.path), out=report, device=device)
+    write_report(folders, data=images.data, out=report, device=device)
     return report
 
 
-def write_report(folders: Sequence[Path], *, data: str | None, out: Path, device: torch.device) -> None:
+def write_report(
+    folders: Sequence[Path], *, data: str | Cohort | Release | None, out: Path, device: torch.device
+) -> None:
     """Compare evaluated runs and write the report; without their cohort at hand it has no pictures, and says so."""
     comparison = compare(folders)
     where = data if data is not None else comparison.cohort

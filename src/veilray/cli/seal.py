@@ -1,4 +1,4 @@
-"""veilray seal: a release, a model or denoised images become one signed and encrypted file."""
+"""veilray seal: a release, a model, denoised images or means become one signed and encrypted file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def seal_command(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Release, run (only its model is sealed), or folder of denoised images.", show_default=False
+            help="Release, run (only its model leaves), denoised images, or evaluation (only its means leave).",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option(help="New file for the bundle, *.veil.", show_default=False)],

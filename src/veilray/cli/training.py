@@ -13,6 +13,7 @@ import typer
 
 from veilray.cli.reporting import evaluate_and_report, shared_metric
 from veilray.cli.watcher import Silence, TerminalWatcher
+from veilray.cohort.release import Release
 from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
 from veilray.evaluation.evaluate import check_digest
 from veilray.files import sha256_file
@@ -178,6 +179,7 @@ def _facts(images: TrainingImages, data: Path) -> dict[str, Any]:
     return {
         "cohort": str(data),
         "cohort_digest": images.data.digest,
+        "release_id": images.data.record.release_id if isinstance(images.data, Release) else None,
         **counts,
         "shared_patients": images.shared_patients(),
         "patients_unknown": images.data.record.patients_unknown,

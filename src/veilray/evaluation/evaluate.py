@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from veilray.cohort.cohort import Cohort
+from veilray.cohort.release import Release
 from veilray.errors import CohortError, RunError, UsageError
 from veilray.evaluation.baselines.score import Classical, ClassicalScores, score_classical
 from veilray.evaluation.restoring import restored
@@ -52,6 +53,7 @@ class _Facts:
     out: Path
     split: str
     device: torch.device
+    weights_sha256: str
     seconds: _Seconds
     notes: list[str] = field(default_factory=list)
 
@@ -124,7 +126,15 @@ def evaluate(
     with fails_together(group):
         if group.is_lead:
             spent = _Seconds(wall=sum(one[0] for one in total), core=sum(one[1] for one in total))
-            facts = _Facts(subject=subject, out=out, split=split, device=device, seconds=spent, notes=notes)
+            facts = _Facts(
+                subject=subject,
+                out=out,
+                split=split,
+                device=device,
+                weights_sha256=_digest(denoiser),
+                seconds=spent,
+                notes=notes,
+            )
             summary = _finish(everyone, images, facts, classical, perceptual, show)
     return Summary.model_validate(group.broadcast(summary and summary.model_dump(mode="json")))
 
@@ -141,11 +151,15 @@ def _batches(images: TrainingImages, split: str) -> Iterator[Rows]:
             yield rows[start : start + BATCH_SIZE]
 
 
+def _digest(denoiser: Denoiser) -> str:
+    assert denoiser.origin is not None  # it was loaded from a file
+    return denoiser.origin.weights_sha256
+
+
 def _check_weights(denoiser: Denoiser, subject: Subject, group: Group) -> None:
     if not group.joined:
         return
-    assert denoiser.origin is not None  # it was loaded from a file
-    digests = group.gather(denoiser.origin.weights_sha256)
+    digests = group.gather(_digest(denoiser))
     with fails_together(group):
         for rank, digest in enumerate(digests):
             if digest != digests[0]:
@@ -225,6 +239,8 @@ def _summarise(
         model_minus={name: differences(own, by_method[name]) for name in (others.tuned if others else {})},
         device=describe_device(facts.device),
         model=name_from(facts.out, facts.subject),
+        weights_sha256=facts.weights_sha256,
+        release_id=images.data.record.release_id if isinstance(images.data, Release) else None,
     )
 
 

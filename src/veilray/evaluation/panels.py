@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from veilray.cohort.cohort import Cohort
+from veilray.cohort.release import Release
 from veilray.errors import CohortError
 from veilray.evaluation.compare import panel_images
 from veilray.evaluation.comparison import Comparison, Level, Role
@@ -39,16 +41,20 @@ class Panel:
     """PSNR of the noisy image in dB."""
 
 
-def restore_panels(comparison: Comparison, *, data: str, device: torch.device) -> list[Panel]:
+def restore_panels(comparison: Comparison, *, data: str | Cohort | Release, device: torch.device) -> list[Panel]:
     """Restore the median, the best and the worst image of a comparison at each of its noise levels.
 
-    `data` is the cohort or release they were evaluated on. Raises CohortError where it is missing or not that one.
+    `data` is the cohort or release they were evaluated on, or its folder. Raises CohortError where it is missing or not
+    that one.
     """
     panels = []
     for level in comparison.levels:
-        images = TrainingImages.open(data, at_noise(level.models[0].runs[0].config, level.noise))
+        config = at_noise(level.models[0].runs[0].config, level.noise)
+        images = TrainingImages.open(data, config) if isinstance(data, str) else TrainingImages(data, config)
         if images.data.digest != comparison.cohort_digest:
-            raise CohortError(f"{data} is not the cohort of the comparison (digest {comparison.cohort_digest[:12]})")
+            raise CohortError(
+                f"{images.data.path} is not the cohort of the comparison (digest {comparison.cohort_digest[:12]})"
+            )
         for image_id, role in panel_images(comparison):
             panels.append(_restore(level, images, image_id, role, split=comparison.split, device=device))
     return panels

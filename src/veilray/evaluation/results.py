@@ -90,6 +90,10 @@ class Summary(BaseModel):
     model: str = ""
     """What was evaluated, where it is not the run whose folder holds this file: a run folder, from here if it is
     relative, or `shipped:NAME`."""
+    weights_sha256: str = ""
+    """SHA-256 of the file of weights that was evaluated; empty in what an older Veilray wrote."""
+    release_id: str | None = None
+    """The release whose noisy images were restored; None where the noise was drawn for the evaluation."""
     device: str
     """Hardware that evaluated."""
 

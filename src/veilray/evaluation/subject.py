@@ -1,19 +1,22 @@
-"""What is evaluated and compared: the network of a run folder, or one that ships, with how it was trained."""
+"""What is evaluated and compared: the network of a run folder, an opened model, or one that ships, and its training."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from veilray.cohort.cohort import Cohort
+from veilray.cohort.matching import with_originals
 from veilray.cohort.open import open_data
-from veilray.errors import CohortError, RunError
+from veilray.cohort.release import Release
+from veilray.errors import CohortError, RunError, UsageError
 from veilray.evaluation.levels import for_scoring
 from veilray.evaluation.results import Summary
+from veilray.models.exported import MODEL_RECORD, is_exported, read_exported
 from veilray.models.shipped.find import shipped_model
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
@@ -26,16 +29,17 @@ class Subject:
     """A trained network and what is known of its training."""
 
     source: str | Path
-    """What `Denoiser.load` takes: the path of a run folder, or `shipped:NAME`."""
+    """What `Denoiser.load` takes: the path of a run folder or an opened model, or `shipped:NAME`."""
+    kind: Literal["run", "opened", "shipped"]
     config: RunConfig
     environment: dict[str, Any]
-    """Hardware, versions and data of the training; of a shipped network, what its card says."""
+    """Hardware, versions and data of the training; of any but a run, what its card or record says."""
     curve: tuple[EpochRecord, ...]
-    """Empty for a shipped network."""
+    """Empty for any but a run."""
 
     @property
     def folder(self) -> Path | None:
-        """The run folder; None for a shipped network."""
+        """Of a run or an opened model; None for a shipped network."""
         return self.source if isinstance(self.source, Path) else None
 
     @property
@@ -45,19 +49,21 @@ class Subject:
 
 
 def open_subject(source: str | Path) -> Subject:
-    """A run folder, or a shipped network by its name, which a `Path` never is.
+    """A run folder, an opened model, or a shipped network by its name, which a `Path` never is.
 
-    Raises UsageError where there is no network of that name, RunError where the folder holds no run.
+    Raises UsageError where there is no network of that name, RunError where the folder holds no run and no model.
     """
     bare = isinstance(source, str) and Path(source).name == source
     name = shipped_name(source) if bare else None
     if name is not None:
         return _shipped(name)
     folder = Path(source)
+    if is_exported(folder):
+        return _opened(folder)
     run = RunFolder(folder)
     config = run.config()
     environment, curve = run.environment(), tuple(run.epochs())
-    return Subject(source=folder, config=config, environment=environment, curve=curve)
+    return Subject(source=folder, kind="run", config=config, environment=environment, curve=curve)
 
 
 def subject_of_results(folder: Path, summary: Summary) -> Subject:
@@ -77,17 +83,22 @@ def name_from(folder: Path, subject: Subject) -> str:
     return os.path.relpath(there, here) if here.is_relative_to(there) else str(there)
 
 
-def open_images(subject: Subject, path: str | Path, *, verify: bool = True) -> TrainingImages:
+def open_images(
+    subject: Subject, path: str | Path, *, originals: str | Path | None = None, verify: bool = True
+) -> TrainingImages:
     """The data that a subject is scored on, with the noise of its configuration, or of the release that they are.
 
-    For a shipped network they need not be like those of its training, neither in size nor in noise. Raises CohortError
-    where they are damaged or cannot be scored.
+    `originals`: the cohort that a release was made from, whose images are then the clean ones. For any subject but a
+    run the data need not be like those of its training, neither in size nor in noise. Raises CohortError where they are
+    damaged or cannot be scored, UsageError for originals of what is no release.
     """
-    if subject.folder is not None:
-        return TrainingImages.open(path, subject.config, verify=verify)
     data = open_data(path)
+    if originals is not None:
+        data = _with_originals(data, originals, verify=verify)
     if verify:
         data.verify()
+    if subject.kind == "run":
+        return TrainingImages(data, subject.config)
     # A release's noise is compared with that of a configuration only where it is set there.
     names = [name for name in RunConfig.model_fields if name != "noise" or isinstance(data, Cohort)]
     return TrainingImages(data, for_scoring(RunConfig(**{name: getattr(subject.config, name) for name in names})))
@@ -96,18 +107,56 @@ def open_images(subject: Subject, path: str | Path, *, verify: bool = True) -> T
 def check_data(subject: Subject, images: TrainingImages) -> str:
     """What must be noted of the data that a subject is scored on; empty where they are those of its training.
 
-    Raises CohortError for a run and other data than it was trained on: its test images may have been trained on.
+    Raises CohortError where it is known that they are others than a run or an opened model was trained on: its test
+    images may have been trained on.
     """
     expected = subject.environment.get("cohort_digest")
     if expected == images.data.digest:
         return ""
-    if subject.folder is not None:
+    release = subject.environment.get("release_id")
+    if subject.kind == "opened" and release is not None:
+        raise CohortError(
+            f"{subject.folder} was trained on release {release}, and {images.data.path} is not that: which images it "
+            "has seen, the sets of the release say; give --data RELEASE --originals COHORT"
+        )
+    if subject.kind == "run":
         raise CohortError(
             f"{subject.folder} was trained on data with digest {str(expected)[:12]}, but {images.data.path} has "
             f"{images.data.digest[:12]}: its test images may have been trained on; give the original cohort"
         )
     trained = subject.environment.get("cohort")
     return f"{subject.title} was trained on other data ({trained}); whether some images are in both is not known."
+
+
+def _with_originals(data: Cohort | Release, originals: str | Path, *, verify: bool) -> Release:
+    if not isinstance(data, Release):
+        raise UsageError(f"{data.path} is a cohort, whose images are clean: leave --originals out, or name a release")
+    cohort = Cohort.open(originals)
+    if verify:
+        cohort.verify()
+    return with_originals(data, cohort)
+
+
+def _opened(folder: Path) -> Subject:
+    record = read_exported(folder)
+    told = record.config or {"train": {"epochs": record.epochs}}
+    try:
+        config = RunConfig.model_validate({**told, "model": record.model, "noise": record.noise})
+    except ValidationError:
+        raise RunError(f"{folder / MODEL_RECORD} holds a configuration that this Veilray does not know") from None
+    environment = {
+        "veilray": record.veilray,
+        "device": "",
+        "parameters": record.parameters,
+        "cohort": "at the site that sealed it",
+        "n_train": record.data.train_images,
+        "n_train_patients": record.data.train_patients,
+        "n_validation": record.data.validation_images,
+        "n_validation_patients": record.data.validation_patients,
+    }
+    if record.release is not None:
+        environment |= {"release_id": record.release.release_id, "cohort_digest": record.release.digest}
+    return Subject(source=folder, kind="opened", config=config, environment=environment, curve=())
 
 
 def _shipped(name: str) -> Subject:
@@ -128,4 +177,4 @@ def _shipped(name: str) -> Subject:
         "n_validation": card.data.validation_images,
         "n_validation_patients": card.data.validation_patients,
     }
-    return Subject(source=SHIPPED + name, config=config, environment=environment, curve=())
+    return Subject(source=SHIPPED + name, kind="shipped", config=config, environment=environment, curve=())

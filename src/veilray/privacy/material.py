@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veilray.cohort.cohort import Cohort
-from veilray.cohort.obfuscate import PSEUDONYMS
+from veilray.cohort.matching import original_of, read_pseudonyms
 from veilray.cohort.records import INDEX_FILE
 from veilray.cohort.release import Release
 from veilray.cohort.table import iterate_index
@@ -69,15 +69,11 @@ def release_variant(release: Release, cohort: Cohort, originals: Originals, *, n
 
     Raises DataError where the list is missing or does not fit, CohortError where none of the originals is in it.
     """
-    names = _pseudonyms(release, cohort)
+    names = read_pseudonyms(release, cohort)
     place_of = {image_id: place for place, image_id in enumerate(originals.data.image_ids)}
     found: dict[int, int] = {}
     for row in range(len(release)):
-        original = names.get(release.image_id(row))
-        if original is None:
-            raise DataError(
-                f"the list of pseudonyms of {release.path} lacks some of its images; make the release again"
-            )
+        original = original_of(release, names, row)
         if original in place_of:
             found[place_of[original]] = row
     if not found:
@@ -125,21 +121,6 @@ def releases_together(releases: Sequence[Release], variants: Sequence[Variant], 
         for row in variant.available(data).tolist():
             fields[row].setdefault(field, []).append(0.0 if release.pairs else variant.std)
     return [composed_std(of_image.values()) for of_image in fields]
-
-
-def _pseudonyms(release: Release, cohort: Cohort) -> dict[str, str]:
-    """Original image id by pseudonym."""
-    path = cohort.path / PSEUDONYMS / f"{release.record.release_id}.csv"
-    if not path.is_file():
-        raise DataError(
-            f"{cohort.path} has no list of pseudonyms of {release.path}: name the cohort that it was made from, at the "
-            "site that made it"
-        )
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return {line["image_id"]: line["original_image_id"] for line in csv.DictReader(stream)}
-    except (KeyError, csv.Error, UnicodeDecodeError):
-        raise DataError(f"{path} is not a list of pseudonyms; restore it from the backup") from None
 
 
 def _labels(cohort: Cohort, rows: npt.NDArray[np.int64], path: Path | None) -> Labels:

@@ -17,13 +17,14 @@ from tests.exchange.sites import denoised_folder, make_sites
 
 from veilray.errors import DataError, RefusedError, RunError, VeilrayError
 from veilray.exchange.sealing.manifest import Kind
-from veilray.exchange.sealing.model_export import MODEL_FILES, ModelRecord, export_model
+from veilray.exchange.sealing.model_export import export_model
 from veilray.exchange.sealing.seal import seal
 from veilray.exchange.sealing.sources import sealable
 from veilray.files import sha256_file
 from veilray.inference.denoiser import Denoiser
 from veilray.models.build import build_model
 from veilray.models.config import ModelConfig
+from veilray.models.exported import MODEL_FILES, ModelRecord
 from veilray.models.tensors import read_tensors, write_tensors
 from veilray.models.weights import save_weights
 

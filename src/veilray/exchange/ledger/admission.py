@@ -1,4 +1,4 @@
-"""Whether a release that is about to be sealed is one that the ledger let go, and for these receivers."""
+"""Whether what is about to be sealed is, or is of, a release that the ledger let go, and for these receivers."""
 
 from __future__ import annotations
 

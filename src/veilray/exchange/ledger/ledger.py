@@ -64,8 +64,7 @@ __all__ = [
 LEDGER_FILE = "ledger.db"
 _APPLICATION = 0x7665696C  # "veil"
 _VERSION = len(STEPS)
-_PATIENCE = 60.0
-"""Seconds to wait for another process that writes."""
+_PATIENCE = 60.0  # seconds to wait for another process that writes
 
 
 class Ledger:
@@ -165,11 +164,12 @@ class Ledger:
         digest: str,
         receivers: Mapping[str, Collection[str]],
         override: Override | None = None,
+        event: str = "sealed",
     ) -> str:
-        """Let a release be sealed, and write that down; gives the objection that was overridden, if there was one.
+        """Let a release, or what `event` says of it, be sealed, and note that; gives an objection that was overridden.
 
-        `receivers` gives each one's fingerprints, former ones too, by its name. RefusedError where the ledger does not
-        know the release as one that was made for all of them, and there is no `override`.
+        `receivers` gives each one's fingerprints, former ones too, by name. RefusedError where the ledger does not know
+        the release as made for all of them, and there is no `override`.
         """
         with self._transaction():
             known = {line.release.release_id: line for line in list_releases(self._connection)}
@@ -177,13 +177,18 @@ class Ledger:
             if found is not None:
                 if override is None:
                     raise RefusedError(
-                        f"the release may not be sealed: {found}. Or override (--override-name, --override-reason; "
-                        "both are kept)"
+                        f"the release may not be sealed, nor what is of it: {found}. Or override (--override-name, "
+                        "--override-reason; both are kept)"
                     )
                 note = f"for {', '.join(sorted(receivers))}, though {found}: {override.reason}"
                 self._note(release_id, "sealing overridden", override.name, note)
-            self._note(release_id, "sealed")
+            self._note(release_id, event)
         return found or ""
+
+    def note(self, release_id: str, event: str) -> None:
+        """Write down what left under an id and hangs on no release here."""
+        with self._transaction():
+            self._note(release_id, event)
 
     def reserve_model(self, release_id: str, model: Model, *, receivers: Sequence[str]) -> None:
         """Write down that a model is to leave; nothing is objected to, since no image does.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from veilray.errors import UsageError
 from veilray.exchange.ledger.exposure import Given, Mode, NoiseSource, composed_std
+
+EVALUATION_SEALED = "evaluation sealed"
+"""How the event begins that notes an evaluation which left."""
 
 Status = Literal["reserved", "committed", "abandoned"]
 
@@ -59,6 +62,22 @@ class Model:
     """Acquisitions that it was trained on or chosen by."""
     patients: int
     """Whose they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """An evaluation whose means are to leave."""
+
+    weights_sha256: str
+    """Of the weights that were evaluated, in hexadecimal."""
+    release_id: str | None
+    """The release that they were evaluated on; None where it was a cohort."""
+    release_digest: str
+    """Its digest, as `release.json` says it; that of a cohort is not kept."""
+
+    def event(self, receivers: Iterable[str]) -> str:
+        """How the ledger notes that its means left."""
+        return f"{EVALUATION_SEALED}: of weights {self.weights_sha256}, for {', '.join(sorted(receivers))}"
 
 
 @dataclass(frozen=True, kw_only=True)

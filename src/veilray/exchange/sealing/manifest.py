@@ -25,7 +25,7 @@ MAX_RECEIVERS = 64
 MAX_SEQUENCE = 2**53
 """Sequences stay below it, so that every JSON reader has them exactly."""
 
-Kind = Literal["release", "model", "denoised"]
+Kind = Literal["release", "model", "denoised", "evaluation"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 # The names that a kind may bring, and no other: flat, so that no part can leave the folder it is opened into.
@@ -33,6 +33,7 @@ PART_NAMES: dict[Kind, re.Pattern[str]] = {
     "release": re.compile(r"release\.json|index\.csv|(noisy|clean)-[1-9]\d{0,5}x[1-9]\d{0,5}-uint(8|16)\.npy"),
     "model": re.compile(r"weights\.safetensors|model\.json|MODEL_CARD\.md"),
     "denoised": re.compile(r"denoised\.json|[0-9a-f]{32}\.png"),
+    "evaluation": re.compile(r"evaluation\.json|EVALUATION\.md"),
 }
 
 

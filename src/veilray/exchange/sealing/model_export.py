@@ -7,69 +7,18 @@ data have no place in what is written here.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 import veilray
 from veilray.errors import RunError
 from veilray.evaluation.results import MODEL, NOISY, SUMMARY, read_summary
 from veilray.files import sha256_file, write_json, write_text
 from veilray.metrics.interval import Interval
-from veilray.models.config import ModelConfig
+from veilray.models.exported import MODEL_CARD, MODEL_RECORD, DataCounts, ModelRecord, Score, SeenRelease
 from veilray.models.weights import WEIGHTS_FILE, load_weights, model_of, save_weights
-from veilray.obfuscation.config import NoiseConfig
 from veilray.training.run import RunFolder
-
-MODEL_RECORD = "model.json"
-MODEL_CARD = "MODEL_CARD.md"
-MODEL_FILES = (MODEL_RECORD, MODEL_CARD, WEIGHTS_FILE)
-"""All that an exported model consists of."""
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataCounts(_Record):
-    """How much data a model has seen."""
-
-    train_images: int = Field(ge=0)
-    train_patients: int = Field(ge=0)
-    validation_images: int = Field(ge=0)
-    validation_patients: int = Field(ge=0)
-
-
-class Score(_Record):
-    """Means over the images of a set, with intervals clustered by patient."""
-
-    images: int = Field(ge=0)
-    patients: int = Field(ge=0)
-    split: Literal["train", "validation", "test"]
-    confidence: float = Field(gt=0.0, lt=1.0)
-    psnr: dict[Literal["noisy", "model"], Interval]
-    """In dB, output clamped to [0, 1]."""
-    ssim: dict[Literal["noisy", "model"], Interval]
-
-
-class ModelRecord(_Record):
-    """`model.json`."""
-
-    schema_version: Literal[1] = 1
-    veilray: str = Field(max_length=64)
-    """Version that trained."""
-    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """SHA-256 of `weights.safetensors`."""
-    model: ModelConfig
-    noise: NoiseConfig
-    """The noise that the model was trained to take away."""
-    parameters: int = Field(ge=1)
-    epochs: int = Field(ge=1)
-    loss: str = Field(pattern=r"^[a-z0-9_]{1,32}$")
-    """Name of the training loss."""
-    data: DataCounts
-    score: Score | None
-    """As measured where it was trained; None where it was not."""
 
 
 def export_model(run: Path, out: Path) -> ModelRecord:
@@ -95,6 +44,8 @@ def export_model(run: Path, out: Path) -> ModelRecord:
         loss=config.train.loss,
         data=_counts(folder),
         score=_score(run),
+        release=_release(folder),
+        config={name: _choices(value) for name, value in config if name not in ("model", "noise")},
     )
     write_json(out / MODEL_RECORD, record.model_dump(mode="json"))
     write_text(out / MODEL_CARD, model_card(record))
@@ -107,6 +58,28 @@ def training_digest(run: Path) -> str:
     if not isinstance(digest, str) or not digest:
         raise RunError(f"{run / 'environment.json'} does not say on which data it trained")
     return digest
+
+
+def _choices(value: Any) -> Any:
+    """Of a part of a configuration the numbers and the choices: text that is free may be a path, and stays."""
+    if not isinstance(value, BaseModel):
+        return value
+    kept = {}
+    for name, field in type(value).model_fields.items():
+        inner = getattr(value, name)
+        if not isinstance(inner, str) or get_origin(field.annotation) is Literal:
+            kept[name] = _choices(inner)
+    return kept
+
+
+def _release(folder: RunFolder) -> SeenRelease | None:
+    environment = folder.environment()
+    if environment.get("release_id") is None:
+        return None
+    try:
+        return SeenRelease(release_id=environment["release_id"], digest=environment["cohort_digest"])
+    except (KeyError, ValidationError):
+        raise RunError(f"{folder.path / 'environment.json'} does not say on which release it trained") from None
 
 
 def _counts(folder: RunFolder) -> DataCounts:
@@ -166,8 +139,8 @@ from chest radiographs like those it was trained on: `veilray denoise IMAGES --m
 
 ## Data
 
-Trained on {data.train_images:,} images of {data.train_patients:,} patients; the weights were chosen by \
-{data.validation_images:,} images of {data.validation_patients:,} patients.
+Trained on {_source(record)}{data.train_images:,} images of {data.train_patients:,} patients; the weights were \
+chosen by {data.validation_images:,} images of {data.validation_patients:,} patients.
 The images themselves, their names and those of the patients are not in this folder.
 
 ## Scores
@@ -180,6 +153,10 @@ The images themselves, their names and those of the patients are not in this fol
 - A high PSNR is not diagnostic equivalence.
 - What a network remembers of its training images was not measured; treat the weights as data of that site.
 """
+
+
+def _source(record: ModelRecord) -> str:
+    return f"release {record.release.release_id}, " if record.release is not None else ""
 
 
 def _score_text(score: Score | None) -> str:

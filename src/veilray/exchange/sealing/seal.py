@@ -1,4 +1,4 @@
-"""Sealing: a release, a model or denoised images become one signed and encrypted file."""
+"""Sealing: a release, a model, denoised images or means of an evaluation become one signed and encrypted file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veilray.errors import DataError, RefusedError, UsageError
-from veilray.exchange.ledger.records import Model, Override
+from veilray.exchange.ledger.records import EVALUATION_SEALED, Evaluated, Model, Override
 from veilray.exchange.sealing.bundle import BundleSource, Faithful, measure, streams_first
 from veilray.exchange.sealing.manifest import MAX_PARTS, MAX_RECEIVERS, Manifest, Part, encode_manifest
 from veilray.exchange.sealing.sequences import Sequences, log
@@ -45,12 +45,12 @@ def seal(
     override: Override | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> SealedBundle:
-    """Seal a release folder, a run folder (its model only) or a folder of denoised images into the new file `out`.
+    """Seal a release, a run (its model), denoised images or an evaluation (its means) into the new file `out`.
 
     Signed by the key folder's Ed25519 key, encrypted by age to every receiver; anyone else, the sender included, cannot
     open it. Memory does not grow with the size. `advance` is called with the bytes that were encrypted. At Site One the
     ledger is asked: it must know a release as made for these receivers, unless there is an `override`, which it keeps.
-    A model that leaves is written into it, under the bundle's id.
+    A model that leaves is written into it, under the bundle's id; an evaluation's leaving, under its release's.
 
     Nothing is left behind when it fails. Raises RefusedError for a folder that must not leave, DataError where a file
     is damaged or changes meanwhile, UsageError where `out` exists or nobody is to receive it.
@@ -66,6 +66,8 @@ def seal(
         if found.release is not None and keys.role == "site-one":
             notes += _ask_ledger(found.release, keys, receivers, override)
         manifest = _manifest(found, keys, fingerprints)
+        if found.evaluated is not None and keys.role == "site-one":
+            notes += _note_evaluation(found.evaluated, manifest, keys, receivers, override)
         if found.model is not None and keys.role == "site-one":
             stack.enter_context(_remembered(found.model, manifest, out, keys))
         signed = encode_manifest(manifest)
@@ -100,13 +102,43 @@ def _ask_ledger(
 ) -> list[str]:
     """RefusedError where the ledger objects to a release's leaving; what was overridden, in a sentence."""
     known = {card.name: keys.fingerprints_of(card) for card in receivers}
+    with _logging_refusals(keys, "ledger"), keys.ledger() as ledger:
+        overridden = ledger.admit(release.release_id, digest=release.digest, receivers=known, override=override)
+    return _overridden(overridden)
+
+
+def _note_evaluation(
+    evaluated: Evaluated,
+    manifest: Manifest,
+    keys: KeyFolder,
+    receivers: Sequence[PublicCard],
+    override: Override | None,
+) -> list[str]:
+    """RefusedError where the ledger objects to an evaluation's leaving; what whoever sends it must know."""
+    known = {card.name: keys.fingerprints_of(card) for card in receivers}
+    event, release_id = evaluated.event(known), evaluated.release_id
+    with _logging_refusals(keys, "ledger"), keys.ledger() as ledger:
+        if release_id is None:
+            ledger.note(manifest.bundle_id, event)
+            return []
+        overridden = ledger.admit(
+            release_id, digest=evaluated.release_digest, receivers=known, override=override, event=event
+        )
+        left = sum(one.release_id == release_id and one.what.startswith(EVALUATION_SEALED) for one in ledger.events())
+    return [*_overridden(overridden), f"Evaluations of this release that left: {left}."]
+
+
+def _overridden(objection: str) -> list[str]:
+    return [f"Overridden, with name and reason kept: {objection}."] if objection else []
+
+
+@contextmanager
+def _logging_refusals(keys: KeyFolder, reason: str) -> Iterator[None]:
     try:
-        with keys.ledger() as ledger:
-            overridden = ledger.admit(release.release_id, digest=release.digest, receivers=known, override=override)
+        yield
     except RefusedError:
-        log(keys.path, "refused", reason="ledger")
+        log(keys.path, "refused", reason=reason)
         raise
-    return [f"Overridden, with name and reason kept: {overridden}."] if overridden else []
 
 
 @contextmanager
@@ -125,11 +157,8 @@ def _remembered(model: Model, manifest: Manifest, out: Path, keys: KeyFolder) ->
 
 
 def _admit(stack: ExitStack, source: Path, out: Path, keys: KeyFolder) -> Source:
-    try:
+    with _logging_refusals(keys, "source"):
         return stack.enter_context(sealable(source, near=out.parent))
-    except RefusedError:
-        log(keys.path, "refused", reason="source")
-        raise
 
 
 def _fingerprints(receivers: Sequence[PublicCard]) -> tuple[str, ...]:

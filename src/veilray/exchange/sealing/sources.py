@@ -1,4 +1,4 @@
-"""What may be sealed: releases, models and denoised images. Everything else stays."""
+"""What may be sealed: releases, models, denoised images and means of evaluations. Everything else stays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from veilray.cohort.records import COHORT_FILE, RELEASE_FILE, ReleaseRecord
 from veilray.cohort.release import Release
 from veilray.errors import DataError, RefusedError
-from veilray.exchange.ledger.records import Model
+from veilray.exchange.ledger.records import Evaluated, Model
 from veilray.exchange.sealing.bundle import open_source
 from veilray.exchange.sealing.manifest import Kind
 from veilray.inference.record import DENOISED_RECORD, read_denoised
@@ -38,17 +38,19 @@ class Source:
     """What the ledger is asked about a release."""
     model: Model | None = None
     """What the ledger is told of a model."""
+    evaluated: Evaluated | None = None
+    """What the ledger is told of an evaluation."""
 
 
 @contextmanager
 def sealable(source: Path, *, near: Path) -> Iterator[Source]:
-    """What a folder gives to be sealed; a model is exported into a hidden folder in `near` meanwhile.
+    """What a folder gives to be sealed; models and evaluations are exported into a hidden folder in `near` meanwhile.
 
-    Raises RefusedError for a folder that is none of the three kinds, above all a cohort, whose images are clean;
-    DataError where one is damaged or holds files that do not belong to it.
+    Raises RefusedError for a folder that is none of the four kinds, above all a cohort, whose images are clean, and for
+    an evaluation on few patients; DataError where one is damaged or holds files that do not belong to it.
     """
     if not source.is_dir():
-        raise DataError(f"{source} is missing or not a folder; seal a release, a run or denoised images")
+        raise DataError(f"{source} is missing or not a folder; seal a release, a run, denoised images or an evaluation")
     if (source / COHORT_FILE).exists():
         raise RefusedError(f"{source} is a cohort, which holds clean images; make a release: veilray obfuscate")
     if (source / RELEASE_FILE).is_file():
@@ -56,23 +58,48 @@ def sealable(source: Path, *, near: Path) -> Iterator[Source]:
     elif (source / DENOISED_RECORD).is_file():
         yield _denoised(source)
     elif (source / "config.toml").is_file():
-        # Only here: it brings torch, and 200 MB of memory, which a release does without.
-        from veilray.exchange.sealing.model_export import MODEL_FILES, export_model, training_digest
-
-        near.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".model.", suffix=".part", dir=near) as folder:
-            record = export_model(source, Path(folder))
-            model = Model(
-                weights_sha256=record.weights_sha256,
-                training_digest=training_digest(source),
-                images=record.data.train_images + record.data.validation_images,
-                patients=record.data.train_patients + record.data.validation_patients,
-            )
-            yield Source(kind="model", folder=Path(folder), names=MODEL_FILES, model=model)
+        with _hidden(near) as folder:
+            yield _model(source, folder)
+    elif (source / "evaluation" / "summary.json").is_file():
+        with _hidden(near) as folder:
+            yield _evaluation(source, folder)
     else:
         raise RefusedError(
-            f"{source} is neither a release nor a run nor a folder of denoised images; nothing else may be sealed"
+            f"{source} is neither a release nor a run nor a folder of denoised images nor an evaluation; nothing else "
+            "may be sealed"
         )
+
+
+@contextmanager
+def _hidden(near: Path) -> Iterator[Path]:
+    near.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".sealing.", suffix=".part", dir=near) as folder:
+        yield Path(folder)
+
+
+def _model(run: Path, folder: Path) -> Source:
+    # Only here: it brings torch, and 200 MB of memory, which a release does without.
+    from veilray.exchange.sealing.model_export import export_model, training_digest
+    from veilray.models.exported import MODEL_FILES
+
+    record = export_model(run, folder)
+    model = Model(
+        weights_sha256=record.weights_sha256,
+        training_digest=training_digest(run),
+        images=record.data.train_images + record.data.validation_images,
+        patients=record.data.train_patients + record.data.validation_patients,
+    )
+    return Source(kind="model", folder=folder, names=MODEL_FILES, model=model)
+
+
+def _evaluation(source: Path, folder: Path) -> Source:
+    from veilray.exchange.sealing.evaluation_export import EVALUATION_FILES, export_evaluation
+
+    record, summary = export_evaluation(source, folder)
+    evaluated = Evaluated(
+        weights_sha256=record.weights_sha256, release_id=record.release_id, release_digest=summary.cohort_digest
+    )
+    return Source(kind="evaluation", folder=folder, names=EVALUATION_FILES, evaluated=evaluated)
 
 
 def _release(folder: Path) -> Source:
