@@ -79,7 +79,7 @@ def seal(root: Path, sender: str, folder: str, receiver: str, name: str) -> str:
 
 
 def test_the_scores_are_those_of_the_released_images_against_their_originals(exchange: Exchange) -> None:
-    summary, release, cohort = read_summary(exchange.evaluation), Release.open(exchange.release), None
+    summary, release = read_summary(exchange.evaluation), Release.open(exchange.release)
     cohort = Cohort.open(exchange.cohort)
     (listed,) = (exchange.cohort / "releases").glob("*.csv")
     with listed.open(newline="") as stream:

@@ -37,7 +37,9 @@ def run(make_run: Callable[..., Path]) -> Path:
     """A trained and evaluated run with something to leak in every corner."""
     facts = {"n_train_patients": 500, "n_validation_patients": 60, "n_test_patients": 41, "device_name": CANARY}
     where = {"cohort": f"/data/{CANARY}", "cohort_digest": CANARY, "git_commit": CANARY}
-    run = make_run("run", model=SMALL, summary={"cohort": CANARY, "notes": [CANARY]}, environment=facts | where)
+    written = {"cohort": CANARY, "notes": [CANARY]}
+    paths = {"launch": {"perceptual_backbone": f"/data/{CANARY}"}, "train": {"epochs": 7, "start": f"/runs/{CANARY}"}}
+    run = make_run("run", model=SMALL, summary=written, environment=facts | where, **paths)
     torch.manual_seed(3)
     save_weights(run / "checkpoints/best.safetensors", build_model(SMALL))
     header, tensors = read_tensors(run / "checkpoints/best.safetensors", format="veilray-weights", schema_version="1")
@@ -73,6 +75,7 @@ def test_an_exported_model_denoises_as_its_run_does(run: Path, tmp_path: Path) -
     assert ModelRecord.model_validate(json.loads((out / "model.json").read_text())) == record
     assert record.weights_sha256 == sha256_file(out / "weights.safetensors")
     assert {file.name for file in out.iterdir()} == set(MODEL_FILES)
+    assert (record.release, record.config and record.config["train"]["epochs"]) == (None, 7)
     noisy = np.random.default_rng(1).random((24, 20), dtype=np.float32)
     exported = Denoiser.load(out, device="cpu", precision="fp32")
     original = Denoiser.load(run, device="cpu", precision="fp32")
