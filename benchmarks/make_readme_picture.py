@@ -2,8 +2,9 @@
 
     python benchmarks/make_readme_picture.py [MODEL...] [--seed 2025] [--out docs/images/phantom.png]
 
-MODEL is a network that ships, or a run; without any it is the one that `veilray denoise` takes by itself. No network that
-ships was trained on phantoms, and the demo draws its own from another seed. The captions give PSNR, outputs clamped.
+MODEL is a network that ships, or a run; without any it is the one that `veilray denoise` takes by itself. No network
+that ships was trained on phantoms, and the demo draws its own from another seed. The captions give PSNR, outputs
+clamped.
 """
 
 from __future__ import annotations

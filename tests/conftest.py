@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,9 @@ from veilray.training.config import RunConfig
 from veilray.training.run import EpochRecord, RunFolder
 
 torch.set_num_threads(1)
+# The same examples every time, however long the machine takes over one.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 
 def _real(part: str) -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.clinic.nodes import eventually, free_port
+from tests.clinic.nodes import eventually
+from tests.ports import free_port
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 DCMTK = ("storescu", "echoscu", "findscu")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from pydicom.uid import ImplicitVRLittleEndian
-from tests.clinic.nodes import archive, free_port, image, write_config
+from tests.clinic.nodes import archive, image, write_config
 from tests.images.dicom_files import save
+from tests.ports import free_port
 
 from veilray.clinic.config import load_serve_config
 from veilray.clinic.counters import Counters

@@ -98,7 +98,7 @@ def test_cohort_does_not_depend_on_workers_or_on_where_the_sources_lie(radiograp
     assert one.record.digest == two.record.digest
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_more_images_in_any_order_never_move_a_patient(
     radiographs: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -27,7 +27,7 @@ from veilray.errors import ImageError
 from veilray.images.radiograph import restore_stored
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     bits=st.integers(2, 16),
     signed=st.booleans(),

@@ -60,7 +60,7 @@ def _survives(original: bytes, seed: int) -> int:
             data[place] = int(rng.integers(0, 256))
         if index % 3 == 0:
             del data[int(rng.integers(0, len(data))) :]
-        started, reason = time.perf_counter(), ""
+        started, reason = time.process_time(), ""
         try:
             radiograph = read_radiograph_bytes(bytes(data), source="damaged")
         except ImageError as error:
@@ -69,7 +69,7 @@ def _survives(original: bytes, seed: int) -> int:
             assert radiograph.pixels.min() >= 0.0
             assert radiograph.pixels.max() <= 1.0
         assert reason.isprintable()
-        assert time.perf_counter() - started < 5
+        assert time.process_time() - started < 5
     return refused
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import struct
-import time
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from veilray.errors import ImageError
 from veilray.images.radiograph import Radiograph, restore_stored
@@ -177,8 +176,12 @@ def test_truncated_files_are_refused_wherever_they_end(kind: str) -> None:
             read(data[:end])
 
 
-def test_a_decompression_bomb_is_refused_at_once() -> None:
-    started = time.perf_counter()
+def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(*arguments: object) -> None:
+        raise AssertionError("pixels are decoded")
+
+    monkeypatch.setattr(zlib, "decompressobj", decoded)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
     with pytest.raises(ImageError, match="20000 x 20000 pixels"):
         read(build_png(20000, 20000, 1, 0, bytes(2501) * 20000))
     jpeg = bytearray(encode(Image.fromarray(noise(8, 8)), "JPEG"))
@@ -187,7 +190,6 @@ def test_a_decompression_bomb_is_refused_at_once() -> None:
         jpeg[place : place + 4] = struct.pack(">HH", side, side)
         with pytest.raises(ImageError, match=reason):
             read(bytes(jpeg))
-    assert time.perf_counter() - started < 2
 
 
 def test_an_image_between_pillows_limits_warns_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

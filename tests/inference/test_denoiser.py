@@ -141,7 +141,7 @@ def test_without_pooled_statistics_the_borders_would_show(monkeypatch: pytest.Mo
     assert tiling_difference(denoiser(network(norm="group"), tile=80), x).jump > 1e-2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     name=st.sampled_from(["unet", "unetpp"]),
     depth=st.integers(2, 3),

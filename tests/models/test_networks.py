@@ -48,7 +48,7 @@ def network(name: str, **fields: Any) -> DenoisingNetwork:
     return model.eval()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(name=st.sampled_from(list(SMALL)), height=st.integers(1, 30), width=st.integers(1, 30))
 @torch.no_grad()
 def test_any_size_in_the_same_size_out(name: str, height: int, width: int) -> None:

@@ -19,7 +19,7 @@ def network(**fields: object) -> DenoisingNetwork:
     return build_model(ModelConfig.model_validate({"width": 2, "depth": 3, **fields})).eval()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     name=st.sampled_from(["unet", "unetpp"]),
     norm=st.sampled_from(["batch", "group"]),
@@ -37,7 +37,7 @@ def test_any_size_in_the_same_size_out(name: str, norm: str, depth: int, height:
 
 
 @given(height=st.integers(1, 20), width=st.integers(1, 20), multiple=st.sampled_from([2, 4, 8, 16]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_padding_reflects_and_repeats_only_where_it_must(height: int, width: int, multiple: int) -> None:
     x = torch.rand(1, 1, height, width)
     padded = pad_to_multiple(x, multiple)

@@ -42,7 +42,7 @@ def test_spans_the_known_ranges(std: float, low: float, high: float) -> None:
     assert ends.tolist() == pytest.approx([low, high], abs=6e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mean=st.floats(-0.3, 0.3), std=st.floats(0.02, 0.5))
 def test_inverse_undoes_the_map(mean: float, std: float) -> None:
     x = torch.linspace(0, 1, 101, dtype=torch.float64)

@@ -65,7 +65,7 @@ def test_configuration_refuses_impossible_std(std: object) -> None:
         NoiseConfig.model_validate({"std": std})
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(order=st.permutations(range(6)), split=st.integers(1, 5), epoch=st.integers(0, 3))
 def test_noise_is_the_same_whatever_the_batching(order: list[int], split: int, epoch: int) -> None:
     config = NoiseConfig(std=(0.05, 0.4))

@@ -12,7 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.distributed.harness import finish, free_port, run_ranks, start_ranks
+from tests.distributed.harness import finish, run_ranks, start_ranks
+from tests.ports import free_port
 
 from veilray.errors import CohortError, UsageError
 from veilray.parallel.group import ALONE, Group, fails_together, share
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 EXCHANGE = """
 import json, torch
 from veilray.parallel.joining import joined
-with joined(torch.device("cpu"), timeout=30) as group:
+with joined(torch.device("cpu"), timeout=60) as group:
     total = group.sum_(torch.tensor([group.rank + 1.0, 10.0], dtype=torch.float64))
     first = group.sum_later_(torch.ones(3) * group.rank)
     second = group.sum_later_(torch.ones(2))
@@ -42,7 +43,7 @@ from veilray.parallel.group import fails_together
 from veilray.parallel.joining import joined
 
 def command():
-    with joined(torch.device("cpu"), timeout=30) as group:
+    with joined(torch.device("cpu"), timeout=60) as group:
         with fails_together(group):
             if str(group.rank) in sys.argv[1]:
                 raise CohortError("the cohort is damaged")
@@ -58,7 +59,7 @@ from veilray.cli import main
 from veilray.parallel.joining import joined
 
 def command():
-    with joined(torch.device("cpu"), timeout=30) as group:
+    with joined(torch.device("cpu"), timeout=60) as group:
         if group.rank == 1:
             import os
             os._exit(9)
@@ -75,7 +76,7 @@ from veilray.cli import main
 from veilray.parallel.joining import joined
 
 def command():
-    with joined(torch.device("cpu"), timeout=30) as group:
+    with joined(torch.device("cpu"), timeout=60) as group:
         time.sleep(1.5 * group.rank)
         raise ZeroDivisionError("division by zero")
 
@@ -84,9 +85,10 @@ sys.exit(main._status([]))
 """
 
 GONE = """
-import os, time, torch
-from veilray.parallel.joining import joined
-with joined(torch.device("cpu"), timeout=30) as group:
+import os, time
+from veilray.parallel.joining import met
+with met(timeout=60) as group:
+    group.gather(None)
     if group.is_lead:
         os._exit(9)
     time.sleep(1.0)
@@ -102,13 +104,13 @@ from veilray.parallel.group import fails_together
 from veilray.parallel.joining import joined, met
 
 def command():
-    with met(timeout=30) as ranks:
+    with met(timeout=60) as ranks:
         assert not torch.distributed.is_initialized()
         seen = [ranks.gather([ranks.rank, "\u00e9"]), ranks.broadcast("lead" if ranks.is_lead else None)]
         with fails_together(ranks):
             if str(ranks.rank) in sys.argv[1]:
                 raise UsageError("no such file")
-        with joined(torch.device("cpu"), timeout=30, ranks=ranks) as group:
+        with joined(torch.device("cpu"), timeout=60, ranks=ranks) as group:
             print(json.dumps([*seen, group.gather(group.rank), group.backend]))
             if str(group.rank) in sys.argv[2]:
                 raise ZeroDivisionError("division by zero")
@@ -203,7 +205,7 @@ def test_a_port_in_use_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = int(taken.getsockname()[1])
-        script = FAILURE.replace("timeout=30", "timeout=5")
+        script = FAILURE.replace("timeout=60", "timeout=5")
         command = [sys.executable, "-c", script, "none"]
         result = finish(start_ranks([command], port=port))[0]
     assert result.status == 2
@@ -241,6 +243,9 @@ def test_shares_are_the_whole_and_of_like_size(count: int, world_size: int) -> N
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_ports_are_free() -> None:
-    with socket.socket() as own:
-        own.bind(("127.0.0.1", free_port()))
+def test_ports_are_free_and_none_comes_twice() -> None:
+    found = [free_port() for _ in range(5)]
+    assert len(set(found)) == 5
+    for port in found:
+        with socket.socket() as own:
+            own.bind(("127.0.0.1", port))

@@ -73,7 +73,7 @@ def test_delta_is_the_closed_form_in_high_precision(mu: float, epsilon: float) -
         assert log_delta(mu=mu, epsilon=epsilon) == pytest.approx(float(_exact_log_delta(mu, epsilon)), rel=TOLERANCE)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(-4.0, 5.0), st.floats(-60.0, -1.0))
 def test_what_is_protected_and_what_is_needed_lead_back(log_mu: float, log_of_delta: float) -> None:
     mu, delta = 10.0**log_mu, 10.0**log_of_delta

@@ -11,7 +11,7 @@ from veilray.errors import DataError
 from veilray.privacy.folds import patient_folds, splits
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 30), min_size=40, max_size=120), st.integers(0, 2**31))
 def test_no_patient_is_on_both_sides_and_every_image_is_tried_once(patients: list[int], seed: int) -> None:
     codes = np.unique(np.array([*patients, *range(5)]), return_inverse=True)[1]

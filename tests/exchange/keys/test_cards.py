@@ -37,7 +37,7 @@ def test_a_card_comes_back_from_its_text(tmp_path: Path) -> None:
     assert CARD.spoken_fingerprint.replace(" ", "") == CARD.fingerprint
 
 
-@settings(max_examples=400, deadline=2000)
+@settings(max_examples=400)
 @given(text=mangled(CARD.to_text().encode()))
 def test_a_mangled_card_is_refused_or_says_the_same(text: bytes) -> None:
     told = "card.json"
@@ -59,7 +59,7 @@ json_values = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200)
 @given(field=st.sampled_from([*CARD.to_json(), "more"]), value=json_values)
 def test_a_card_with_another_field_is_refused(field: str, value: object) -> None:
     changed = {**CARD.to_json(), field: value}

@@ -169,7 +169,7 @@ def test_keys_of_other_folders_are_told(folder: Path, tmp_path: Path) -> None:
 FILES = ["keys.json", "noise-1.key", "signing-1.key", "receiving-1.key", "pseudonyms-1.key"]
 
 
-@settings(max_examples=150, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mangled_key_files_give_a_clear_error_or_the_same_keys(made: Path, tmp_path: Path, data: st.DataObject) -> None:
     copied = Path(shutil.copytree(made, tmp_path / "fuzzed", dirs_exist_ok=True))

@@ -39,7 +39,7 @@ def test_nothing_clean_pixels_and_models() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0.1, 0.2, 0.3])), max_size=8), st.randoms())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_more_never_hides_more_and_order_does_not_matter(copies: list[tuple[str, float]], random: Any) -> None:
     all_given = [_given(std, field=field) for field, std in copies]
     whole = composed_std(all_given)

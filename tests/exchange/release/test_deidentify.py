@@ -111,7 +111,7 @@ _IMAGES = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_IMAGES, st.sets(st.sampled_from(FIELDS)), st.integers(2, 6), st.booleans(), st.randoms())
 def test_no_combination_is_rarer_than_promised(
     images: list[Facts], asked: set[Field], k: int, keep: bool, random: object

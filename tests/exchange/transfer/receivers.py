@@ -74,12 +74,12 @@ def receiving(place: Place, *, sender: str = "", **options: object) -> Iterator[
         yield receiver.address
     finally:
         receiver.server.should_exit = True
-        thread.join(timeout=30)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 
 def _await_start(receiver: Receiver) -> None:
-    for _ in range(500):
+    for _ in range(3000):
         if receiver.server.started:
             return
         time.sleep(0.02)
