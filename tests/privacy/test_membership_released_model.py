@@ -10,6 +10,8 @@ from tests.training.small import small_config, train_here, write_images
 from torch import Tensor
 
 from veilray.cohort.build import import_radiographs
+from veilray.cohort.cohort import Cohort
+from veilray.cohort.obfuscate import write_release
 from veilray.privacy.membership import LIRA, LOSS, loss_threshold, patient_losses
 from veilray.privacy.released_model import Question, attack_run, image_losses, question_of
 from veilray.privacy.results import AttackResult
@@ -37,7 +39,7 @@ class _Memory:
 
     def __init__(self, question: Question) -> None:
         rows = question.rows[question.member[question.patients]]
-        self.images = torch.from_numpy(question.cohort.gather(rows))[:, None]
+        self.images = torch.from_numpy(question.clean(rows))[:, None]
 
     def denoise(self, noisy: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
         guess = (noisy - mean.view(-1, 1, 1, 1)).flatten(1)
@@ -46,10 +48,28 @@ class _Memory:
 
 def test_members_are_the_patients_of_the_training_set(trained: tuple[Path, Path]) -> None:
     question = question_of(RunFolder(trained[0]), trained[1])
-    asked = [question.cohort.patient_id(int(row)) for row in question.rows]
+    asked = [question.images.data.patient_id(int(row)) for row in question.rows]
     truth = {f"{patient:08d}": name for patient, name in enumerate(SETS)}
     assert {truth[patient] for patient in asked} == {"train", "test"}
     assert [bool(question.member[code]) for code in question.patients] == [truth[one] == "train" for one in asked]
+
+
+def test_of_a_run_on_a_release_the_same_originals_are_asked_about(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    run, cohort = trained
+    write_release(Cohort.open(cohort), tmp_path / "release", noise=RunFolder(run).config().noise)
+
+    def originals(question: Question, *, member: bool) -> set[bytes]:
+        rows = question.rows[question.member[question.patients] == member]
+        return {image.tobytes() for image in question.clean(rows)}
+
+    asked, other = (
+        question_of(RunFolder(run), cohort, release=tmp_path / "release"),
+        question_of(RunFolder(run), cohort),
+    )
+    for member in (True, False):
+        assert originals(asked, member=member) == originals(other, member=member)
+    names = set(asked.images.data.image_ids)
+    assert not names & set(other.images.data.image_ids)  # it is the release that shadows would train on
 
 
 def test_a_model_that_keeps_its_training_images_is_found_out(trained: tuple[Path, Path]) -> None:

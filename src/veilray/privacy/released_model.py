@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from veilray.cohort.cohort import Cohort
-from veilray.errors import UsageError
+from veilray.cohort.matching import with_originals
+from veilray.cohort.release import Release
+from veilray.images.radiograph import FloatImage
 from veilray.inference.denoiser import Denoiser
 from veilray.obfuscation.noise import apply_draws, keyed_draw
 from veilray.privacy.data import Progress
@@ -47,27 +49,38 @@ class Question:
     """Whom the attack asks about: the patients of a run's training set, and those of its test set."""
 
     images: TrainingImages
-    cohort: Cohort
+    """What the run was trained on: a cohort, or a release with its originals."""
     rows: Codes
-    """(N,): rows of the cohort."""
+    """(N,): rows of it."""
     patients: Codes
     """(N,): 0 to P - 1."""
     member: Mask
     """(P,)"""
 
+    def clean(self, rows: Codes) -> FloatImage:
+        """Originals of some rows: (n, H, W), float32, [0, 1]."""
+        data = self.images.data
+        return data.gather_clean(rows) if isinstance(data, Release) else data.gather(rows)
+
 
 def attack_run(
-    run: str | Path, cohort: str | Path, *, seed: int, progress: Progress, shadows: int = 0
+    run: str | Path,
+    cohort: str | Path,
+    *,
+    release: str | Path | None = None,
+    seed: int,
+    progress: Progress,
+    shadows: int = 0,
 ) -> list[AttackResult | Skipped]:
     """Whether a run's weights tell which patients of `cohort` it was trained on.
 
     Members are the patients of its training set, the others those of its test set. By a threshold on the loss, and with
     `shadows` (16 or more, even) also by the likelihood ratio attack, which trains as many networks as that run was.
-    Raises UsageError where the run was trained on a release, of which there are no clean images, and what opening the
-    run and the cohort raises.
+    `release`: the one of this cohort that the run was trained on; sets and training images then are the release's, and
+    the cohort is that of its originals. Raises what opening the run and its data raises.
     """
     folder = RunFolder(run)
-    question = question_of(folder, Path(cohort))
+    question = question_of(folder, Path(cohort), release=None if release is None else Path(release))
     progress("losses of the released model")
     losses = patient_losses(image_losses(Denoiser.load(run), question, seed=seed), question.patients)
     found = loss_threshold(losses, question.member, model=folder.path.name)
@@ -84,7 +97,7 @@ def image_losses(denoiser: Restores, question: Question, *, seed: int) -> Floats
     noise = question.images.noise
     losses = np.empty(len(question.rows))
     for place, row in enumerate(question.rows):
-        clean = torch.from_numpy(question.cohort.gather(np.array([row])))[:, None]
+        clean = torch.from_numpy(question.clean(np.array([row])))[:, None]
         name = question.images.image_id(int(row))
         draws = [keyed_draw(noise, seed=seed, epoch=0, image_id=f"membership/{k}/{name}") for k in range(DRAWS)]
         noisy = apply_draws(clean.expand(DRAWS, -1, -1, -1).contiguous(), draws, clip=noise.clip)
@@ -94,18 +107,22 @@ def image_losses(denoiser: Restores, question: Question, *, seed: int) -> Floats
     return losses
 
 
-def question_of(folder: RunFolder, cohort: Path) -> Question:
-    """Whom a run and its cohort let ask about; see `attack_run`."""
-    images = TrainingImages.open(cohort, folder.config())
-    if not isinstance(images.data, Cohort):
-        raise UsageError(f"{cohort} is a release; membership inference needs the cohort of clean images")
+def question_of(folder: RunFolder, cohort: Path, *, release: Path | None = None) -> Question:
+    """Whom a run and its data let ask about; see `attack_run`."""
+    data: Cohort | Release = Cohort.open(cohort)
+    data.verify()
+    if release is not None:
+        released = Release.open(release)
+        released.verify()
+        data = with_originals(released, Cohort.open(cohort))
+    images = TrainingImages(data, folder.config())
     names = {row: images.data.patient_id(int(row)) for part in ("train", "test") for row in images.sets[part]}
     trained = {names[row] for row in images.sets["train"]}
     rows = np.array(sorted(names), dtype=np.int64)
     patients = patient_codes([names[row] for row in rows])
     member = np.zeros(int(patients.max()) + 1, dtype=np.bool_)
     member[patients[[names[row] in trained for row in rows]]] = True
-    return Question(images=images, cohort=images.data, rows=rows, patients=patients, member=member)
+    return Question(images=images, rows=rows, patients=patients, member=member)
 
 
 def _shadow_trainer(question: Question, *, seed: int) -> Train:
@@ -113,7 +130,7 @@ def _shadow_trainer(question: Question, *, seed: int) -> Train:
 
     def shadow(mask: Mask, shadow_seed: int) -> Floats:
         config = question.images.config.model_copy(update={"seed": shadow_seed})
-        images = TrainingImages(question.cohort, config)
+        images = TrainingImages(question.images.data, config)
         images.sets["train"] = question.rows[mask[question.patients]]
         with tempfile.TemporaryDirectory() as scratch:
             run = RunFolder.create(Path(scratch) / "shadow", config)
