@@ -96,6 +96,21 @@ def test_files_that_are_there_are_never_overwritten(flow_run: Path, tmp_path: Pa
     assert (tmp_path / "out" / "same.png").read_bytes() == written
 
 
+def test_names_that_recur_in_folders_and_archives_are_told_apart_by_their_paths(flow_run: Path, tmp_path: Path) -> None:
+    for name in ("in/a", "in/b/c"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.fromarray(_levels(32, 32)).save(tmp_path / name / "same.png")
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.write(tmp_path / "in" / "a" / "same.png", "a/same.png")
+    words = ["denoise", tmp_path / "in", tmp_path / "in.zip", "--out", tmp_path / "out", "--model", flow_run]
+    assert "3 images denoised" in done(*words, "--id-from", "path").out
+    names = {"in_a_same.png", "in_b_c_same.png", "in.zip_a_same.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*names, RECORD}
+    wrong = veilray(*words, "--dicom", "--keys", tmp_path, "--id-from", "path")
+    assert wrong.status == 2
+    assert "--id-from" in wrong.err
+
+
 def test_the_input_s_own_folder_is_refused(flow_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)

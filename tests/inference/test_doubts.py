@@ -87,3 +87,11 @@ def test_a_palette_has_colour_too(tmp_path: Path) -> None:
     image.putpalette([0, 0, 0, 200, 60, 60])
     (said,) = _read(image, "png")
     assert "colour" in said
+
+
+def test_a_picture_of_one_bit_is_no_radiograph_and_comes_back_with_eight() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.arange(400).reshape(20, 20) % 3 == 0).save(stream, "png")
+    radiograph = read_radiograph_bytes(stream.getvalue(), source="a.png")
+    assert radiograph.bit_depth == 1
+    assert any("1 bit a pixel" in said and "8" in said for said in doubts(radiograph, None))

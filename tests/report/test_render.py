@@ -242,6 +242,12 @@ def test_panels_hold_the_pixels_they_were_given(comparison: Comparison, page: st
         np.testing.assert_array_equal(levels, np.rint(panel.clean * 255))
 
 
+def test_notes_on_the_data_are_shown_with_them_as_plain_text(comparison: Comparison) -> None:
+    html = to_html(comparison, [], notes=["121 of 864 images <b>held back</b>"])
+    data = html[html.index('<section id="data">') : html.index('<section id="protocol">')]
+    assert "121 of 864 images &lt;b&gt;held back&lt;/b&gt;" in data
+
+
 def test_a_panel_without_an_arm_is_refused(comparison: Comparison) -> None:
     panel = panels_of(comparison)[0]
     panel.outputs.popitem()

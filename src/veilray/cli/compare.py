@@ -16,6 +16,10 @@ def compare_command(
     data: Annotated[
         Path | None, typer.Option(help="Their cohort, for the pictures; else where it was.", show_default=False)
     ] = None,
+    note: Annotated[
+        list[str] | None,
+        typer.Option(help="What readers must know of the data; shown under Data. May be repeated.", show_default=False),
+    ] = None,
 ) -> None:
     """Compare evaluated runs: tables, paired differences, curves and pictures in one HTML file."""
     if out.is_dir():
@@ -25,5 +29,6 @@ def compare_command(
     from veilray.cli.reporting import write_report
     from veilray.parallel.devices import pick_device
 
-    write_report(runs, data=None if data is None else str(data), out=out, device=pick_device("auto"))
+    where = None if data is None else str(data)
+    write_report(runs, data=where, out=out, device=pick_device("auto"), notes=note or ())
     typer.echo(f"report: {out}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from veilray.errors import UsageError
 from veilray.parallel.group import ALONE, Group, fails_together
 
 if TYPE_CHECKING:
+    from veilray.cohort.records import IdFrom
     from veilray.exchange.keys.folder import KeyFolder
     from veilray.inference.denoiser import Denoiser
     from veilray.inference.files import Denoised
@@ -48,6 +49,10 @@ def denoise_command(
         int | None,
         typer.Option(help="Of a U-Net++ trained with deep supervision: stop at this head.", show_default=False),
     ] = None,
+    id_from: Annotated[
+        Literal["stem", "path"] | None,
+        typer.Option(help="Name PNG files by their source's stem (if left out), or by its path.", show_default=False),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dicom: Annotated[
         bool, typer.Option("--dicom", help="Write derived DICOM objects, from DICOM inputs; needs --keys.")
@@ -79,15 +84,17 @@ def denoise_command(
                 raise UsageError("--dicom and --reattach work in one process: run this command without torchrun")
             if reattach:
                 given = {"--model": model, "--mean": mean, "--tile": tile, "--head": head, "--dicom": dicom or None}
-                _refuse("--reattach takes images that are denoised already", given)
+                _refuse("--reattach takes images that are denoised already", {**given, "--id-from": id_from})
                 results = _reattached(inputs, reattach, out, _opened(keys, passphrase_file), receiver)
             else:
                 _refuse("only --reattach has a receiver", {"--receiver": receiver})
-                if not dicom:
+                if dicom:
+                    _refuse("derived objects are named by their UIDs", {"--id-from": id_from})
+                else:
                     _refuse("only DICOM out needs keys", {"--keys": keys, "--passphrase-file": passphrase_file})
                 uid_key = _uid_key(_opened(keys, passphrase_file)) if dicom else None
                 denoiser = _loaded(model, device, tile, head, group)
-                results = _denoised(inputs, out, denoiser, mean, uid_key, group)
+                results = _denoised(inputs, out, denoiser, mean, uid_key, id_from or "stem", group)
         _report(results, out, "attached" if reattach else "denoised", group)
 
 
@@ -109,13 +116,19 @@ def _loaded(model: str | None, device: str, tile: int | None, head: int | None, 
 
 
 def _denoised(
-    inputs: list[Path], out: Path, denoiser: Denoiser, mean: float | None, uid_key: bytes | None, group: Group
+    inputs: list[Path],
+    out: Path,
+    denoiser: Denoiser,
+    mean: float | None,
+    uid_key: bytes | None,
+    id_from: IdFrom,
+    group: Group,
 ) -> Iterable[Denoised]:
     from veilray.inference.dicom_files import denoise_dicom
     from veilray.inference.files import denoise_inputs
 
     if uid_key is None:
-        return denoise_inputs(inputs, out, denoiser=denoiser, mean=mean, group=group)
+        return denoise_inputs(inputs, out, denoiser=denoiser, mean=mean, id_from=id_from, group=group)
     return denoise_dicom(inputs, out, denoiser=denoiser, mean=mean, key=uid_key)
 
 

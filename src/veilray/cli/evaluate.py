@@ -168,7 +168,7 @@ def _check_drawn(images: object) -> None:
 
 def _print(subject: Subject, summary: Summary, *, told: bool) -> None:
     from veilray.evaluation.baselines.methods import METHODS
-    from veilray.evaluation.results import MODEL, NOISY
+    from veilray.evaluation.results import FEW_PATIENTS, MODEL, NOISY
 
     at = f" at noise {summary.noise.std_text}, mean {summary.noise.mean_text}" if told else ""
     typer.echo(
@@ -188,5 +188,7 @@ def _print(subject: Subject, summary: Summary, *, told: bool) -> None:
         if gain is not None:
             over = f"{subject.title} minus {METHODS[method].title}"
             typer.echo(f"{over}: psnr {gain.mean:+.4g} [{gain.low:+.4g}, {gain.high:+.4g}]")
+    if 1 < summary.n_patients < FEW_PATIENTS:
+        typer.echo(f"Only {summary.n_patients} patients: intervals from so few tend to be too narrow.")
     for note in summary.notes:
         typer.echo(note)

@@ -131,9 +131,17 @@ def report_on(folders: Sequence[Path], images: TrainingImages, *, out: Path, dev
 
 
 def write_report(
-    folders: Sequence[Path], *, data: str | Cohort | Release | None, out: Path, device: torch.device
+    folders: Sequence[Path],
+    *,
+    data: str | Cohort | Release | None,
+    out: Path,
+    device: torch.device,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Compare evaluated runs and write the report; without their cohort at hand it has no pictures, and says so."""
+    """Compare evaluated runs and write the report; without their cohort at hand it has no pictures, and says so.
+
+    `notes` are what readers must know of the data that no run recorded.
+    """
     comparison = compare(folders)
     where = data if data is not None else comparison.cohort
     try:
@@ -143,4 +151,4 @@ def write_report(
             raise
         typer.echo(f"no pictures in the report: {error}", err=True)
         panels = []
-    render(comparison, panels, out)
+    render(comparison, panels, out, notes=notes)

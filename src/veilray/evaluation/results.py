@@ -45,6 +45,9 @@ class ImageScore:
     """PSNR of the raw output, as in the paper; only under the paper's protocol."""
 
 
+FEW_PATIENTS = 30
+"""Below so many a bootstrap over patients gives intervals that tend to be too narrow."""
+
 METRICS: tuple[str, ...] = ("psnr", "ssim", "ssim_3x3", "lpips", "psnr_unclamped")
 
 

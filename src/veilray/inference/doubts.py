@@ -20,6 +20,8 @@ def doubts(radiograph: Radiograph, noise: NoiseConfig | None) -> list[str]:
     found = []
     if radiograph.colour > COLOURED:
         found.append("it is a picture in colour, so hardly a radiograph; its luminance was denoised")
+    if radiograph.bit_depth < 8:
+        found.append(f"it has {radiograph.bit_depth} bit a pixel, too few for a radiograph; the result has 8")
     found += noise_doubts(radiograph.pixels, noise)
     return found
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from veilray.cohort.records import IdFrom
 from veilray.cohort.release import Release
 from veilray.errors import ImageError, LostRankError, UsageError
 from veilray.images.radiograph import levels_dtype, to_levels
@@ -33,17 +34,26 @@ from veilray.parallel.sharding import merged, owner
 ENDINGS = ("png", "jpg", "jpeg", "dcm", "dicom")
 """Endings that are not part of an image's name."""
 
+_PATHS = "; to take names from the folders too, add --id-from path"
+
 
 def denoise_inputs(
-    inputs: Sequence[Path], out: Path, *, denoiser: Denoiser, mean: float | None, group: Group = ALONE
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    denoiser: Denoiser,
+    mean: float | None,
+    id_from: IdFrom = "stem",
+    group: Group = ALONE,
 ) -> Iterator[Denoised]:
     """Denoise every image found in `inputs` into `out`, one by one: same size, same bit depth, PNG.
 
-    `mean` is the mean of the noise; where it is None, a release's own or else the run's. Files that are in `out`
-    already are never replaced. `denoised.json` beside them says how they were made, where the denoiser's weights came
-    from a file. Of a `group`, whose ranks must share `out`, each rank makes the files whose names fall to it, so that
-    files of one name meet in one rank; the lead yields what became of all inputs, its own first. Raises UsageError
-    where `out` would lie among the inputs, DataError where its record is damaged.
+    `mean` is the mean of the noise; where it is None, a release's own or else the run's. `id_from`: what names the file
+    of an image, its source's stem or its path. Files that are in `out` already are never replaced. `denoised.json`
+    beside them says how they were made, where the denoiser's weights came from a file. Of a `group`, whose ranks must
+    share `out`, each rank makes the files whose names fall to it, so that files of one name meet in one rank; the lead
+    yields what became of all inputs, its own first. Raises UsageError where `out` would lie among the inputs, DataError
+    where its record is damaged.
     """
     with fails_together(group):
         _check_out(inputs, out)
@@ -56,7 +66,7 @@ def denoise_inputs(
     together = False
     try:
         with fails_together(group):
-            for number, (name, make) in enumerate(_work(inputs, releases, out, denoiser, mean, written)):
+            for number, (name, make) in enumerate(_work(inputs, releases, out, denoiser, mean, id_from, written)):
                 if owner(name, group) != group.rank:
                     continue
                 result = make()
@@ -94,6 +104,7 @@ def _work(
     out: Path,
     denoiser: Denoiser,
     mean: float | None,
+    id_from: IdFrom,
     written: dict[Path, str],
 ) -> Iterator[tuple[str, Callable[[], Denoised]]]:
     """Every input in order: the name of the file that it would become, and what makes it."""
@@ -105,7 +116,7 @@ def _work(
                 yield target.name, partial(_released, release, row, target, denoiser=denoiser, mean=mean)
             continue
         for item in find_images([path]):
-            name = f"{_stem(item)}.png"
+            name = f"{_stem(item) if id_from == 'stem' else _path_name(item, path)}.png"
             yield name, partial(_file, item, out / name, denoiser=denoiser, mean=mean, written=written)
 
 
@@ -135,7 +146,7 @@ def _file(
     if item.rejection is not None:
         return Denoised(source=item.name, target=None, reason=item.rejection)
     if target in written:
-        return Denoised(source=item.name, target=None, reason=f"{written[target]} gave {target} already")
+        return Denoised(source=item.name, target=None, reason=f"{written[target]} gave {target} already{_PATHS}")
     if target.exists():
         return Denoised(source=item.name, target=None, reason=f"{target} exists already; remove it to denoise again")
     try:
@@ -154,6 +165,17 @@ def _file(
 def _stem(item: SourceItem) -> str:
     """The file's name without its ending; names of DICOM files are often UIDs, which only look as if they had one."""
     name = item.path.name if item.path is not None else PurePosixPath(item.name.rpartition(":")[2]).name
+    return _without_ending(name)
+
+
+def _path_name(item: SourceItem, given: Path) -> str:
+    """The file's path from the given file or folder on, as one name."""
+    path = Path(item.name)
+    parts = path.relative_to(given.parent) if path.is_relative_to(given.parent) else path
+    return "_".join(_without_ending(str(parts)).replace(":", "/").strip("/").split("/"))
+
+
+def _without_ending(name: str) -> str:
     stem, dot, ending = name.rpartition(".")
     return stem if dot and ending.lower() in ENDINGS else name
 

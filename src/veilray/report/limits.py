@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from veilray.evaluation.comparison import Comparison
+from veilray.evaluation.results import FEW_PATIENTS
 from veilray.report.protocol import shared_patients
 from veilray.report.text import count, difference
-
-_FEW_PATIENTS = 30
 
 
 def limits(comparison: Comparison) -> list[tuple[str, str]]:
@@ -34,7 +33,7 @@ def _of_the_data(comparison: Comparison) -> list[tuple[str, str]]:
             )
         )
     patients = len(set(comparison.patient_ids))
-    if patients < _FEW_PATIENTS:
+    if patients < FEW_PATIENTS:
         found.append(
             (
                 f"Only {count(patients, 'patient')}",

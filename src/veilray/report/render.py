@@ -31,19 +31,20 @@ from veilray.report.repeating import commands
 ROLES = ("median", "best", "worst")
 
 
-def render(comparison: Comparison, panels: Sequence[Panel], out: Path) -> None:
+def render(comparison: Comparison, panels: Sequence[Panel], out: Path, *, notes: Sequence[str] = ()) -> None:
     """Write the report of a comparison to `out`, whole or not at all.
 
-    `panels` may be empty, where the images are not at hand; the report then says so. Raises UsageError for a panel of
+    `panels` may be empty, where the images are not at hand; the report then says so. `notes` on the data, in plain
+    text, are shown with them. Raises UsageError for a panel of
     an unknown noise level or with an arm missing.
     """
-    write_text(out, to_html(comparison, panels))
+    write_text(out, to_html(comparison, panels, notes=notes))
 
 
-def to_html(comparison: Comparison, panels: Sequence[Panel]) -> str:
+def to_html(comparison: Comparison, panels: Sequence[Panel], *, notes: Sequence[str] = ()) -> str:
     """The report of a comparison as one HTML document that refers to nothing outside itself."""
     _check(comparison, panels)
-    return pages().get_template("report.html.j2").render(_context(comparison, panels))
+    return pages().get_template("report.html.j2").render({**_context(comparison, panels), "notes": notes})
 
 
 def _context(comparison: Comparison, panels: Sequence[Panel]) -> Mapping[str, Any]:
