@@ -32,6 +32,7 @@ from veilray.evaluation.levels import at_noise, level_name, parse_levels
 from veilray.evaluation.results import BASELINES, SUMMARY
 from veilray.evaluation.scoring import Perceptual
 from veilray.evaluation.subject import Subject, open_subject
+from veilray.inference.source import open_weights
 from veilray.metrics.lpips import load_lpips
 from veilray.obfuscation.config import NoiseConfig
 from veilray.parallel.workers import available_cores
@@ -58,10 +59,11 @@ def main() -> None:
     note = "LPIPS was not computed: no backbone was given."
     perceptual = Perceptual(network=load_lpips(options.lpips_backbone)) if options.lpips_backbone else None
     folders: list[Path] = []
-    for number, name in enumerate(options.model):
+    for name in options.model:
         subject = open_subject(name)
+        weights = open_weights(subject.source).sha256
         for noise in parse_levels(options.std, mean=options.mean, trained=subject.config.noise):
-            folder = options.out / f"model-{number + 1}" / level_name(noise)
+            folder = options.out / weights[:12] / level_name(noise)
             folders.append(folder)
             if not (folder / SUMMARY).exists():
                 metric = perceptual or Perceptual(network=None, note=note)

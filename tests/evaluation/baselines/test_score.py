@@ -16,10 +16,10 @@ import torch
 
 from veilray.cohort.cohort import Cohort
 from veilray.errors import DataError
-from veilray.evaluation.baselines import score, tuning
+from veilray.evaluation.baselines import methods, score, tuning
 from veilray.evaluation.baselines.cache import ScoreCache
 from veilray.evaluation.baselines.cases import decibels, load_case, spread, tuning_rows
-from veilray.evaluation.baselines.methods import METHODS, KnownNoise, Strength, grid, restore
+from veilray.evaluation.baselines.methods import METHODS, KnownNoise, Strength, grid, restore, smooth
 from veilray.evaluation.baselines.score import Classical, score_classical
 from veilray.evaluation.baselines.tuning import tune
 from veilray.images.radiograph import FloatImage
@@ -67,18 +67,37 @@ def test_no_more_images_than_asked_and_the_same_for_every_noise(images: Training
     assert chosen.tolist() != images.sets["validation"][:3].tolist()
 
 
-def test_the_choice_is_the_best_mean_psnr_of_what_was_tried(images: TrainingImages) -> None:
+def test_the_choice_is_the_best_of_the_whole_grid_though_not_all_of_it_was_tried(images: TrainingImages) -> None:
     tuned = tune(BOTH, images, cache=ScoreCache(None), count=3)
     cases = [load_case(images, row) for row in tuning_rows(images, 3)]
     for method in BOTH:
         by_hand = [
-            np.mean([decibels(restore(c.noisy, method, noise=c.noise, strength=strength), c.clean) for c in cases])
+            float(
+                np.mean([decibels(restore(c.noisy, method, noise=c.noise, strength=strength), c.clean) for c in cases])
+            )
             for strength in grid("tv")
         ]
         one = tuned[method.name]
-        assert [psnr for _, psnr in one.tried] == pytest.approx(by_hand)
         assert one.strength == grid("tv")[int(np.argmax(by_hand))]
-        assert [strength for strength, _ in one.tried] == list(grid("tv"))
+        assert 2 <= len(one.tried) < len(grid("tv"))
+        for strength, psnr in one.tried:
+            assert psnr == pytest.approx(by_hand[grid("tv").index(strength)])
+
+
+@pytest.mark.parametrize("peak", [0.2, 1.0, 5.0])
+def test_the_search_ends_where_both_neighbours_are_worse(
+    peak: float, images: TrainingImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors = (0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 5.0)
+    made = tuple({"eps": eps, "factor": factor} for eps in (1.0, 0.5) for factor in factors)
+    monkeypatch.setattr(tuning, "grid", lambda smoother: made)
+    monkeypatch.setattr(tuning, "_try", lambda item: [-abs(item[1]["factor"] - peak) - item[1]["eps"]] * 2)
+    monkeypatch.setattr(methods, "grid", lambda smoother: made)
+    found = tune(BOTH[:1], images, cache=ScoreCache(None), count=1)["tv"]
+    assert found.strength == {"eps": 0.5, "factor": peak}
+    assert found.at_edge == (peak == 5.0)
+    place, tried = factors.index(peak), [strength["factor"] for strength, _ in found.tried if strength["eps"] == 0.5]
+    assert set(factors[max(0, place - 1) : place + 2]) <= set(tried)
 
 
 def test_scores_are_those_of_the_tuned_method_on_the_images_noise(images: TrainingImages) -> None:
@@ -105,7 +124,7 @@ def test_seconds_are_those_of_one_core(images: TrainingImages, monkeypatch: pyte
             pass
         return np.zeros((32, 32), dtype=np.float32)
 
-    monkeypatch.setattr(score, "restore", busy_and_idle)
+    monkeypatch.setattr(score, "smooth", busy_and_idle)
     plan = Classical(methods=BOTH[:1], workers=1, tuning_images=1)
     found = score_classical(plan, images, images.sets["test"][:2], lpips=None)
     # Sleeping takes time by the clock but none of a core, whatever else the machine does.
@@ -119,15 +138,16 @@ def test_what_is_done_is_not_done_again(
 ) -> None:
     plan = Classical(methods=BOTH, workers=1, tuning_images=2, cache=tmp_path / "deep" / "scores.jsonl")
     rows = images.sets["test"][:4]
-    calls = _counted(monkeypatch, stop_after=6)
+    calls = _counted(monkeypatch, stop_after=3)
     with pytest.raises(KeyboardInterrupt):
         score_classical(plan, images, rows, lpips=None)
-    assert len(calls) == 6
+    assert len(calls) == 3
     with (tmp_path / "deep" / "scores.jsonl").open("a") as stream:
         stream.write('["half a line')
     calls = _counted(monkeypatch)
     whole = score_classical(plan, images, rows, lpips=None)
-    assert len(calls) == 2 * len(rows) - 5
+    shared = whole.tuned["tv"].strength == whole.tuned["tv-naive"].strength
+    assert len(calls) == (1 if shared else 2) * len(rows) - 2
     calls = _counted(monkeypatch)
     again = score_classical(plan, images, rows, lpips=None)
     assert not calls
@@ -145,9 +165,9 @@ def _counted(monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 10**6) -> lis
         calls.append(1)
         if len(calls) == stop_after:
             raise KeyboardInterrupt
-        return restore(*arguments, **options)
+        return smooth(*arguments, **options)
 
-    monkeypatch.setattr(score, "restore", counted)
+    monkeypatch.setattr(score, "smooth", counted)
     return calls
 
 
@@ -199,7 +219,8 @@ def test_work_goes_to_processes_of_one_thread(images: TrainingImages, monkeypatc
     assert "MKL_NUM_THREADS" not in os.environ
     # What a process is given and what it gives back can travel.
     case = load_case(images, int(images.sets["test"][0]))
-    function, item = pickle.loads(pickle.dumps((score._restore, (METHODS["tv"], grid("tv")[0], case))))
-    _, estimate, _, _ = pickle.loads(pickle.dumps(function(item)))
-    here = restore(case.noisy, METHODS["tv"], noise=case.noise, strength=grid("tv")[0])
-    np.testing.assert_array_equal(estimate, here)
+    function, item = pickle.loads(pickle.dumps((score._restore, (BOTH, grid("tv")[0], case))))
+    _, estimates = pickle.loads(pickle.dumps(function(item)))
+    for method, (estimate, _, _) in zip(BOTH, estimates, strict=True):
+        here = restore(case.noisy, method, noise=case.noise, strength=grid("tv")[0])
+        np.testing.assert_array_equal(estimate, here)

@@ -113,15 +113,15 @@ def grid(smoother: Smoother) -> tuple[Strength, ...]:
         case "bm3d":
             return _product(profile=("np", "vn"), factor=(0.8, 0.9, 1.0, 1.1, 1.25, 1.45))
         case "nlm":
-            windows = ({"patch": 5, "distance": 6}, {"patch": 7, "distance": 11})
+            windows = ({"patch": 5, "distance": 6}, {"patch": 7, "distance": 6}, {"patch": 7, "distance": 11})
             factors = _product(factor=(0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.45, 1.75))
             return tuple({**window, **factor} for window in windows for factor in factors)
         case "tv":
-            return _product(eps=(2e-4, 1e-5), factor=(0.5, 0.7, 0.9, 1.1, 1.3, 1.6, 2.0, 2.5))
+            return _product(eps=(1e-5, 1e-6), factor=(0.5, 0.7, 0.9, 1.1, 1.3, 1.6, 2.0, 2.5))
         case "wavelet":
             rules = (("BayesShrink", (0.7, 0.85, 1.0, 1.2, 1.5)), ("VisuShrink", (0.2, 0.3, 0.4, 0.55, 0.75)))
             return tuple(
-                one for rule, factors in rules for one in _product(rule=(rule,), shifts=(3, 7), factor=factors)
+                one for rule, factors in rules for one in _product(rule=(rule,), shifts=(7, 11), factor=factors)
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from veilray.evaluation.baselines.cache import Key, ScoreCache
 from veilray.evaluation.baselines.cases import Case, case_key, load_case, spread
-from veilray.evaluation.baselines.methods import Method, Strength, packages, restore, warm_up
+from veilray.evaluation.baselines.methods import Method, Strength, packages, smooth, take_off_mean, warm_up
 from veilray.evaluation.baselines.tuning import TUNING_IMAGES, Tuned, tune
 from veilray.evaluation.results import METRICS, ImageScore
 from veilray.evaluation.scoring import score_images
@@ -121,24 +122,30 @@ def _score_missing(
     lpips: LPIPS | None,
     advance: Advance,
 ) -> None:
-    """Fill the cache with the scores and seconds of each piece of work."""
-    keys = [one.key(images, lpips=lpips is not None) for one in work]
-    missing = [(key, one) for key, one in zip(keys, work, strict=True) if cache.get(key) is None]
+    """Fill the cache with the scores and seconds of each piece of work; the forms of one smoothing share it."""
+    missing = [one for one in work if cache.get(one.key(images, lpips=lpips is not None)) is None]
     advance(len(work) - len(missing))
-    items = ((one.method, one.strength, load_case(images, one.row)) for _, one in missing)
-    done = spread(_restore, items, workers=workers)
-    for (key, one), (case, estimate, seconds, core_seconds) in zip(missing, done, strict=True):
-        (score,) = score_images(
-            one.method.name,
-            torch.from_numpy(estimate)[None, None],
-            torch.from_numpy(case.clean)[None, None],
-            np.array([one.row], dtype=np.int64),
-            images,
-            lpips=lpips,
-        )
-        metrics = {name: getattr(score, name) for name in METRICS}  # the cache names neither image nor patient
-        cache.put(key, {"metrics": metrics, "seconds": seconds, "core_seconds": core_seconds})
-        advance(1)
+    shared: dict[str, list[_Work]] = {}
+    for one in missing:
+        shared.setdefault(json.dumps([one.method.smoother, one.strength, one.row], sort_keys=True), []).append(one)
+    items = (
+        (tuple(one.method for one in several), several[0].strength, load_case(images, several[0].row))
+        for several in shared.values()
+    )
+    for several, (case, estimates) in zip(shared.values(), spread(_restore, items, workers=workers), strict=True):
+        for one, (estimate, seconds, core_seconds) in zip(several, estimates, strict=True):
+            (score,) = score_images(
+                one.method.name,
+                torch.from_numpy(estimate)[None, None],
+                torch.from_numpy(case.clean)[None, None],
+                np.array([one.row], dtype=np.int64),
+                images,
+                lpips=lpips,
+            )
+            metrics = {name: getattr(score, name) for name in METRICS}  # the cache names neither image nor patient
+            found = {"metrics": metrics, "seconds": seconds, "core_seconds": core_seconds}
+            cache.put(one.key(images, lpips=lpips is not None), found)
+            advance(1)
 
 
 def _image_score(work: _Work, images: TrainingImages, cache: ScoreCache, *, lpips: bool) -> ImageScore:
@@ -150,13 +157,25 @@ def _image_score(work: _Work, images: TrainingImages, cache: ScoreCache, *, lpip
     )
 
 
-def _restore(item: tuple[Method, Strength, Case]) -> tuple[Case, FloatImage, float, float]:
-    """The estimate, with the seconds by the clock and the seconds of cores that this process used for it."""
-    method, strength, case = item
-    warm_up(method.smoother)
+_Estimate = tuple[FloatImage, float, float]
+"""An estimate, with the seconds by the clock and the seconds of cores that its process used for it."""
+
+
+def _restore(item: tuple[tuple[Method, ...], Strength, Case]) -> tuple[Case, list[_Estimate]]:
+    """The estimates of methods that share a smoothing, whose seconds count for each of them."""
+    methods, strength, case = item
+    smoother = methods[0].smoother
+    warm_up(smoother)
     wall, core = time.perf_counter(), time.process_time()
-    estimate = restore(case.noisy, method, noise=case.noise, strength=strength)
-    return case, estimate, time.perf_counter() - wall, time.process_time() - core
+    smoothed = smooth(case.noisy, smoother=smoother, std=case.noise.std, strength=strength)
+    wall, core = time.perf_counter() - wall, time.process_time() - core
+    estimates = []
+    for method in methods:
+        own_wall, own_core = time.perf_counter(), time.process_time()
+        estimate = take_off_mean(smoothed, naive=method.naive, noise=case.noise)
+        own_wall, own_core = time.perf_counter() - own_wall, time.process_time() - own_core
+        estimates.append((estimate, wall + own_wall, core + own_core))
+    return case, estimates
 
 
 def _mean(results: Sequence[dict[str, Any]], name: str) -> float:
