@@ -5,13 +5,17 @@
 COHORT holds the radiographs with the patients of splits/nih256.csv. Each --model is a run folder, trained on that
 cohort, or the name of a network that ships. The strength of every classical method is chosen at each level and for
 each form on 24 validation images (evaluation/baselines/tuning.py); the test patients are looked at once, at the end.
-What is done stays in DIR and is not done again. --save writes results/baselines.json and the table of
+What is done stays in DIR and is not done again. BM3D takes seconds an image: with --patients N one image each of N
+patients, drawn by a keyed hash, is scored by all methods, networks included. --time measures the seconds of one core
+anew, all methods taking turns on a few images, on a machine that should do nothing else; without it they are those of
+the scoring. --save writes results/baselines.json and the table of
 docs/explanation/comparison.md; --pages writes the table from the record that is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from baselines_pages import write_page
@@ -36,7 +41,7 @@ from veilray.inference.source import open_weights
 from veilray.metrics.lpips import load_lpips
 from veilray.obfuscation.config import NoiseConfig
 from veilray.parallel.workers import available_cores
-from veilray.training.data import TrainingImages
+from veilray.training.data import Rows, TrainingImages
 
 
 def main() -> None:
@@ -63,7 +68,8 @@ def main() -> None:
         subject = open_subject(name)
         weights = open_weights(subject.source).sha256
         for noise in parse_levels(options.std, mean=options.mean, trained=subject.config.noise):
-            folder = options.out / weights[:12] / level_name(noise)
+            drawn = f"-{options.patients}-patients" if options.patients else ""
+            folder = options.out / f"{weights[:12]}{drawn}" / level_name(noise)
             folders.append(folder)
             if not (folder / SUMMARY).exists():
                 metric = perceptual or Perceptual(network=None, note=note)
@@ -88,6 +94,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--mean", type=float, default=0.1)
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--tuning-images", type=int, default=24)
+    parser.add_argument("--patients", type=int, default=0, help="score one image each of so many; 0 takes all images")
+    parser.add_argument("--time", type=int, default=0, help="only measure seconds, on so many validation images")
     parser.add_argument("--lpips-backbone", type=Path)
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes for classical methods")
     parser.add_argument("--threads", type=int, default=1, help="of a network; one, as for the others' speed")
@@ -105,6 +113,8 @@ def _evaluate(
     options: argparse.Namespace,
 ) -> None:
     images = TrainingImages.open(options.data, at_noise(subject.config, noise))
+    if options.patients:
+        images.sets[options.split] = _one_a_patient(images, options.split, options.patients)
     evaluate(
         subject,
         images,
@@ -115,6 +125,13 @@ def _evaluate(
         classical=classical,
         show=_show,
     )
+
+
+def _one_a_patient(images: TrainingImages, split: str, patients: int) -> Rows:
+    """The first image of each of so many patients, drawn by a keyed hash: the same for every network and noise."""
+    first = {images.data.patient_id(int(row)): int(row) for row in reversed(images.sets[split])}
+    order = sorted(first, key=lambda name: hashlib.blake2b(name.encode(), key=b"benchmarks/baselines").digest())
+    return np.array(sorted(first[name] for name in order[:patients]), dtype=np.int64)
 
 
 @contextmanager

@@ -13,13 +13,14 @@ def write_page(record: dict[str, Any], page: Path = PAGE) -> None:
     """Write the tables of a record into the page, between their marks."""
     text = page.read_text(encoding="utf-8")
     for name, table in (("scores", _scores(record)), ("gains", _gains(record)), ("strengths", _strengths(record))):
-        text = _with_table(text, name, table, page)
+        text = with_table(text, name, table, page)
     page.write_text(text, encoding="utf-8")
     print(f"written: {page}")
 
 
-def _with_table(text: str, name: str, table: str, page: Path) -> str:
-    begin, end = f"<!-- {name}: made by benchmarks/baselines.py -->", f"<!-- end of {name} -->"
+def with_table(text: str, name: str, table: str, page: Path, *, script: str = "baselines.py") -> str:
+    """A page's text with a table between its marks; SystemExit where there are none."""
+    begin, end = f"<!-- {name}: made by benchmarks/{script} -->", f"<!-- end of {name} -->"
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
@@ -45,7 +46,7 @@ def _scores(record: dict[str, Any]) -> str:
         f"{record['hardware']['device']}, {record['hardware']['date']}."
     )
     header = ["noise", "method", *(_COLUMNS[metric][0] for metric in shown), "s an image"]
-    return f"{facts}\n\n{_markdown(header, rows)}"
+    return f"{facts}\n\n{markdown(header, rows)}"
 
 
 def _gains(record: dict[str, Any]) -> str:
@@ -61,7 +62,7 @@ def _gains(record: dict[str, Any]) -> str:
         for one in level["differences"]
         if one["metric"] == "psnr"
     ]
-    return _markdown(["noise", "difference on the same images", "PSNR, dB", "p, Holm", "images won"], rows)
+    return markdown(["noise", "difference on the same images", "PSNR, dB", "p, Holm", "images won"], rows)
 
 
 def _strengths(record: dict[str, Any]) -> str:
@@ -73,7 +74,7 @@ def _strengths(record: dict[str, Any]) -> str:
             edge = "yes" if one["at_edge_of_grid"] else "no"
             rows.append([level, name, chosen, f"{best:.2f}", str(len(one["grid"])), edge])
     header = ["level", "method", "strength chosen", "PSNR on validation, dB", "strengths tried", "at the grid's edge"]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _methods(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -90,6 +91,7 @@ def _interval(value: dict[str, float] | None, form: str) -> str:
     return f"{form.format(value['mean'])} [{form.format(value['low'])}, {form.format(value['high'])}]"
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -7,7 +7,7 @@ breath, exposure and findings do not.
 
 from __future__ import annotations
 
-from veilray.images.phantom.render import chest_phantom
+from veilray.images.phantom.render import chest_phantom, draw_patient, phantom_of
 from veilray.images.phantom.write import write_phantoms
 
-__all__ = ["chest_phantom", "write_phantoms"]
+__all__ = ["chest_phantom", "draw_patient", "phantom_of", "write_phantoms"]

@@ -34,9 +34,16 @@ def chest_phantom(*, patient: int, follow_up: int, seed: int, size: int = 256) -
     Raises:
         UsageError: a negative number, or a size below 16.
     """
+    return phantom_of(*draw_patient(patient=patient, follow_up=follow_up, seed=seed), size=size)
+
+
+def phantom_of(anatomy: Anatomy, study: Study, *, size: int = 256) -> FloatImage:
+    """The radiograph of an anatomy in a study's circumstances, such as one of `draw_patient` with a nodule more.
+
+    (size, size), float32, [0, 1]. Raises UsageError for a size below 16.
+    """
     if size < 16:
         raise UsageError(f"a phantom needs at least 16 pixels a side, not {size}")
-    anatomy, study = draw_patient(patient=patient, follow_up=follow_up, seed=seed)
     grey = stamp(collimate(develop(_attenuation(anatomy, study, size), study), study), study)
     return np.clip(grey, 0, 1).astype(np.float32)
 
