@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from veilray.inference.source import open_weights
 
 from baselines_pages import write_page
 from common import RESULTS, save
@@ -37,7 +38,6 @@ from veilray.evaluation.levels import at_noise, level_name, parse_levels
 from veilray.evaluation.results import BASELINES, SUMMARY
 from veilray.evaluation.scoring import Perceptual
 from veilray.evaluation.subject import Subject, open_subject
-from veilray.inference.source import open_weights
 from veilray.metrics.lpips import load_lpips
 from veilray.obfuscation.config import NoiseConfig
 from veilray.parallel.workers import available_cores

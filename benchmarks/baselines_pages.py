@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from estimates import with_interval
+
 PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "comparison.md"
 _COLUMNS = {"psnr": ("PSNR, dB", "{:.2f}"), "ssim": ("SSIM", "{:.4f}"), "lpips": ("LPIPS", "{:.4f}")}
 
@@ -88,7 +90,7 @@ def _means(record: dict[str, Any]) -> str:
 def _interval(value: dict[str, float] | None, form: str) -> str:
     if value is None:
         return "not computed"
-    return f"{form.format(value['mean'])} [{form.format(value['low'])}, {form.format(value['high'])}]"
+    return with_interval(value, form)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

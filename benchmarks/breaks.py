@@ -1,4 +1,4 @@
-"""Where a network breaks: other hospitals, sizes, noises and pictures than it was trained on, and what it does to detail.
+"""Where a network breaks: hospitals, sizes, noises and pictures it was not trained on, and what it does to detail.
 
     python benchmarks/breaks.py --data FOLDER [--model default] [--lpips-backbone FILE] [--save]
 
@@ -26,20 +26,22 @@ import torch
 
 from breaks_pages import write_page
 from breaks_physics import Restorer, network, physics, total_variation
-from common import RESULTS, save, table
-from veilray.evaluation.scoring import BOOTSTRAP_SEED
+from common import RESULTS, save
+from estimates import interval, scores_of
 from veilray.images.radiograph import FloatImage
 from veilray.images.read import read_radiograph
 from veilray.inference.denoiser import Denoiser
 from veilray.metrics.lpips import LPIPS, load_lpips
-from veilray.metrics.psnr import psnr
-from veilray.metrics.ssim import ssim
-from veilray.metrics.statistics import clustered_bootstrap
 
 SPLIT = Path(__file__).parent / "splits" / "nih256.csv"
 PATIENTS = 40
 Noise = Callable[[FloatImage, np.random.Generator], FloatImage]
 Picture = Callable[[FloatImage], FloatImage]
+
+
+def as_it_is(pixels: FloatImage) -> FloatImage:
+    """The radiograph itself."""
+    return pixels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +65,7 @@ class Condition:
     std: float
     """The noise's true standard deviation, on average over the pixels, before the clamp."""
     data: str = "nih256"
-    picture: Picture = staticmethod(lambda pixels: pixels)  # type: ignore[assignment]
+    picture: Picture = as_it_is
 
 
 def gaussian(*, mean: float = 0.1, std: float, clip: bool = True) -> Noise:
@@ -173,7 +175,7 @@ def _pictures() -> list[Condition]:
     ]
     sizes = [
         Condition(group="size", name=name, noise=noise, told_mean=0.1, std=0.2, data="nih1024", picture=picture)
-        for name, picture in (("1024 px", lambda pixels: pixels), ("the same at 256 px", _reduced))
+        for name, picture in (("1024 px", as_it_is), ("the same at 256 px", _reduced))
     ]
     return [*pictures, *hospital, *sizes]
 
@@ -247,36 +249,21 @@ def _scored(
         clean = condition.picture(case.pixels)
         key = hashlib.blake2b(f"{condition.name}/{case.name}".encode(), digest_size=16).digest()
         noisy = condition.noise(clean, np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))))
-        found["noisy"].append(_metrics(noisy, clean, None))
+        found["noisy"].append(scores_of(noisy, clean, None))
         for name, restore in methods.items():
             output = restore(noisy, mean=condition.told_mean, std=condition.std)
-            found[name].append(_metrics(output, clean, lpips if name == "network" else None))
+            found[name].append(scores_of(output, clean, lpips if name == "network" else None))
     patients = [case.patient for case in cases]
     metrics = {
-        name: {metric: _interval([one[metric] for one in scores], patients) for metric in scores[0]}
+        name: {metric: interval([one[metric] for one in scores], patients) for metric in scores[0]}
         for name, scores in found.items()
     }
     gain = [mine["psnr"] - other["psnr"] for mine, other in zip(found["network"], found["tv"], strict=True)]
     record = {"group": condition.group, "name": condition.name, "images": len(cases), "methods": metrics}
-    record["network_minus_tv"] = _interval(gain, patients)
-    print(table(["condition", "noisy", "tv", "network"], [[condition.name, *_shown(metrics)]]).splitlines()[-1])
+    record["network_minus_tv"] = interval(gain, patients)
+    shown = (f"{name} {metrics[name]['psnr']['mean']:.2f}" for name in ("noisy", "tv", "network"))
+    print(f"{condition.group}, {condition.name}: {', '.join(shown)} dB", flush=True)
     return record
-
-
-def _shown(metrics: dict[str, Any]) -> list[str]:
-    return [f"{metrics[name]['psnr']['mean']:.2f}" for name in ("noisy", "tv", "network")]
-
-
-def _metrics(estimate: FloatImage, clean: FloatImage, lpips: LPIPS | None) -> dict[str, float]:
-    shown = torch.from_numpy(np.clip(estimate, 0.0, 1.0))[None, None]
-    target = torch.from_numpy(clean)[None, None]
-    found = {"psnr": psnr(shown, target, data_range=1.0).item(), "ssim": ssim(shown, target, data_range=1.0).item()}
-    return found if lpips is None else {**found, "lpips": lpips(shown, target).item()}
-
-
-def _interval(values: Sequence[float], patients: Sequence[str]) -> dict[str, float]:
-    found: dict[str, float] = clustered_bootstrap(np.array(values), patients, seed=BOOTSTRAP_SEED).model_dump()
-    return found
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines_pages import markdown, with_table
+from estimates import with_interval
 
 PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "where-it-breaks.md"
 SCRIPT = "breaks.py"
@@ -40,11 +41,11 @@ def _conditions(record: dict[str, Any]) -> str:
                 one["name"],
                 str(one["images"]),
                 f"{one['methods']['noisy']['psnr']['mean']:.2f}",
-                _interval(network["psnr"], "{:.2f}"),
+                with_interval(network["psnr"], "{:.2f}"),
                 f"{network['ssim']['mean']:.3f}",
                 "not computed" if perceptual is None else f"{perceptual['mean']:.3f}",
                 f"{other['psnr']['mean']:.2f}",
-                _interval(one["network_minus_tv"], "{:+.2f}"),
+                with_interval(one["network_minus_tv"], "{:+.2f}"),
             ]
         )
         last = one["group"]
@@ -89,7 +90,7 @@ def _edge(physics: dict[str, Any]) -> str:
 
 def _contrast(physics: dict[str, Any]) -> str:
     rows = [
-        [str(one["std"]), one["detail"], _METHODS[name], _interval(one, "{:.2f}")]
+        [str(one["std"]), one["detail"], _METHODS[name], with_interval(one, "{:.2f}")]
         for found in zip(*(_of(physics["contrast"], name) for name in _METHODS), strict=True)
         for name, one in found
     ]
@@ -98,10 +99,6 @@ def _contrast(physics: dict[str, Any]) -> str:
 
 def _of(by_method: dict[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
     return [(name, one) for one in by_method[name]]
-
-
-def _interval(value: dict[str, float], form: str) -> str:
-    return f"{form.format(value['mean'])} [{form.format(value['low'])}, {form.format(value['high'])}]"
 
 
 def _where(record: dict[str, Any]) -> str:

@@ -12,13 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from estimates import interval
 from veilray.evaluation.baselines.methods import METHODS, KnownNoise, restore
-from veilray.evaluation.scoring import BOOTSTRAP_SEED
 from veilray.images.phantom import draw_patient, phantom_of
 from veilray.images.phantom.study import Blob
 from veilray.images.radiograph import FloatImage
 from veilray.inference.denoiser import Denoiser
-from veilray.metrics.statistics import clustered_bootstrap
 
 MEAN = 0.1
 LEVELS = (0.1, 0.2, 0.3)
@@ -139,13 +138,15 @@ def contrasts(restorer: Restorer, std: float) -> list[dict[str, Any]]:
             without, present = (phantom_of(*one, size=SIDE) for one in changed(anatomy, study))
             wanted = present.astype(np.float64) - without
             pairs = [
-                [restorer(_noisy(image, std, f"{name}/{patient}/{draw}"), mean=MEAN, std=std) for image in (without, present)]
+                [
+                    restorer(_noisy(image, std, f"{name}/{patient}/{draw}"), mean=MEAN, std=std)
+                    for image in (without, present)
+                ]
                 for draw in range(DRAWS // 2)
             ]
             got = np.mean([after.astype(np.float64) - before for before, after in pairs], axis=0)
             kept.append(float((got * wanted).sum() / (wanted * wanted).sum()))
-        interval = clustered_bootstrap(np.array(kept), list(range(PHANTOMS)), seed=BOOTSTRAP_SEED)
-        found.append({"detail": name, "std": std, **interval.model_dump()})
+        found.append({"detail": name, "std": std, **interval(kept, [str(patient) for patient in range(PHANTOMS)])})
     return found
 
 

@@ -108,7 +108,7 @@ def train_one(recipe: Recipe, *, name: str, seed: str, cohort: str, folder: str,
     run = RunFolder.create(path, config)
     run.write_environment({"cohort": cohort, "cohort_digest": images.data.digest}, device=torch.device("cpu"))
     wall, processor = time.perf_counter(), time.process_time()
-    train(config, images, run, device=torch.device("cpu"), watcher=_Quiet())
+    train(config, images, run, device=torch.device("cpu"), watcher=Quiet())
     used = {"minutes_of_two_cores": (time.process_time() - processor) / 60 / CORES}
     used["wall_minutes"] = (time.perf_counter() - wall) / 60
     (run.path / "processor.json").write_text(json.dumps({**used, "epochs": epochs}))
@@ -237,7 +237,7 @@ def _run_record(path: Path) -> dict[str, Any]:
     }
 
 
-class _Quiet:
+class Quiet:
     """Prints an epoch's line; raises after some steps where it is a trial."""
 
     def __init__(self, stop_after: int | None = None) -> None:
@@ -269,7 +269,7 @@ class _TrialOverError(Exception):
 def _epoch_cost(config: RunConfig, cohort: str) -> float:
     """Processor seconds of an epoch: its steps, by a trial, and its validation, at a third of the cost an image."""
     images = TrainingImages.open(cohort, config)
-    watch = _Quiet(stop_after=TRIAL_STEPS)
+    watch = Quiet(stop_after=TRIAL_STEPS)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder.create(Path(folder) / "trial", config)
         with contextlib.suppress(_TrialOverError):

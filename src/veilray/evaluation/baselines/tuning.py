@@ -73,7 +73,9 @@ def tune(
     """
     rows = tuning_rows(images, count).tolist()
     smoothers = list(dict.fromkeys(method.smoother for method in methods))
-    forms = {smoother: sorted({int(one.naive) for one in methods if one.smoother == smoother}) for smoother in smoothers}
+    forms = {
+        smoother: sorted({int(one.naive) for one in methods if one.smoother == smoother}) for smoother in smoothers
+    }
     found: dict[Smoother, dict[int, list[float]]] = {smoother: {} for smoother in smoothers}
     wanted = {smoother: [_middle(family) for family in families(smoother)] for smoother in smoothers}
     while any(wanted.values()):
@@ -155,9 +157,7 @@ def _try(item: tuple[Smoother, Strength, Case]) -> list[float]:
     """PSNR of one strength on one image through the mean map and naively, which share the smoothing."""
     smoother, strength, case = item
     smoothed = smooth(case.noisy, smoother=smoother, std=case.noise.std, strength=strength)
-    return [
-        decibels(take_off_mean(smoothed, naive=naive, noise=case.noise), case.clean) for naive in (False, True)
-    ]
+    return [decibels(take_off_mean(smoothed, naive=naive, noise=case.noise), case.clean) for naive in (False, True)]
 
 
 def _key(smoother: Smoother, strength: Strength, row: int, images: TrainingImages) -> Key:

@@ -1,0 +1,133 @@
+"""What breaks.py and frontier.py measure is what a closed form says, and their pages show their records."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from veilray.images.radiograph import FloatImage
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+    def load(name: str) -> ModuleType:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    return load
+
+
+def _identity(noisy: FloatImage, *, mean: float, std: float) -> FloatImage:
+    return noisy - np.float32(mean)
+
+
+def _blur(sigma: float) -> Any:
+    def blurred(noisy: FloatImage, *, mean: float, std: float) -> FloatImage:
+        smooth: FloatImage = gaussian_filter(noisy - np.float32(mean), sigma)
+        return smooth
+
+    return blurred
+
+
+def test_noise_that_nobody_takes_away_is_left_and_a_blur_leaves_what_its_transfer_says(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    physics = script("breaks_physics")
+    monkeypatch.setattr(physics, "PHANTOMS", 2)
+    found = physics.noise_left(_identity, 0.1)
+    assert found["share_left"] == pytest.approx([1.0, 1.0, 1.0])
+    assert found["std_left"] == pytest.approx(found["std_before"])
+    assert found["std_before"] == pytest.approx(0.1, abs=0.015)  # less where the clamp cut it off
+    low, middle, high = physics.noise_left(_blur(1.0), 0.1)["share_left"]
+    # A Gaussian's transfer, squared, is exp(-(2 pi f sigma)^2), at the frequencies between the bands.
+    assert low > np.exp(-((2 * np.pi * 0.125) ** 2)) > middle > np.exp(-((2 * np.pi * 0.25) ** 2)) > high
+
+
+@pytest.mark.parametrize("sigma", [1.0, 2.0])
+def test_the_edge_response_of_a_blur_is_its_own(script: Any, sigma: float) -> None:
+    physics = script("breaks_physics")
+    found = physics.edge(_blur(sigma), std=0.02, contrast=0.4)
+    assert found["mtf50"] == pytest.approx(np.sqrt(2 * np.log(2)) / (2 * np.pi * sigma), rel=0.05)
+    assert found["contrast_kept"] == pytest.approx(1.0, abs=0.02)
+    assert physics.edge(None, std=0.0, contrast=0.1)["mtf50"] > 0.5
+
+
+def test_contrast_is_kept_by_who_does_nothing_and_lost_by_who_blurs(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    physics = script("breaks_physics")
+    monkeypatch.setattr(physics, "PHANTOMS", 2)
+    monkeypatch.setattr(physics, "DRAWS", 2)
+    untouched = {one["detail"]: one["mean"] for one in physics.contrasts(_identity, 0.02)}
+    blurred = {one["detail"]: one["mean"] for one in physics.contrasts(_blur(4.0), 0.02)}
+    assert set(untouched) == {"ribs", "nodule of 6 mm", "nodule of 10 mm", "nodule of 20 mm"}
+    for name, kept in untouched.items():
+        assert kept == pytest.approx(1.0, abs=0.1)
+        assert blurred[name] < kept - 0.2
+    assert blurred["nodule of 6 mm"] < blurred["nodule of 10 mm"] < blurred["nodule of 20 mm"]
+
+
+def test_a_posterior_mean_invents_nothing(script: Any) -> None:
+    frontier = script("frontier")
+    generator = np.random.default_rng(0)
+    clean = generator.standard_normal((256, 256))
+    noisy = clean + generator.standard_normal((256, 256))
+    for share, wanted in ((0.5, 0.0), (1.0, 1.0), (0.25, 0.25 * 0.25 * 2 - 0.25)):
+        found = frontier.inventions((share * noisy).astype(np.float32), clean.astype(np.float32))
+        for name in frontier.BANDS:
+            assert found[f"unsupported, {name}"] == pytest.approx(wanted, abs=0.06)
+
+
+def test_blobs_that_come_and_go_are_counted(script: Any) -> None:
+    frontier = script("frontier")
+    clean, output = (np.zeros((64, 64), dtype=np.float32) for _ in range(2))
+    rows, columns = np.mgrid[:64, :64]
+
+    def spot(row: int, column: int) -> FloatImage:
+        found: FloatImage = (0.5 * np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 4.0)).astype(np.float32)
+        return found
+
+    clean += spot(12, 12) + spot(40, 40)
+    output += spot(12, 14) + spot(50, 10) + spot(10, 50)
+    found = frontier.inventions(output, clean)
+    assert (found["blobs invented"], found["blobs lost"]) == (2.0, 1.0)
+
+
+def test_no_patient_that_was_trained_on_is_scored(script: Any, real_data: Path) -> None:
+    breaks = script("breaks")
+    split = (ROOT / "benchmarks" / "splits" / "nih256.csv").read_text(encoding="utf-8").splitlines()[1:]
+    trained = {line.partition("_")[0] for line in split if not line.endswith(",test")}
+    for name in ("nih256", "nih1024"):
+        cases = breaks._cases(real_data, name, 10)
+        assert cases
+        assert len({case.patient for case in cases}) == len(cases)
+        assert not {case.patient for case in cases} & trained
+
+
+@pytest.mark.parametrize(("name", "page", "tables"), [("breaks", "where-it-breaks", 4), ("frontier", "frontier", 2)])
+def test_a_page_holds_its_record_or_says_that_there_is_none(
+    script: Any, tmp_path: Path, name: str, page: str, tables: int
+) -> None:
+    text = (ROOT / "docs" / "explanation" / f"{page}.md").read_text(encoding="utf-8")
+    record = RESULTS / f"{name}.json"
+    if not record.exists():
+        assert text.count("Not on record yet") == tables
+        return
+    copy = tmp_path / "page.md"
+    copy.write_text(text, encoding="utf-8")
+    more = {"figure": tmp_path / "figure.svg"} if name == "frontier" else {}
+    script(f"{name}_pages").write_page(json.loads(record.read_text(encoding="utf-8")), copy, **more)
+    assert copy.read_text(encoding="utf-8") == text
