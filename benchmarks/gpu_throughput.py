@@ -154,7 +154,7 @@ def training_step(config: RunConfig, setup: Setup, device: torch.device, *, batc
     stepper = Stepper(state, config, setup, PartClock(device))
     noisy, clean = _images(batch, size, device)
     known = torch.zeros((batch, 2), device=device)
-    part = Batch(rows=torch.arange(batch).numpy(), noisy=noisy, clean=clean, known=known)
+    part = Batch(rows=torch.arange(batch).numpy(), noisy=noisy, originals=clean, known=known)
     parts = TrainingParts(images=batch * setup.group.world_size, parts=[part])
 
     def step() -> None:

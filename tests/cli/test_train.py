@@ -211,23 +211,38 @@ def test_a_damaged_cohort_is_refused(flow_cohort: Path, tmp_path: Path, name: st
     assert not (tmp_path / "run").exists()
 
 
-def test_a_release_without_pairs_cannot_be_trained_on(flow_cohort: Path, tmp_path: Path) -> None:
-    done("obfuscate", flow_cohort, "--out", tmp_path / "release")
-    result = veilray("train", "default", "--data", tmp_path / "release", "--out", tmp_path / "run", *SMALL)
-    assert (result.status, len(result.lines)) == (2, 1)
-    assert "--pairs" in result.err
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize(("options", "objective"), [((), "censored_sure"), (("--no-clip",), "sure")])
+def test_a_release_without_clean_images_is_trained_on_by_the_default_preset(
+    flow_cohort: Path, tmp_path: Path, options: tuple[str, ...], objective: str
+) -> None:
+    done("obfuscate", flow_cohort, "--out", tmp_path / "release", "--std", "0.3", *options)
+    words = ["train", "default", "--data", tmp_path / "release", "--out", tmp_path / "run", *SMALL]
+    result = veilray(*words)
+    assert result.status == 0, result.err
+    clamp = "clamped" if objective == "censored_sure" else "not clamped"
+    assert f"objective: {objective}, for {tmp_path / 'release'} holds noisy images alone, and the noise is {clamp}" in (
+        result.out
+    )
+    assert "no scores: the data hold no clean images" in result.out
+    assert "PSNR" not in result.out
+    run = RunFolder(tmp_path / "run")
+    assert run.config().train.objective == objective
+    assert run.config().noise.std == 0.3
+    assert [record.validation_psnr for record in run.epochs()] == [None] * len(run.epochs())
+    refused = veilray(*words[:5], tmp_path / "other", *SMALL, "--set", "train.objective=supervised")
+    assert (refused.status, len(refused.lines)) == (2, 1)
+    assert "--pairs" in refused.err
 
 
 @pytest.mark.slow
 def test_noise_other_than_the_release_s_is_refused(flow_cohort: Path, tmp_path: Path) -> None:
     done("obfuscate", flow_cohort, "--out", tmp_path / "release", "--std", "0.3", "--pairs", "--consent-clean-images")
     words = ["train", "default", "--data", tmp_path / "release", "--out", tmp_path / "run", *SMALL]
-    result = veilray(*words)
+    result = veilray(*words, "--set", "noise.std=0.2")
     assert (result.status, len(result.lines)) == (2, 1)
     assert "std 0.2" in result.err
     assert "std 0.3" in result.err
-    done(*words, "--set", "noise.std=0.3")
+    done(*words)
     assert RunFolder(tmp_path / "run").config().noise.std == 0.3
 
 

@@ -95,7 +95,7 @@ def _gradients(config: RunConfig, cohort: Path, group: Group, dtype: torch.dtype
     kept = {}
     for step in range(images.steps_per_epoch()):
         parts = images.training_parts(0, step, CPU, group)
-        wide = [replace(p, noisy=p.noisy.to(dtype), clean=p.clean.to(dtype)) for p in parts.parts]
+        wide = [replace(p, noisy=p.noisy.to(dtype), originals=p.clean.to(dtype)) for p in parts.parts]
         stepper.take(TrainingParts(images=parts.images, parts=wide), rate=1e-3, signals=Signals())
         for network in (model, discriminator):
             for name, parameter in network.named_parameters() if network is not None else ():

@@ -165,12 +165,6 @@ def test_a_release_with_pairs_is_trained_on_as_released(cohort: Path, tmp_path: 
         TrainingImages.open(tmp_path / "release", small_config(noise={"std": 0.2}))
 
 
-def test_a_release_without_pairs_is_refused(cohort: Path, tmp_path: Path) -> None:
-    write_release(Cohort.open(cohort), tmp_path / "release", noise=NoiseConfig())
-    with pytest.raises(UsageError, match="--pairs"):
-        TrainingImages.open(tmp_path / "release", small_config())
-
-
 def test_images_of_several_sizes_are_refused_unless_cropped(tmp_path: Path) -> None:
     write_images(tmp_path / "a", patients=4, size=32)
     write_images(tmp_path / "b", patients=4, size=40)

@@ -31,6 +31,9 @@ from veilray.training.loop import Outcome, train
 from veilray.training.run import RunFolder
 from veilray.training.setup import Setup, check_batch, choose_setup, facts, life, statements
 from veilray.training.start import with_pinned_files
+from veilray.training.suspicion import noise_warnings
+
+NO_SCORES = "no scores: the data hold no clean images; evaluate the model where the originals are"
 
 
 def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume: bool) -> torch.device:
@@ -41,7 +44,8 @@ def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume
     device = pick_device(config.launch.device)
     check_devices(ranks, device, shared=config.launch.share_device)
     check_batch(config, ranks)
-    images = TrainingImages.open(data, with_pinned_files(resolved(config, device)), verify=False)
+    images = TrainingImages.open(data, with_pinned_files(config), verify=False)
+    images.config = resolved(images.config, device)
     if resume:
         RunFolder.resume(out, images.config)
     else:
@@ -78,8 +82,9 @@ def run_training(
                 device = group.device(device, shared=launch.share_device)
                 setup = choose_setup(config, group, device, devices=devices)
                 # One rank a machine reads every pixel; all compare the digest below.
-                config = with_pinned_files(resolved(config, device))
+                config = with_pinned_files(config)
                 images = TrainingImages.open(data, config, verify=group.local_rank == 0)
+                images.config = resolved(images.config, device)  # once the objective is known
             check_agreement(group, config=images.config, digest=images.data.digest)
             run, before = RunFolder(out), []
             with fails_together(group):
@@ -92,7 +97,10 @@ def run_training(
                 typer.echo(_ending(outcome))
             # What was finished already keeps its scores, of the test set perhaps.
             finished = bool(before) and run.epochs() == before and (run.path / "report.html").exists()
-            if evaluate and not group.broadcast(finished):
+            if evaluate and not images.holds_clean:
+                if group.is_lead:
+                    typer.echo(NO_SCORES)
+            elif evaluate and not group.broadcast(finished):
                 _score(run, images, group, device=device, backbone=lpips_backbone, beat=watchdog.beat)
 
 
@@ -194,6 +202,11 @@ def _announce(images: TrainingImages, run: RunFolder, setup: Setup, *, device: t
     typer.echo(f"images: {counts}; arithmetic: {images.config.launch.precision}")
     if start := images.config.train.start:
         typer.echo(f"begins from the weights of {start} (SHA-256 {images.config.train.start_sha256[:12]}...)")
+    choice = images.choice
+    if choice.objective != "supervised":
+        typer.echo(f"objective: {choice.objective}, for {choice.why}; train.loss has no effect")
+    for line in noise_warnings(images):
+        typer.echo(line, err=True)
     for line in statements(images.config, setup, device):
         typer.echo(line)
     if environment["shared_patients"]:

@@ -63,10 +63,13 @@ class TerminalWatcher:
     def epoch(self, record: EpochRecord) -> None:
         """Print a line and record the curves."""
         for name in ("train_loss", "validation_loss", "validation_psnr", "learning_rate", "images_per_second"):
-            self._events.add_scalar(f"epoch/{name}", asdict(record)[name], record.step)
+            value = asdict(record)[name]
+            if value is not None:
+                self._events.add_scalar(f"epoch/{name}", value, record.step)
+        psnr = "" if record.validation_psnr is None else f", validation PSNR {record.validation_psnr:.2f} dB"
         self._bar.say(
             f"epoch {record.epoch}/{self._epochs}: training loss {record.train_loss:.5f}, validation loss "
-            f"{record.validation_loss:.5f}, validation PSNR {record.validation_psnr:.2f} dB, "
+            f"{record.validation_loss:.5f}{psnr}, "
             f"{record.images_per_second:.1f} images/s"
         )
 

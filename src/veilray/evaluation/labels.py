@@ -43,6 +43,8 @@ _PHRASES: dict[str, str | dict[str, str]] = {
     "model.stages": "{} stages",
     "noise.fresh": {"no": "fixed noise"},
     "noise.training": {"the noise of the test": "", "": "trained at {}"},
+    "train.objective": {"supervised": ""},
+    "train.probe_every": "probe on every {} images",
     "train.loss": {
         "l1": "L1",
         "mse": "MSE",

@@ -92,17 +92,19 @@ def _draw_curves(
     level: Level,
     styles: dict[str, Stroke],
     position: Callable[[EpochRecord], float],
-    value: Callable[[EpochRecord], float],
+    value: Callable[[EpochRecord], float | None],
 ) -> None:
     for arm in level.models:
         stroke = styles[arm.label]
         for run in arm.runs:
-            points = [(position(record), value(record)) for record in run.curve]
+            values = [(position(record), value(record)) for record in run.curve]
+            points = [(x, y) for x, y in values if y is not None]
             marker = "o" if len(points) < 3 else None
             axes.plot(*_columns(points), color=stroke.colour, ls=stroke.dashes, lw=1.1, marker=marker, ms=2.5)
             best = run.best_epoch
-            if best is not None:
-                axes.plot([position(best)], [value(best)], "o", ms=4, mfc="white", mec=stroke.colour, mew=1.1)
+            height = None if best is None else value(best)
+            if best is not None and height is not None:
+                axes.plot([position(best)], [height], "o", ms=4, mfc="white", mec=stroke.colour, mew=1.1)
 
 
 def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -112,13 +114,15 @@ def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float
 def _ratio(level: Level) -> float:
     """Of the largest to the smallest validation loss, which tells whether a logarithmic axis has ticks to show."""
     losses = [record.validation_loss for arm in level.models for run in arm.runs for record in run.curve]
-    return max(losses) / max(min(losses), 1e-12) if losses else 1.0
+    if not losses or min(losses) <= 0:  # an estimate of the squared error may be negative
+        return 1.0
+    return max(losses) / min(losses)
 
 
 def _zoom(axes: Axes, level: Level) -> None:
     """Leave the first, steep epochs below the frame, so that the differences at the end can be seen."""
-    curves = [[record.validation_psnr for record in run.curve] for arm in level.models for run in arm.runs]
-    values = np.concatenate([np.array(curve) for curve in curves]) if curves else np.zeros(0)
+    curves = [record.validation_psnr for arm in level.models for run in arm.runs for record in run.curve]
+    values = np.array([decibels for decibels in curves if decibels is not None])
     if len(values) < 10:
         return
     low, high = float(np.quantile(values, 0.1)), float(values.max())

@@ -37,6 +37,8 @@ _NAMES = {
     "train.epochs": "Epochs",
     "train.batch_size": "Images in a step, over all devices",
     "train.accumulate": "Parts of a step, one after another",
+    "train.objective": "Objective",
+    "train.probe_every": "Images to one probe of the divergence",
     "train.loss": "Loss",
     "train.loss_weight": "Weight of what the loss adds to pixels",
     "train.perceptual_sha256": "AlexNet's file (SHA-256)",
@@ -68,6 +70,11 @@ _NAMES = {
 }
 _VALUES = {
     "model.name": TITLES,
+    "train.objective": {
+        "supervised": "the clean images",
+        "sure": "noisy images alone, by Stein's unbiased risk estimate",
+        "censored_sure": "noisy images alone, by Stein's estimate for clamped noise",
+    },
     "train.loss": {
         "l1": "L1, mean absolute error",
         "mse": "mean squared error",

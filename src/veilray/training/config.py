@@ -17,6 +17,9 @@ from veilray.models.config import ModelConfig
 from veilray.obfuscation.config import NoiseConfig
 
 Loss = Literal["l1", "mse", "charbonnier", "ms_ssim_l1", "frequency", "perceptual", "adversarial"]
+Objective = Literal["auto", "supervised", "sure", "censored_sure"]
+PROBED: tuple[Objective, ...] = ("sure", "censored_sure")
+"""Objectives that take differences of the network's output, for which half precision is too coarse."""
 LOSS_WEIGHTS: dict[str, float] = {"ms_ssim_l1": 0.84, "frequency": 1.0, "perceptual": 0.02, "adversarial": 0.005}
 """Of what a loss adds to the error of pixels, where a configuration says nothing; the others add nothing."""
 _ONLY_FOR = {
@@ -42,8 +45,15 @@ class TrainConfig(BaseModel):
     """Passes over the training images."""
     batch_size: int = Field(default=32, ge=1)
     """Images in an optimiser step, over all devices."""
+    objective: Objective = "auto"
+    """What a training goes by: clean images (`supervised`, with `loss`), or noisy ones alone. Of the latter, `sure` is
+    for noise that is not clamped, `censored_sure` for clamped noise. `auto` takes `supervised` where clean images are
+    there, and else what the noise allows; what it took is written into the run's configuration."""
+    probe_every: int = Field(default=2, ge=1, le=1024)
+    """sure, censored_sure: the divergence is measured on every k-th image of a batch, and counts for all; 1 + 1/k is
+    the work of a step, in that of a supervised one."""
     loss: Loss = "l1"
-    """Objective: mean absolute error of pixels (`l1`), squared (`mse`), or squared only where it is small
+    """supervised: mean absolute error of pixels (`l1`), squared (`mse`), or squared only where it is small
     (`charbonnier`); or the absolute error and what is added to it: multi-scale structural similarity (`ms_ssim_l1`),
     the error's Fourier transform (`frequency`), the distance of AlexNet features (`perceptual`), a discriminator's
     judgement of patches (`adversarial`). Validation, which chooses the weights to evaluate, is by the error of pixels
@@ -122,6 +132,7 @@ class TrainConfig(BaseModel):
     def unused(self) -> set[str]:
         """Names of the fields that this objective has no use for."""
         unused = {name for name, loss in _ONLY_FOR.items() if self.loss != loss}
+        unused |= {"probe_every"} if self.objective == "supervised" else {"loss", "loss_weight"}
         return unused if self.loss in LOSS_WEIGHTS else unused | {"loss_weight"}
 
     @property

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,25 +25,46 @@ from veilray.obfuscation.noise import apply_draws, keyed_draw
 from veilray.parallel.group import ALONE, Group, share
 from veilray.training.config import RunConfig
 from veilray.training.degradation import other_task
+from veilray.training.draws import keyed, sign_fields
+from veilray.training.objectives.choose import choose_objective, with_objective
 
 Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 SMALLEST = 11  # the window of SSIM
 Gather = Callable[[Rows], FloatImage]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Images of one step: (N, 1, H, W), float32; `clean` in [0, 1], `noisy` too where the noise is clamped."""
+    """Images of one step: (N, 1, H, W), float32; clean ones in [0, 1], `noisy` too where the noise is clamped."""
 
     rows: Rows
     noisy: Tensor
-    clean: Tensor
     known: Tensor
     """(N, 2), float32: mean and standard deviation of each image's noise."""
+    originals: Tensor | None
+    """The clean images; None where the data hold none."""
+    field: Tensor | None = None
+    """(N, 1, H, W), float32: what an objective that sees no clean image draws for each pixel; None for others."""
+    weight: Tensor | None = None
+    """(N,), float32: how much the probe of an image counts; 0 where there is none."""
+
+    @property
+    def clean(self) -> Tensor:
+        """The clean images, (N, 1, H, W); CohortError where the data hold none."""
+        if self.originals is None:
+            raise CohortError("these data hold no clean images to compare with; evaluate where the originals are")
+        return self.originals
 
     def network_input(self, config: ModelConfig) -> Tensor:
         """(N, C, H, W): the noisy images, with a constant map for each thing the network is told of their noise."""
         return with_noise_maps(self.noisy, self.known[:, : config.channels_in - 1])
+
+    def arguments(self, config: ModelConfig) -> tuple[Tensor, ...]:
+        """What the training's objective takes: network input and clean images, or what it makes do without them."""
+        if self.field is None or self.weight is None:
+            return self.network_input(config), self.clean
+        return self.noisy, self.known, self.field, self.weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +78,19 @@ class TrainingParts:
 
 
 class TrainingImages:
-    """The images of a cohort, or of a release with pairs, in their three sets.
+    """The images of a cohort or a release in their three sets.
 
     From a cohort the noise is drawn while training; from a release it is what was released. All that decides a batch
-    is (seed, epoch, image), so batches can be made in any order and anywhere.
+    is (seed, epoch, image), so batches can be made in any order and anywhere. `config` is the given one with the
+    noise and the objective that the data decide.
     """
 
     def __init__(self, data: Cohort | Release, config: RunConfig) -> None:
         self.data = data
         self.noise = _noise_of(data, config)
-        self.config = config.model_copy(update={"noise": self.noise})
+        self.holds_clean = isinstance(data, Cohort) or data.pairs
+        self.choice = choose_objective(config, clip=self.noise.clip, clean=self.holds_clean, path=data.path)
+        self.config = with_objective(config.model_copy(update={"noise": self.noise}), self.choice)
         self.sets = _sets(data, config)
 
     @classmethod
@@ -97,7 +120,8 @@ class TrainingImages:
 
     def training_batch(self, epoch: int, index: int, device: torch.device) -> Batch:
         """Batch `index` of an epoch, epochs counted from 0: shuffled by (seed, epoch)."""
-        return self._training_images(self._batch_rows(epoch, index), epoch, device)
+        rows = self._batch_rows(epoch, index)
+        return self._training_images(rows, epoch, device, weights=self._weights(len(rows)))
 
     def training_parts(self, epoch: int, index: int, device: torch.device, group: Group = ALONE) -> TrainingParts:
         """Batch `index` of an epoch in `train.accumulate` parts, and of each part the slice that is this rank's.
@@ -107,8 +131,11 @@ class TrainingImages:
         rows = self._batch_rows(epoch, index)
         count = min(self.config.train.accumulate, len(rows))
         bounds = [len(rows) * part // count for part in range(count + 1)]
-        slices = [rows[start:end][_slice(end - start, group)] for start, end in itertools.pairwise(bounds)]
-        parts = [self._training_images(chosen, epoch, device) for chosen in slices]
+        weights = self._weights(len(rows))
+        parts = []
+        for start, end in itertools.pairwise(bounds):
+            own = _slice(end - start, group)
+            parts.append(self._training_images(rows[start:end][own], epoch, device, weights=weights[start:end][own]))
         return TrainingParts(images=len(rows), parts=parts)
 
     def held_out_batches(
@@ -122,14 +149,22 @@ class TrainingImages:
 
     def held_out_batch(self, rows: Rows, device: torch.device) -> Batch:
         """Given images of one size, whole, with noise that is fixed once and for all and always drawn on the CPU."""
+        batch = self._held_out(rows, device)
+        if self.choice.objective == "supervised":
+            return batch
+        names = [f"{self.config.evaluate.noise_seed}/held-out/{self.image_id(int(row))}" for row in rows]
+        return self._with_field(batch, names, np.ones(len(rows), dtype=np.float32))
+
+    def _held_out(self, rows: Rows, device: torch.device) -> Batch:
         if isinstance(self.data, Release):
-            clean, noisy = (_tensor(gather(rows)) for gather in self._gathers())
-            return Batch(rows=rows, noisy=noisy.to(device), clean=clean.to(device), known=self._stated(rows, device))
+            noisy, clean = (None if gather is None else _tensor(gather(rows)).to(device) for gather in self._gathers())
+            assert noisy is not None
+            return Batch(rows=rows, noisy=noisy, originals=clean, known=self._stated(rows, device))
         # A name of its own, which no epoch of the training can meet.
         fixed = self.noise.model_copy(update={"fresh": False})
         clean = _tensor(self.data.gather(rows))
         batch = self._obfuscated(rows, clean, fixed, seed=self.config.evaluate.noise_seed, prefix="held-out/")
-        return Batch(rows=rows, noisy=batch.noisy.to(device), clean=clean.to(device), known=batch.known.to(device))
+        return Batch(rows=rows, noisy=batch.noisy.to(device), originals=clean.to(device), known=batch.known.to(device))
 
     def image_id(self, row: int) -> str:
         """Name of the image in a row."""
@@ -141,14 +176,40 @@ class TrainingImages:
         size = self.config.train.batch_size
         return rows[order[index * size : (index + 1) * size]]
 
-    def _training_images(self, rows: Rows, epoch: int, device: torch.device) -> Batch:
+    def _weights(self, images: int) -> Floats:
+        """How much the probe of each image in a batch counts: every k-th for all, the others not at all."""
+        weights = np.zeros(images, dtype=np.float32)
+        probed = weights[:: self.config.train.probe_every]
+        probed[:] = images / len(probed)
+        return weights
+
+    def _training_images(self, rows: Rows, epoch: int, device: torch.device, *, weights: Floats) -> Batch:
         if not len(rows):
             side = self.config.train.crop
             empty = torch.empty((0, 1, *((side, side) if side else self.data.sizes[0])), device=device)
-            return Batch(rows=rows, noisy=empty, clean=empty, known=torch.empty((0, 2), device=device))
+            batch = Batch(rows=rows, noisy=empty, originals=empty, known=torch.empty((0, 2), device=device))
+        else:
+            batch = self._training_pairs(rows, epoch, device)
+        if self.choice.objective == "supervised":
+            return batch
+        return self._with_field(
+            batch, [f"{self.config.seed}/{epoch}/{self.image_id(int(row))}" for row in rows], weights
+        )
+
+    def _with_field(self, batch: Batch, names: Sequence[str], weights: Floats) -> Batch:
+        """The batch with what its objective draws, by the names of its images."""
+        shape = batch.noisy.shape[-2], batch.noisy.shape[-1]
+        device = batch.noisy.device
+        field = sign_fields(names, shape) if names else torch.empty_like(batch.noisy)
+        return replace(batch, field=field.to(device), weight=torch.from_numpy(weights).to(device))
+
+    def _training_pairs(self, rows: Rows, epoch: int, device: torch.device) -> Batch:
         if isinstance(self.data, Release):
-            clean, noisy = (self._augmented(gather, rows, epoch, device) for gather in self._gathers())
-            return Batch(rows=rows, noisy=noisy, clean=clean, known=self._stated(rows, device))
+            noisy, clean = (
+                None if gather is None else self._augmented(gather, rows, epoch, device) for gather in self._gathers()
+            )
+            assert noisy is not None
+            return Batch(rows=rows, noisy=noisy, originals=clean, known=self._stated(rows, device))
         clean = self._augmented(self.data.gather, rows, epoch, device)
         batch = self._obfuscated(rows, clean, self.noise, seed=self.config.seed, epoch=epoch)
         return batch if self.config.train.degradation == "noise" else self._with_other_tasks(batch, epoch)
@@ -165,10 +226,10 @@ class TrainingImages:
                 known[index] = 0.0
         return replace(batch, noisy=noisy, known=known)
 
-    def _gathers(self) -> tuple[Gather, Gather]:
-        """Clean and noisy images of a release."""
+    def _gathers(self) -> tuple[Gather, Gather | None]:
+        """Noisy and clean images of a release; None where it has no clean ones."""
         assert isinstance(self.data, Release)
-        return self.data.gather_clean, self.data.gather_noisy
+        return self.data.gather_noisy, self.data.gather_clean if self.data.pairs else None
 
     def _obfuscated(
         self, rows: Rows, clean: Tensor, noise: NoiseConfig, *, seed: int, epoch: int = 0, prefix: str = ""
@@ -176,7 +237,7 @@ class TrainingImages:
         names = [prefix + self.image_id(int(row)) for row in rows]
         draws = [keyed_draw(noise, seed=seed, epoch=epoch, image_id=name) for name in names]
         known = torch.tensor([(draw.mean, draw.std) for draw in draws], dtype=torch.float32, device=clean.device)
-        return Batch(rows=rows, noisy=apply_draws(clean, draws, clip=noise.clip), clean=clean, known=known)
+        return Batch(rows=rows, noisy=apply_draws(clean, draws, clip=noise.clip), originals=clean, known=known)
 
     def _stated(self, rows: Rows, device: torch.device) -> Tensor:
         """(N, 2): what a release says of the noise of its images."""
@@ -191,7 +252,7 @@ class TrainingImages:
             return _tensor(gather(rows)).to(device, non_blocking=True)
         images = []
         for row in rows:
-            key = _hash(f"{self.config.seed}/{epoch}/{self.image_id(int(row))}", b"augment")
+            key = keyed(f"{self.config.seed}/{epoch}/{self.image_id(int(row))}", b"augment")
             image = gather(np.array([row]))[0]
             image = _cut(image, train.crop, key >> 1) if train.crop else image
             images.append(image[:, ::-1] if train.flips and key & 1 else image)
@@ -207,11 +268,6 @@ def _slice(count: int, group: Group) -> slice:
 def _noise_of(data: Cohort | Release, config: RunConfig) -> NoiseConfig:
     if isinstance(data, Cohort):
         return config.noise
-    if not data.pairs:
-        raise UsageError(
-            f"{data.path} holds no clean images: training on noisy images alone is not supported; "
-            "ask for a release made with --pairs"
-        )
     if config.train.degradation != "noise":
         raise UsageError(
             f"train.degradation = '{config.train.degradation}' is for cohorts: the noisy images of {data.path} are made"
@@ -248,8 +304,16 @@ def _sets(data: Cohort | Release, config: RunConfig) -> dict[str, Rows]:
     sets: dict[str, Rows] = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
     for name in ("train", "validation"):
         if not len(sets[name]):
-            raise CohortError(f"{data.path} has no images in its {name} set; training needs some in both")
+            raise CohortError(f"{data.path} has no images in its {name} set; training needs some in both{_why(data)}")
     return sets
+
+
+def _why(data: Cohort | Release) -> str:
+    """Why a set may be empty, where that is plain."""
+    if len(data) == 1:
+        return ", and this is one image"
+    patients = len({data.patient_id(row) for row in range(len(data))})
+    return f", and all its {len(data)} images are of one patient, who is in one set alone" if patients == 1 else ""
 
 
 def _tensor(pixels: FloatImage) -> Tensor:
@@ -264,8 +328,4 @@ def _cut(image: FloatImage, side: int, key: int) -> FloatImage:
 
 
 def _generator(seed: int, purpose: str, epoch: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=_hash(f"{seed}/{epoch}", purpose.encode())))
-
-
-def _hash(name: str, purpose: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16, person=purpose).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=keyed(f"{seed}/{epoch}", purpose.encode())))

@@ -5,16 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from veilray.errors import UsageError
 from veilray.parallel.devices import multiplies_bf16
-from veilray.training.config import LaunchConfig, RunConfig
+from veilray.training.config import PROBED, LaunchConfig, RunConfig
 
 
 def resolved(config: RunConfig, device: torch.device) -> RunConfig:
-    """The configuration with every `auto` of its launch replaced by what the device does best."""
+    """The configuration with every `auto` of its launch replaced by what the device does best.
+
+    Raises UsageError where the arithmetic is too coarse for the objective.
+    """
     launch = config.launch
     precision = launch.precision
+    probed = config.train.objective in PROBED
     if precision == "auto":
-        precision = "bf16" if multiplies_bf16(device) else "fp32"
+        precision = "bf16" if multiplies_bf16(device) and not probed else "fp32"
+    if probed and precision != "fp32":
+        raise UsageError(
+            f"launch.precision = '{precision}' is too coarse for the differences that train.objective = "
+            f"'{config.train.objective}' takes: set 'auto' or 'fp32'"
+        )
     layout = launch.layout
     if layout == "auto":
         layout = "contiguous" if device.type == "cpu" and precision == "fp32" else "channels_last"

@@ -19,6 +19,7 @@ from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.interruption import deferred_interruption
 from veilray.training.launch import memory_format, resolved
+from veilray.training.objectives.choose import with_objective
 from veilray.training.objectives.supervised import discriminator_of
 from veilray.training.prefetch import prefetched
 from veilray.training.run import EpochRecord, RunFolder
@@ -75,7 +76,8 @@ def train(
     TrainingError where the loss, or 20 fp16 gradients in a row, are not finite; LostRankError where another rank has
     gone; ToldElsewhere where another rank tells the user why.
     """
-    config, group, clock = resolved(config, device), setup.group, PartClock(device, on_lap=beat)
+    config = resolved(with_objective(config, images.choice), device)
+    group, clock = setup.group, PartClock(device, on_lap=beat)
     with fails_together(group):
         config = with_pinned_files(config)
     state = _start(config, run, setup, device, watcher)

@@ -32,9 +32,10 @@ class EpochRecord:
     train_loss: float
     """Mean over the epoch's images, each at the weights of its own step."""
     validation_loss: float
-    """Mean over all validation images, at the averaged weights."""
-    validation_psnr: float
-    """Mean over all validation images in dB, output clamped."""
+    """Mean over all validation images, at the averaged weights; of a training without clean images the
+    criterion of its objective, in units of the squared error, which may be negative."""
+    validation_psnr: float | None
+    """Mean over all validation images in dB, output clamped; None where there are no clean images to compare with."""
     learning_rate: float
     images_per_second: float
     """Training images a second, validation and checkpoints left out."""

@@ -76,7 +76,7 @@ class Counters:
         epoch: int,
         rate: float,
         validation_loss: float,
-        validation_psnr: float,
+        validation_psnr: float | None,
         config: TrainConfig,
         peak_memory_bytes: int = 0,
     ) -> EpochRecord:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
 from veilray.training.config import RunConfig
 from veilray.training.data import Batch, TrainingParts
-from veilray.training.objectives.supervised import SupervisedObjective, criterion_of
+from veilray.training.objectives.build import build_objective
 from veilray.training.setup import Setup
 from veilray.training.state import TrainingState
 from veilray.training.timing import PartClock
@@ -53,14 +53,7 @@ class Stepper:
         self._config = config
         self._setup = setup
         self._clock = clock
-        criterion = criterion_of(config, discriminator=state.discriminator)
-        objective = SupervisedObjective(
-            state.model,
-            loss=config.train.loss,
-            deep_supervision=config.model.deep_supervision,
-            launch=config.launch,
-            criterion=criterion if criterion is None else criterion.to(next(state.model.parameters()).device),
-        )
+        objective = build_objective(state.model, config, discriminator=state.discriminator)
         self._objective = setup.wrap(objective, config, on_gradients_ready=clock.gradients_ready)
 
     def take(self, batch: TrainingParts, *, rate: float, signals: Signals) -> Taken:
@@ -96,7 +89,7 @@ class Stepper:
 
     def _forward(self, part: Batch) -> Tensor:
         """The sum of the losses of a part's images."""
-        loss: Tensor = self._objective(part.network_input(self._config.model), part.clean).sum()
+        loss: Tensor = self._objective(*part.arguments(self._config.model)).sum()
         self._clock.lap("forward")
         return loss
 

@@ -11,6 +11,7 @@ from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.launch import autocast, laid_out
 from veilray.training.objectives import image_losses
+from veilray.training.objectives.build import build_objective, sees_no_clean
 from veilray.training.timing import PartClock
 
 
@@ -22,26 +23,35 @@ def validate(
     device: torch.device,
     group: Group = ALONE,
     clock: PartClock | None = None,
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Mean loss and mean PSNR in dB over every validation image, the same on every rank to the last bit.
+
+    PSNR is None where the data hold no clean images. The loss of an objective that sees none is its own estimate, with
+    one probe an image that never changes, so that epochs can be compared.
 
     Each rank takes its share of the images; only the sums cross ranks, once at the end, so that shares need not be of
     one size.
     """
     model.eval()
+    blind = build_objective(model, config) if sees_no_clean(config) else None
     clock = clock or PartClock(device)
     loss = decibels = 0.0
     batch_size = max(1, config.train.batch_size // group.world_size)
     for batch in images.held_out_batches("validation", device, batch_size=batch_size, group=group):
-        with autocast(config.launch, device):
-            output = model(laid_out(batch.network_input(config.model), config.launch)).float()
+        if blind is None or images.holds_clean:
+            with autocast(config.launch, device):
+                output = model(laid_out(batch.network_input(config.model), config.launch)).float()
+            decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
+        if blind is None:
+            losses = image_losses(config.train.loss, output, batch.clean)
+        else:
+            losses = blind(*batch.arguments(config.model))
         clock.lap("validation")
-        loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
-        decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
+        loss += losses.double().sum().item()
         clock.lap("metrics")
     count = len(images.sets["validation"])
     if group.joined:
         # The lead's, because nothing promises that all ranks add up in one order, and all must choose the same epoch.
         loss, decibels = group.broadcast(group.sum_(torch.tensor([loss, decibels], dtype=torch.float64)).tolist())
     clock.lap("metrics")
-    return loss / count, decibels / count
+    return loss / count, decibels / count if images.holds_clean else None

@@ -1,0 +1,78 @@
+"""Which objective a training has: the one that its configuration names, or the one that its data allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from veilray.errors import UsageError
+from veilray.training.config import LOSS_WEIGHTS, Objective, RunConfig
+
+UNCLAMPED: tuple[Objective, ...] = ("sure",)
+"""Objectives whose proofs need Gaussian noise that nothing has cut off."""
+CLAMPED: tuple[Objective, ...] = ("censored_sure",)
+"""Objectives made for the clamp."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """An objective, and why it was taken."""
+
+    objective: Objective
+    why: str
+
+
+def choose_objective(config: RunConfig, *, clip: bool, clean: bool, path: Path) -> Choice:
+    """The objective of a training on the data at `path`.
+
+    `clip`: whether their noise is clamped. `clean`: whether clean images are there. Raises UsageError for an objective
+    that is not valid for them, with the reason.
+    """
+    wanted = config.train.objective
+    clamp = "the noise is clamped" if clip else "the noise is not clamped"
+    if wanted == "auto":
+        if clean:
+            return Choice(objective="supervised", why="the data hold clean images")
+        chosen: Objective = "censored_sure" if clip else "sure"
+        choice = Choice(objective=chosen, why=f"{path} holds noisy images alone, and {clamp}")
+    else:
+        choice = Choice(objective=wanted, why="the configuration asks for it")
+    _check(choice.objective, config, clip=clip, clean=clean, path=path)
+    return choice
+
+
+def _check(objective: Objective, config: RunConfig, *, clip: bool, clean: bool, path: Path) -> None:
+    train = config.train
+    if objective == "supervised":
+        if not clean:
+            raise UsageError(
+                f"train.objective = 'supervised' needs clean images, and {path} holds none: "
+                "set train.objective = 'auto', or ask for a release made with --pairs"
+            )
+        return
+    if objective in UNCLAMPED and clip:
+        raise UsageError(
+            f"train.objective = '{objective}' holds for noise that is not clamped, and that of {path} is: the estimate "
+            "would be off by several times the error; set train.objective = 'auto'"
+        )
+    if objective in CLAMPED and not clip:
+        raise UsageError(
+            f"train.objective = '{objective}' is for clamped noise, and that of {path} is not: set 'sure', which is "
+            "the same without a clamp, or 'auto'"
+        )
+    if train.loss in LOSS_WEIGHTS:
+        raise UsageError(
+            f"train.loss = '{train.loss}' compares with clean images, and train.objective = '{objective}' sees none: "
+            "set train.loss = 'l1'"
+        )
+    if train.degradation != "noise":
+        raise UsageError(f"train.degradation = '{train.degradation}' needs train.objective = 'supervised'")
+    if config.model.deep_supervision:
+        raise UsageError(
+            f"model.deep_supervision is for train.objective = 'supervised', not '{objective}': set it to false"
+        )
+
+
+def with_objective(config: RunConfig, choice: Choice) -> RunConfig:
+    """The configuration with `auto` replaced by what was chosen."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"objective": choice.objective})})

@@ -1,0 +1,54 @@
+"""Whether a release's noise is what the release says: objectives without clean images go by its word."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from veilray.cohort.release import Release
+from veilray.errors import CohortError
+from veilray.images.radiograph import FloatImage
+from veilray.obfuscation.estimate import PATCH, estimate_noise_std
+from veilray.training.data import TrainingImages
+
+SAMPLE = 16
+"""Training images that are looked at."""
+RATIO = 1.25
+"""Of estimated to stated std, or the other way round, from which it is told; the estimate is right within 15 %."""
+PILED_UP = 0.005
+"""Share of pixels at the two ends of what occurs that no noise without a clamp comes near."""
+
+
+def noise_warnings(images: TrainingImages) -> list[str]:
+    """What must be said of a release's noise before a training without clean images; empty elsewhere.
+
+    Raises CohortError where a release states noise without a clamp, and pixels are piled up at two values.
+    """
+    if not isinstance(images.data, Release) or images.choice.objective == "supervised":
+        return []
+    rows = images.sets["train"][:SAMPLE]
+    stated = images.data.stds(rows)
+    ratios = []
+    for row, std in zip(rows, stated, strict=True):
+        noisy = images.data.gather_noisy(np.array([row]))[0]
+        if not images.noise.clip:
+            _check_unclamped(noisy, images)
+        if min(noisy.shape) >= PATCH + 2:
+            ratios.append(estimate_noise_std(noisy, clip=images.noise.clip) / float(std))
+    ratio = float(np.median(ratios)) if ratios else 1.0
+    if 1 / RATIO <= ratio <= RATIO:
+        return []
+    low, high = images.noise.std_range
+    says, looks = images.noise.std_text, f"{ratio * low:.2g}" if low == high else f"{ratio:.2g} times that"
+    return [
+        f"warning: {images.data.path} says that its noise has std {says}, but it looks like {looks} (estimated from "
+        f"{len(ratios)} images): the training goes by what is said, and would be wrong; ask the sender"
+    ]
+
+
+def _check_unclamped(noisy: FloatImage, images: TrainingImages) -> None:
+    ends = (noisy == noisy.min()) | (noisy == noisy.max())
+    if float(ends.mean()) > PILED_UP:
+        raise CohortError(
+            f"{images.data.path} says that its noise is not clamped, but {float(ends.mean()):.0%} of an image's pixels "
+            f"lie at {noisy.min():.3g} and {noisy.max():.3g}: it was clamped after all; ask the sender"
+        )
