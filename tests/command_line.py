@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -30,6 +31,19 @@ SMALL = [
 
 PROCESS = [sys.executable, "-c", "from veilray.cli.main import run; run()"]
 """What the console script `veilray` does."""
+
+SLOW_EPOCHS = """
+import time
+from veilray.training.run import RunFolder
+append = RunFolder.append
+def slowly(self, record):
+    append(self, record)
+    time.sleep(0.5)
+RunFolder.append = slowly
+from veilray.cli.main import run
+run()
+"""
+"""The command line in which every epoch takes its time, so that who is to meet one cannot miss it."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +84,10 @@ def done(*words: object) -> Finished:
     return result
 
 
-def start(*words: object, folder: Path | None = None) -> subprocess.Popen[str]:
+def start(*words: object, folder: Path | None = None, program: Sequence[str] = PROCESS) -> subprocess.Popen[str]:
     """Start the command line as a process of its own, one thread, its output in pipes."""
     return subprocess.Popen(
-        [*PROCESS, *(str(word) for word in words)],
+        [*program, *(str(word) for word in words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

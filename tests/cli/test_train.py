@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tests.command_line import SMALL, done, start, veilray
+from tests.command_line import SLOW_EPOCHS, SMALL, done, start, veilray
 
 from veilray.cli import training
 from veilray.cohort.cohort import Cohort
@@ -354,7 +355,7 @@ def test_resuming_with_another_configuration_is_refused(own_run: Path, flow_coho
 
 @pytest.mark.slow
 def test_interrupted_or_killed_it_ends_with_the_same_weights(flow_cohort: Path, tmp_path: Path) -> None:
-    settings = [*SMALL, "--set", "train.epochs=25", "--set", "launch.checkpoint_minutes=0.0005", "--no-evaluate"]
+    settings = [*SMALL, "--set", "train.epochs=8", "--set", "launch.checkpoint_minutes=0.0005", "--no-evaluate"]
     done("train", "default", "--data", flow_cohort, "--out", tmp_path / "whole", *settings)
 
     stopped = _begin(flow_cohort, tmp_path / "stopped", settings)
@@ -365,13 +366,13 @@ def test_interrupted_or_killed_it_ends_with_the_same_weights(flow_cohort: Path, 
     last = err.splitlines()[-1]
     assert last.startswith("veilray: stopped after a checkpoint; go on with: veilray train --resume")
     assert "Traceback" not in err
-    assert 2 <= len(RunFolder(tmp_path / "stopped").epochs()) < 25
+    assert 2 <= len(RunFolder(tmp_path / "stopped").epochs()) < 8
 
     killed = _begin(flow_cohort, tmp_path / "killed", settings)
     _wait_for(tmp_path / "killed", lambda run: len(run.epochs()) >= 3)
     killed.kill()
     killed.communicate(timeout=120)
-    assert len(RunFolder(tmp_path / "killed").epochs()) < 25
+    assert len(RunFolder(tmp_path / "killed").epochs()) < 8
 
     for name in ("stopped", "killed"):
         result = done("train", "--resume", "--data", flow_cohort, "--out", tmp_path / name, "--no-evaluate")
@@ -380,7 +381,8 @@ def test_interrupted_or_killed_it_ends_with_the_same_weights(flow_cohort: Path, 
 
 
 def _begin(cohort: Path, out: Path, settings: list[str]) -> subprocess.Popen[str]:
-    return start("train", "default", "--data", cohort, "--out", out, *settings)
+    program = [sys.executable, "-c", SLOW_EPOCHS]
+    return start("train", "default", "--data", cohort, "--out", out, *settings, program=program)
 
 
 def _wait_for(run: Path, ready: Callable[[RunFolder], bool]) -> None:

@@ -43,15 +43,22 @@ def test_a_phantom_is_denoised_and_a_clean_one_stays(name: str) -> None:
     assert _decibels(untouched, clean) > 35.0
 
 
+@pytest.fixture(scope="module")
+def nih256(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cohort of nih256 with the split on record."""
+    cohort = tmp_path_factory.mktemp("nih256") / "cohort"
+    import_radiographs([real_data / "nih256"], cohort, size=256, split_file=SPLIT, workers=1)
+    return cohort
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_names())
-def test_the_test_patients_are_denoised_to_the_stated_scores(name: str, real_data: Path, tmp_path: Path) -> None:
-    import_radiographs([real_data / "nih256"], tmp_path / "cohort", size=256, split_file=SPLIT, workers=1)
+def test_the_test_patients_are_denoised_to_the_stated_scores(name: str, nih256: Path, tmp_path: Path) -> None:
     subject, card = open_subject(f"shipped:{name}"), shipped_model(name).card
     stated = [score for score in card.scores if "nih256" in score.data]
     assert stated
     for score in stated:
-        images = TrainingImages.open(tmp_path / "cohort", at_noise(subject.config, score.noise))
+        images = TrainingImages.open(nih256, at_noise(subject.config, score.noise))
         summary = evaluate(
             subject,
             images,

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 import typer
 
-from veilray.cli.reporting import evaluate_and_report, shared_metric
 from veilray.cli.watcher import Silence, TerminalWatcher
 from veilray.cohort.release import Release
 from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
-from veilray.evaluation.evaluate import check_digest
 from veilray.files import sha256_file
 from veilray.models.build import build_model
 from veilray.parallel.devices import describe_device, is_out_of_memory, pick_device
@@ -144,6 +142,9 @@ def _score(
     beat: Callable[[], None],
 ) -> None:
     """Score on the validation set and report: on all ranks where all see the run folder, else on the lead."""
+    # Drawing and statistics take seconds to load, for which no rank need wait before it trains.
+    from veilray.cli.reporting import evaluate_and_report, shared_metric
+
     files = (run.path / "config.toml", run.best_weights)
     seen = group.gather([sha256_file(path) if path.is_file() else "" for path in files])
     if any(one != seen[0] for one in seen):
@@ -172,6 +173,8 @@ def _opened(
     again = resume or ((out / "config.toml").exists() and restarted(RunFolder(out)))
     run = RunFolder.resume(out, images.config) if again else RunFolder.create(out, images.config)
     if (run.path / "environment.json").exists():
+        from veilray.evaluation.evaluate import check_digest
+
         check_digest(run, images)
         for line in changes(run, images.config, setup):
             typer.echo(line, err=True)
