@@ -115,6 +115,8 @@ def test_training_needs_no_dicom_and_no_web() -> None:
     loaded = _loaded_after(modules)
     assert "torch" in loaded
     assert not loaded & (DICOM | WEB - {"requests"})
+    # What scores and draws would keep every rank waiting before its first step.
+    assert not loaded & {"scipy", "matplotlib", "tensorboard", "skimage"}
     for path in (SOURCE / "training").glob("*.py"):
         assert not {module.partition(".")[0] for module, _ in _imports(path)} & (DICOM | WEB), path
 

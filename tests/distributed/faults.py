@@ -20,15 +20,17 @@ from veilray.models.tensors import read_tensors
 from veilray.training.run import RunFolder
 from veilray.training.state import FORMAT, SCHEMA_VERSION, checkpoints
 
-EPOCHS, BATCH = 3, 8
+EPOCHS, BATCH = 5, 8
 TIMEOUT = 60.0
 """Seconds that a rank waits for the others; ranks may start far apart on a machine that is busy."""
-HANG_TIMEOUT = 10.0
+HANG_TIMEOUT = 20.0
 """The same where a rank hangs, which the test must wait for; counted from when the ranks have met."""
 LIMIT = 300.0
 """Seconds after which a training has not ended at all: this only keeps a failing test from hanging."""
-STEPS = 12
-"""Of the whole training: three epochs of 28 images."""
+STEPS = 20
+"""Of the whole training: five epochs of 28 images."""
+LATEST = 13
+"""Step at which the last fault begins, at the latest: a rank that is killed at a random moment may get some further."""
 KILLS = ("killed", "killed inside an all-reduce", "killed inside a checkpoint", "hung")
 """Faults after which the launcher's restart goes on."""
 LOST = "veilray: another rank has ended or does not answer"
@@ -47,11 +49,20 @@ class Fault:
     """Where in the step or in the write, 0 to 1."""
 
     @classmethod
-    def drawn(cls, kind: str, seed: int, *, steps: tuple[int, int] = (1, STEPS - 2)) -> Fault:
-        """A fault of a kind at a random place; checkpoints and disks are the lead's."""
+    def drawn(cls, kind: str, seed: int, *, step: int | None = None) -> Fault:
+        """A fault of a kind at a random place, or at a step; checkpoints and disks are the lead's."""
         generator = random.Random(f"{kind}/{seed}")
         lead = kind in ("killed inside a checkpoint", "full disk")
-        return cls(kind, 0 if lead else generator.randrange(2), generator.randint(*steps), generator.random())
+        rank, moment = 0 if lead else generator.randrange(2), generator.random()
+        return cls(kind, rank, generator.randint(1, LATEST) if step is None else step, moment)
+
+
+def deaths(seed: int) -> list[Fault]:
+    """One fault of each of `KILLS`, in a random order, at random steps one after another: one for each life."""
+    generator = random.Random(f"deaths/{seed}")
+    steps = sorted(generator.sample(range(1, LATEST + 1), len(KILLS)))
+    kinds = generator.sample(KILLS, len(KILLS))
+    return [Fault.drawn(kind, seed, step=step) for kind, step in zip(kinds, steps, strict=True)]
 
 
 def words(cohort: Path, out: Path, *, timeout: float = TIMEOUT) -> list[str]:

@@ -99,13 +99,14 @@ def _full_disk(step: int, mine: bool, moment: float) -> None:
 
 
 def _before_step(step: int, act: Callable[[], object]) -> None:
+    """Act once, before a step, or before the first one of this life where the life before got further."""
     from veilray.training.step import Stepper
 
-    take = Stepper.take
+    take, waiting = Stepper.take, [act]
 
     def taken(self: Stepper, *arguments: Any, **options: Any) -> Any:
-        if self._number == step:
-            act()
+        if waiting and self._number >= step:
+            waiting.pop()()
         return take(self, *arguments, **options)
 
     Stepper.take = taken  # type: ignore[method-assign]

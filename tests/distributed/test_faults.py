@@ -1,6 +1,6 @@
 """Faults: the ranks that are left end with one message, and a restart ends in the weights of an undisturbed training.
 
-One fault of each kind; `benchmarks/faults.py --rounds 20` does many, at random places.
+One round of them; `benchmarks/faults.py --rounds 20` does twenty, at random places.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from tests.distributed.faults import (
-    KILLS,
     STEPS,
     Fault,
+    deaths,
     differences,
     interrupted,
     train,
@@ -43,8 +43,7 @@ def undisturbed(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_every_death_is_told_once_and_the_last_life_ends_as_if_there_had_been_none(
     small_cohort: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    places = [(2, 3), (5, 6), (7, 8), (10, 10)]  # after each other, as each life goes on where the last one ended
-    faults = [Fault.drawn(kind, 0, steps=steps) for kind, steps in zip(KILLS, places, strict=True)]
+    faults = deaths(0)
     finished = train(small_cohort, tmp_path / "run", faults)
     assert wrong_after_kills(faults, finished, tmp_path / "run", undisturbed) == [], f"{faults}\n{finished.err}"
 

@@ -14,6 +14,7 @@ import typer
 from veilray.cli.watcher import Silence, TerminalWatcher
 from veilray.cohort.release import Release
 from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
+from veilray.evaluation.subject import check_data, open_subject
 from veilray.files import sha256_file
 from veilray.models.build import build_model
 from veilray.parallel.devices import describe_device, is_out_of_memory, pick_device
@@ -173,9 +174,7 @@ def _opened(
     again = resume or ((out / "config.toml").exists() and restarted(RunFolder(out)))
     run = RunFolder.resume(out, images.config) if again else RunFolder.create(out, images.config)
     if (run.path / "environment.json").exists():
-        from veilray.evaluation.evaluate import check_digest
-
-        check_digest(run, images)
+        check_data(open_subject(run.path), images)
         for line in changes(run, images.config, setup):
             typer.echo(line, err=True)
     else:  # also where a kill came before it was written

@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from veilray.cli.progress import progress
 from veilray.training.config import RunConfig
@@ -31,6 +30,8 @@ class TerminalWatcher:
         life: Mapping[str, Any],
         device: torch.device,
     ) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # half a second, which ranks that are silent need not wait
+
         self._run, self._device = run, device
         self._life: Mapping[str, Any] | None = life
         self._epochs = config.train.epochs

@@ -139,11 +139,6 @@ def evaluate(
     return Summary.model_validate(group.broadcast(summary and summary.model_dump(mode="json")))
 
 
-def check_digest(run: RunFolder, images: TrainingImages) -> None:
-    """Raise CohortError unless the data are the very ones that the run was trained on."""
-    check_data(open_subject(run.path), images)
-
-
 def _batches(images: TrainingImages, split: str) -> Iterator[Rows]:
     """Rows of a set, size by size, in batches."""
     for rows in images.data.groups(images.sets[split]):
