@@ -1,7 +1,8 @@
 """What one rank of a training computes, for the tests that hold several ranks to one.
 
 `python -c "from tests.distributed.exact import main; main()" COHORT OUT` does every case, under torchrun's environment
-or alone; the lead writes `OUT/CASE.safetensors` (gradients of each step, in order) and `OUT/CASE.json`.
+or alone; the lead writes `OUT/CASE.safetensors` (gradients of each step, in order), `OUT/CASE.json` and
+`OUT/exchanges.json` (how many buckets of gradients crossed ranks, by the parts that batches were cut into).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +20,7 @@ from tests.training.small import Recorder, small_config
 from torch import Tensor
 
 from veilray.models.build import build_model
+from veilray.parallel.compression import Bf16Average
 from veilray.parallel.group import Group
 from veilray.parallel.joining import joined
 from veilray.training.config import RunConfig
@@ -73,6 +76,9 @@ def compute(cohort: Path, out: Path) -> None:
             assert reports == [reports[0]] * group.world_size, "ranks disagree"
             if group.is_lead:
                 (out / f"{case}.json").write_text(json.dumps(report), encoding="utf-8")
+        exchanges = {parts: _exchanges(parts, cohort, group) for parts in (1, 2)}
+        if group.is_lead:
+            (out / "exchanges.json").write_text(json.dumps(exchanges), encoding="utf-8")
 
 
 def _config(changes: dict[str, dict[str, Any]], **train: Any) -> RunConfig:
@@ -102,6 +108,23 @@ def _gradients(config: RunConfig, cohort: Path, group: Group, dtype: torch.dtype
                 if parameter.grad is not None:
                     kept[f"{step}/{name}"] = parameter.grad.clone()
     return kept
+
+
+def _exchanges(parts: int, cohort: Path, group: Group) -> int:
+    """Buckets of gradients that cross ranks in the steps of an epoch whose batches are cut into parts."""
+    train = {"accumulate": parts, "batch_size": 2 * BATCH_SIZE}
+    launch = {"compression": "bf16"} if group.joined else {}
+    config = _config({"model": {"norm": "group"}, "train": train, "launch": launch})
+    crossed = []
+    add = Bf16Average.add
+
+    def counted(self: Bf16Average, values: Tensor, **options: Any) -> torch.futures.Future[Tensor]:
+        crossed.append(len(values))
+        return add(self, values, **options)
+
+    with mock.patch.object(Bf16Average, "add", counted):
+        _gradients(config, cohort, group, torch.float32)
+    return len(crossed)
 
 
 def _training(config: RunConfig, cohort: Path, out: Path, group: Group) -> dict[str, Any]:

@@ -76,6 +76,15 @@ def test_losses_and_validations_are_those_of_one_rank(computed: dict[int, Path],
     assert several["validation"] == pytest.approx(one["validation"], rel=1e-6)
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_gradients_cross_ranks_once_a_step_however_many_parts_it_has(
+    small_cohort: Path, computed: dict[int, Path], ranks: int
+) -> None:
+    steps = -(-len(Cohort.open(small_cohort).rows("train")) // (2 * BATCH_SIZE))
+    exchanges = json.loads((computed[ranks] / "exchanges.json").read_text())
+    assert exchanges == {"1": steps, "2": steps}  # so small a network fits into one bucket
+
+
 def _distance(value: Tensor, other: Tensor) -> float:
     """L2 distance relative to `other`; 0 where both are no more than the rounding of zero."""
     if max(float(value.norm()), float(other.norm())) <= FLOOR:

@@ -16,6 +16,12 @@ def test_the_presets_that_ship() -> None:
     assert preset_names() == PRESETS
 
 
+def test_a_folder_of_the_same_name_does_not_hide_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "paper").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config("paper").noise.clip
+
+
 def test_the_baselines_are_those_of_their_papers() -> None:
     models = {name: load_config(name).model for name in ("dncnn", "dncnn3", "tnrd")}
     assert [(model.name, model.width) for model in models.values()] == [("dncnn", 64), ("dncnn", 64), ("tnrd", 48)]

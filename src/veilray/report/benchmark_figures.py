@@ -89,6 +89,7 @@ def effects(analysis: Analysis) -> Markup:
     _ratio_ticks(left)
     left.axvline(1.0, color=INK, lw=0.6)
     right.axvline(0.0, color=INK, lw=0.6)
+    right.xaxis.set_major_locator(MaxNLocator(5))
     left.set(xlabel="Images a second, ratio to the reference", ylim=(-0.6, len(rows) - 0.4))
     right.set_xlabel("PSNR, difference to the reference, dB")
     for axes in (left, right):

@@ -227,7 +227,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises UsageError for a missing file, bad TOML, an unknown key or a value of the wrong kind.
     """
     path = Path(source)
-    if not path.exists() and path.name == str(source) and path.name.removesuffix(".toml") in preset_names():
+    if not path.is_file() and path.name == str(source) and path.name.removesuffix(".toml") in preset_names():
         path = preset_path(path.name)
     try:
         text = path.read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -151,7 +152,8 @@ def statements(config: RunConfig, setup: Setup, device: torch.device) -> list[st
     match setup.name:
         case "ddp":
             local = train.batch_size // group.world_size
-            said.append(f"ddp: {group.world_size} ranks over {group.backend}, {local} images a rank and step")
+            ranks = _counted("rank", group.world_size)
+            said.append(f"ddp: {ranks} over {group.backend}, {local} images a rank and step")
             said += _threads_said(group, device)
         case "dp" if not setup.devices:
             said.append(f"dp: there is one device ({device.type}), so that DataParallel is the same as `single`")
@@ -224,5 +226,9 @@ def _threads_said(group: Group, device: torch.device) -> list[str]:
     fair = max(1, cores // group.local_world_size)
     if device.type != "cpu" or threads == fair:
         return []
-    said = f"{threads} thread{'s' if threads > 1 else ''} a rank"
-    return [f"ddp: {said}, {group.local_world_size} ranks on {cores} cores; OMP_NUM_THREADS={fair} shares them out"]
+    here = f"{_counted('rank', group.local_world_size)} on {_counted('core', cores)} of {socket.gethostname()}"
+    return [f"ddp: {_counted('thread', threads)} a rank, {here}; OMP_NUM_THREADS={fair} shares them out"]
+
+
+def _counted(noun: str, count: int) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -191,6 +191,14 @@ def test_a_plan_without_runs_is_refused(tmp_path: Path, text: str, message: str)
     assert message in str(refused.value)
 
 
+def test_a_folder_of_the_same_name_does_not_hide_a_plan_that_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "quick").mkdir()  # as where an earlier call was given --out quick
+    monkeypatch.chdir(tmp_path)
+    assert load_plan("quick").name == "quick"
+
+
 def test_an_unknown_plan_names_those_that_ship() -> None:
     with pytest.raises(UsageError, match="plans that ship: controlled, paper, quick"):
         load_plan("slow")

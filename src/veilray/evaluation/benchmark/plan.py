@@ -159,7 +159,7 @@ def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> BenchmarkPla
     Raises UsageError for a missing file, bad TOML, an unknown key or a value of the wrong kind.
     """
     path = Path(source)
-    shipped = path.name == str(source) and not path.exists() and path.name.removesuffix(".toml") in plan_names()
+    shipped = path.name == str(source) and not path.is_file() and path.name.removesuffix(".toml") in plan_names()
     if shipped:
         path = PLANS / f"{path.stem}.toml"
     try:
