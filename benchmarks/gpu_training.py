@@ -87,6 +87,7 @@ def _paper_epoch(
         "epoch_s": seconds,
         "first_epoch_s": clock.ended[1] - clock.ended[0],
         "parts_s": clock.records[-1].parts,
+        "metrics_share": clock.records[-1].parts["metrics"] / seconds,
         "peak_memory_bytes": clock.records[-1].peak_memory_bytes,
         "images": {name: counts[name] for name in ("train", "validation")},
         "batch": config.train.batch_size,

@@ -37,6 +37,7 @@ def test_every_section_that_needs_no_cuda_measures_and_the_others_say_why_not(tm
     for found in record["paper_epoch"].values():
         assert found["images"] == {"train": 12, "validation": 7}  # 50 and 33 % of 24 images
         assert found["projected_50_epochs_s"] == pytest.approx(50 * found["epoch_s"])
+        assert 0 < found["metrics_share"] < 1
     exact = record["two_ranks"]["gradients"]
     assert exact["float64"]["largest_relative_l2_of_a_tensor"] < 1e-10
     assert exact["float32"]["relative_l2"] < 1e-5

@@ -182,6 +182,7 @@ def test_a_rank_that_ends_is_noticed_by_the_others() -> None:
     assert [result.status for result in results] == [1, 9]
     assert len(_lines(results[0].err)) == 1
     assert "another rank has ended" in results[0].err
+    assert ".cc:" not in results[0].err  # no places in gloo's source
 
 
 @pytest.mark.slow

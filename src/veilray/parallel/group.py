@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -268,9 +269,11 @@ def _told(error: Exception) -> dict[str, Any]:
 
 
 def _lost(error: Exception) -> str:
+    # Gloo begins with the place in its source, and goes on with advice that is not for Veilray's users.
+    reason = re.sub(r"^\[[^\]]*:\d+\] ", "", first_line(error)).partition(". ")[0].rstrip(".")
     return (
-        f"another rank has ended or does not answer ({first_line(error)}); "
-        "its own message says why; run the command again (a training with --resume)"
+        f"another rank has ended or does not answer ({reason}); "
+        "its own message says why, where it left one; run the command again (a training with --resume)"
     )
 
 
