@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
 
 from veilray.errors import UsageError
 from veilray.images.radiograph import FloatImage
@@ -84,6 +83,8 @@ def _unclamped_std(means: _Array, variances: _Array) -> _Array:
 
 def _moments(m: _Array, std: _Array) -> tuple[_Array, _Array, _Array]:
     """Mean and variance of clip(m + n), and the share of pixels that are not clamped."""
+    from scipy.special import ndtr  # here, because a training begins without it
+
     a, b = -m / std, (1.0 - m) / std
     at_a, at_b = (np.exp(-0.5 * side**2) / np.sqrt(2.0 * np.pi) for side in (a, b))
     above, inside = ndtr(-b), ndtr(b) - ndtr(a)
