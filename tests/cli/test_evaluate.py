@@ -119,6 +119,7 @@ def test_runs_of_two_noises_and_two_seeds(flow_run: Path, flow_cohort: Path, tmp
     assert (tmp_path / "reversed.html").read_text(encoding="utf-8") == page
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_compared(own_run: Path, flow_run: Path, flow_cohort: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     twice = veilray("compare", own_run, flow_run, "--out", out)

@@ -83,6 +83,7 @@ def test_levels_have_results_of_their_own_that_compare_reads(own_run: Path, flow
     assert "trained at" not in page.split("</h1>")[0]
 
 
+@pytest.mark.slow
 def test_levels_go_elsewhere_and_keep_to_a_mean(own_run: Path, flow_cohort: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
     words = ["evaluate", own_run, "--data", flow_cohort, "--no-download", "--std", "0.2", "--mean", "0", "--out", out]
@@ -130,6 +131,7 @@ def test_a_missing_package_names_its_extra(own_run: Path, flow_cohort: Path, mon
     assert "extra 'bm3d'" in result.err
 
 
+@pytest.mark.slow
 def test_a_release_has_its_noise_already(own_run: Path, flow_cohort: Path, tmp_path: Path) -> None:
     from tests.command_line import SMALL
 

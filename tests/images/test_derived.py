@@ -217,6 +217,7 @@ def test_for_processing_other_sizes_and_nameless_objects_are_refused() -> None:
         derived_object(original, np.zeros((23, 31), np.float32), provenance=PROVENANCE, key=KEY)
 
 
+@pytest.mark.slow
 def test_damaged_originals_give_a_reason_or_an_object_that_can_be_read() -> None:
     data = save(dx(_values(), bits=12, VOILUTSequence=[table(np.arange(16), first=0, bits=8)]))
     chance = np.random.default_rng(1)

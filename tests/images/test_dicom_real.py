@@ -42,6 +42,7 @@ def test_every_real_file_is_spoken_for(real_data: Path) -> None:
     assert {path.stem for path in (real_data / "dicom").glob("*.dcm")} == {*RADIOGRAPHS, *OTHERS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bits"), RADIOGRAPHS.items())
 def test_real_radiographs_equal_pydicoms_decoding(real_data: Path, name: str, bits: int) -> None:
     path = real_data / "dicom" / f"{name}.dcm"

@@ -66,6 +66,7 @@ def test_any_size_gives_a_float32_square_in_range(size: int) -> None:
     assert pixels.max() <= 1
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_picture_without_torch() -> None:
     program = (
         "import hashlib, sys; from veilray.images.phantom import chest_phantom;"
@@ -97,6 +98,7 @@ def test_only_the_study_differs_between_follow_ups() -> None:
     assert draw_patient(patient=4, follow_up=0, seed=_SEED + 1)[0] != anatomies[0]
 
 
+@pytest.mark.slow
 def test_follow_ups_resemble_their_patient_more_than_others() -> None:
     patients, follow_ups = 16, 3
     images = np.stack(
@@ -108,6 +110,7 @@ def test_follow_ups_resemble_their_patient_more_than_others() -> None:
     assert correlation[same].mean() > correlation[owner[:, None] != owner].mean() + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patient", range(2))
 def test_every_size_shows_the_same_picture(patient: int) -> None:
     small = chest_phantom(patient=patient, follow_up=1, seed=_SEED, size=256)
@@ -175,6 +178,7 @@ def test_grey_values_and_edges_are_plausible_for_radiographs(population: list[Fl
     assert table["mean"].std() > 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_phantoms_measure_like_real_radiographs(population: list[FloatImage], real_data: Path) -> None:
     files = sorted((real_data / "nih256").glob("*.png"))[:: 864 // 60][:60]

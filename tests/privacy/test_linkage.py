@@ -21,6 +21,7 @@ def _run(*variants: object, data: object) -> list[AttackResult | Skipped]:
     return linkage.run(data, variants, budget=QUICK, seeds=(1,), progress=lambda _: None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_published_noise_hides_no_original_from_who_has_it() -> None:
     data = phantom_data(32)
     outcomes = _run(clean_variant(data), simulated_variant(data, mean=0.1, std=0.3, seed=2), data=data)

@@ -46,6 +46,7 @@ class _Memory:
         return self.images[torch.cdist(guess, self.images.flatten(1)).argmin(dim=1)]
 
 
+@pytest.mark.slow
 def test_members_are_the_patients_of_the_training_set(trained: tuple[Path, Path]) -> None:
     question = question_of(RunFolder(trained[0]), trained[1])
     asked = [question.images.data.patient_id(int(row)) for row in question.rows]

@@ -83,6 +83,7 @@ def test_a_seed_is_found_and_gives_the_image_back_but_secret_noise_has_none() ->
     assert np.abs(image - clean[0])[exact].max() < 0.51 / 255
 
 
+@pytest.mark.slow
 def test_a_run_shows_what_naive_noise_loses_and_secret_noise_keeps() -> None:
     data = phantom_data(31)
     outcomes = _run(data, simulated_variant(data, mean=0.1, std=0.2, seed=5))

@@ -31,6 +31,7 @@ def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["l1", "mse"])
 def test_training_learns(cohort: Path, tmp_path: Path, loss: str) -> None:
     config = small_config(train={"epochs": 12, "loss": loss})
@@ -44,6 +45,7 @@ def test_training_learns(cohort: Path, tmp_path: Path, loss: str) -> None:
     assert RunFolder(tmp_path / "run").epochs() == recorder.records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_same_seed_same_weights_other_seed_other_weights(cohort: Path, tmp_path: Path, precision: str) -> None:
     config = small_config(launch={"precision": precision})
@@ -54,6 +56,7 @@ def test_same_seed_same_weights_other_seed_other_weights(cohort: Path, tmp_path:
     assert not _equal(_final_state(tmp_path / "a"), _final_state(tmp_path / "c"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
@@ -139,6 +142,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(
         train_here(small_config(), cohort, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_fp16_gradients_that_overflow_are_skipped_and_counted(
     cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,6 +225,7 @@ def test_a_discriminator_learns_to_tell_noisy_from_clean() -> None:
     assert discriminator(target).mean() > discriminator(output).mean() + 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["charbonnier", "ms_ssim_l1", "frequency", "perceptual", "adversarial"])
 def test_training_learns_by_every_objective(cohort: Path, tmp_path: Path, backbone: Path, loss: str) -> None:
     launch = {"perceptual_backbone": str(backbone)} if loss == "perceptual" else {}

@@ -34,6 +34,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> InProcess:
     return InProcess(monkeypatch)
 
 
+@pytest.mark.slow
 def test_every_run_is_trained_scored_and_recorded_once(scored_cohort: Path, tmp_path: Path, here: InProcess) -> None:
     plan = tiny_plan(tmp_path, seeds=(1, 2))
     records = run_here(plan, scored_cohort, tmp_path / "out")
@@ -65,6 +66,7 @@ def test_every_run_is_trained_scored_and_recorded_once(scored_cohort: Path, tmp_
     assert len(here.commands) == len(records)
 
 
+@pytest.mark.slow
 def test_more_levels_run_only_what_is_new(scored_cohort: Path, tmp_path: Path, here: InProcess) -> None:
     run_here(tiny_plan(tmp_path, '[factors]\nmodel = ["unet"]\n'), scored_cohort, tmp_path / "out")
     records = run_here(tiny_plan(tmp_path, MODELS), scored_cohort, tmp_path / "out")
@@ -72,6 +74,7 @@ def test_more_levels_run_only_what_is_new(scored_cohort: Path, tmp_path: Path, h
     assert [Path(words[1]).name.partition("_")[0] for words in here.commands] == ["unet", "unetpp"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_checks_all_and_says_what_would_be_done(scored_cohort: Path, tmp_path: Path, here: InProcess) -> None:
     out = tmp_path / "out"
     run_here(tiny_plan(tmp_path, '[factors]\nmodel = ["unet"]\n'), scored_cohort, out)
@@ -87,6 +90,7 @@ def test_a_dry_run_checks_all_and_says_what_would_be_done(scored_cohort: Path, t
     assert sorted(out.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_failed_run_ends_nothing_and_is_tried_again(scored_cohort: Path, tmp_path: Path, here: InProcess) -> None:
     plan = tiny_plan(tmp_path, MODELS)
 
@@ -135,6 +139,7 @@ def test_other_settings_other_data_and_bad_plans_are_refused_before_any_training
     assert len(here.commands) == done
 
 
+@pytest.mark.slow
 def test_seeds_of_a_combination_are_averaged_image_by_image(
     scored_cohort: Path, tmp_path: Path, here: InProcess
 ) -> None:

@@ -32,6 +32,7 @@ def _by_hand(config: RunConfig, size: tuple[int, int]) -> float:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "unetpp", "nafnet"])
 def test_operations_are_those_of_the_convolutions(name: str) -> None:
     config = RunConfig.model_validate({"model": {"name": name, "width": 4, "depth": 3}, "launch": {"device": "cpu"}})

@@ -204,6 +204,7 @@ def test_a_fit_finds_the_machine_it_was_measured_on() -> None:
     assert width["rough"].high / width["rough"].low > width["fine"].high / width["fine"].low
 
 
+@pytest.mark.slow
 def test_points_left_out_are_predicted_by_a_fit_that_has_not_seen_them() -> None:
     points = _points(noise=0.0)
     errors = leave_out_errors(points, straggling=0.02, group=_network)
@@ -214,6 +215,7 @@ def test_points_left_out_are_predicted_by_a_fit_that_has_not_seen_them() -> None
     assert leave_out_errors(odd, straggling=0.02, group=_network)["U-Net 8"] == pytest.approx([-0.5] * 6, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_fit_needs_points_of_several_ranks() -> None:
     points = _points(noise=0.0)
     with pytest.raises(DataError, match="needs more points"):

@@ -169,6 +169,7 @@ def test_keys_of_other_folders_are_told(folder: Path, tmp_path: Path) -> None:
 FILES = ["keys.json", "noise-1.key", "signing-1.key", "receiving-1.key", "pseudonyms-1.key"]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mangled_key_files_give_a_clear_error_or_the_same_keys(made: Path, tmp_path: Path, data: st.DataObject) -> None:

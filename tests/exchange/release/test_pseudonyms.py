@@ -29,6 +29,7 @@ def test_it_is_the_hash_it_is_said_to_be() -> None:
     assert Pseudonyms(KEY).patient("Köln", "4711") == _hmac_sha256(KEY, message)[:16].hex()
 
 
+@pytest.mark.slow
 @given(st.text(), st.text(), st.text(), st.text())
 def test_another_issuer_or_id_is_another_patient(issuer: str, patient: str, issuer2: str, patient2: str) -> None:
     names = Pseudonyms(KEY)

@@ -366,6 +366,7 @@ def test_an_opening_that_is_killed_can_be_repeated(tmp_path: Path, sites: Sites)
     assert content(tmp_path / "out") == content(tmp_path / "a-source")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_size(tmp_path: Path) -> None:
     """A part of 96 MB through both halves of the stream; a sparse file, so that only the stream is large."""
     name, size = f"{'0' * 32}.png", 96 * 2**20

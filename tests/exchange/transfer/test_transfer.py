@@ -512,6 +512,7 @@ def test_a_ticket_of_any_bytes_is_refused_and_nothing_else(
         assert ticket == genuine.ticket  # a flipped case of a hexadecimal digit is not taken, white space is
 
 
+@pytest.mark.slow
 def test_the_server_as_a_process_of_its_own(place: Place, bundle: Path) -> None:
     process = start("receive", place.write_config(), folder=place.folder)
     assert process.stdout is not None
