@@ -4,8 +4,9 @@
 
 Released style: eager fp32, NCHW, Adam as it comes, clean and noisy float32 arrays in memory behind a DataLoader. Ours:
 the training loop of `veilray train` with its shipped settings (bf16, channels-last, fused Adam, fresh noise, moving
-average, gradient clipping), on a memory-mapped cohort, with huge pages. Each side runs in its own process; the sides
-take turns; figures are medians over the rounds.
+average, gradient clipping), on a memory-mapped cohort, with huge pages; fp32 where the processor has no bf16 units. The
+same is measured in the memory layout that `launch.layout = "auto"` did not take. Each side runs in its own process; the
+sides take turns; figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from veilray.models.build import build_model
 from veilray.models.config import ModelConfig
 from veilray.training.config import RunConfig, load_config
 from veilray.training.data import TrainingImages
+from veilray.training.launch import resolved
 from veilray.training.loop import train
 from veilray.training.run import EpochRecord, RunFolder
 
@@ -39,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write results/training_step.json")
-    parser.add_argument("--side", choices=["released", "veilray"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["released", "veilray", "other"], help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--cohort", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -56,16 +58,30 @@ def main() -> None:
             sides = {
                 "released": (["--side", "released", *arguments], {}),
                 "veilray": (["--side", "veilray", *arguments], {"THP_MEM_ALLOC_ENABLE": "1"}),
+                "other": (["--side", "other", *arguments], {"THP_MEM_ALLOC_ENABLE": "1"}),
             }
             measured = alternate(__file__, sides, rounds=options.rounds)
-            released, ours = (medians(measured[side])["milliseconds"] for side in sides)
+            released, ours, other = (medians(measured[side])["milliseconds"] for side in sides)
             rows.append(
-                [case, f"{released:.0f}", f"{ours:.0f}", f"{1000 * batch / ours:.1f}", f"{released / ours:.2f}x"]
+                [
+                    *(case, f"{released:.0f}", f"{ours:.0f}", f"{1000 * batch / ours:.1f}"),
+                    *(f"{released / ours:.2f}x", f"{other / ours:.2f}x"),
+                ]
             )
-            record[case] = {"rounds": measured, "released_ms": released, "veilray_ms": ours, "ratio": released / ours}
-    print(table(["U-Net", "released ms/step", "Veilray ms/step", "Veilray images/s", "ratio"], rows))
+            record[case] = {
+                "rounds": measured,
+                "released_ms": released,
+                "veilray_ms": ours,
+                "ratio": released / ours,
+                "other_layout_ms": other,
+                "ratio_to_other_layout": other / ours,
+            }
+    header = ["U-Net", "released ms/step", "Veilray ms/step", "Veilray images/s", "ratio", "ratio to other layout"]
+    print(table(header, rows))
     if options.save:
-        save("training_step", {"threads": THREADS, "timed_steps": TIMED, "cases": record})
+        launch = resolved(load_config("default"), torch.device("cpu")).launch
+        chosen = {"precision": launch.precision, "layout": launch.layout}
+        save("training_step", {"threads": THREADS, "timed_steps": TIMED, **chosen, "cases": record})
 
 
 def _cohort(folder: Path, size: int) -> Path:
@@ -120,9 +136,9 @@ class _Stepwatch:
         print(message)
 
 
-def _veilray(cohort: str, width: int, size: int, batch: int) -> list[float]:
+def _veilray(cohort: str, width: int, size: int, batch: int, *settings: str) -> list[float]:
     """Seconds of each step of `veilray train default`."""
-    overrides = [f"model.width={width}", f"train.batch_size={batch}"]
+    overrides = [f"model.width={width}", f"train.batch_size={batch}", *settings]
     images = TrainingImages.open(cohort, load_config("default", overrides))
     epochs = int(np.ceil((WARM_UP + TIMED + 1) / images.steps_per_epoch()))
     config = load_config("default", [*overrides, f"train.epochs={epochs}"])
@@ -133,7 +149,14 @@ def _veilray(cohort: str, width: int, size: int, batch: int) -> list[float]:
     return watch.seconds[: WARM_UP + TIMED]
 
 
-SIDES = {"released": _released, "veilray": _veilray}
+def _other(cohort: str, width: int, size: int, batch: int) -> list[float]:
+    """The same in the layout that is not taken."""
+    taken = resolved(load_config("default"), torch.device("cpu")).launch.layout
+    other = "contiguous" if taken == "channels_last" else "channels_last"
+    return _veilray(cohort, width, size, batch, f"launch.layout={other}")
+
+
+SIDES = {"released": _released, "veilray": _veilray, "other": _other}
 
 if __name__ == "__main__":
     main()

@@ -76,3 +76,20 @@ def test_a_step_s_seconds_are_told_apart(cohort: Path) -> None:
     assert set(parts) == set(PARTS)
     assert min(parts[name] for name in ("forward", "backward", "update")) > 0
     assert parts["all_reduce"] == parts["validation"] == parts["checkpoint"] == 0
+
+
+@pytest.mark.parametrize(
+    ("abilities", "launch", "layout"),
+    [
+        ({"avx2": True}, {}, "contiguous"),
+        ({"avx2": True, "avx512_f": True}, {}, "channels_last"),
+        ({"avx2": True}, {"precision": "bf16"}, "channels_last"),
+        ({"avx2": True, "avx512_f": True}, {"layout": "contiguous"}, "contiguous"),
+        ({}, {"layout": "channels_last"}, "channels_last"),
+    ],
+)
+def test_the_layout_left_to_the_device_is_the_one_that_it_is_faster_in(
+    abilities: dict[str, bool], launch: dict[str, str], layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
+    assert resolved(RunConfig.model_validate({"launch": launch}), CPU).launch.layout == layout

@@ -9,11 +9,10 @@ score exactly 1, and the mean over the image is 1 - mean(u) - mean(v) + mean(u v
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from veilray.errors import UsageError
@@ -32,11 +31,11 @@ _UNIFORM = (1.0,)
 # instead of returning it to the system, which costs more than the arithmetic.
 _CPU_PIXELS = 1 << 17
 
-# Images that fill a CPU's vector registers when they lie side by side, and the largest that are worth laying out so.
-_LANES = 8
-_LANE_PIXELS = 1 << 18
-
-Sums = Callable[[Tensor], Tensor]
+# Images from this size on are worth the calls that matrix products take.
+_PRODUCT_PIXELS = 1 << 14
+# Rows and columns of a product's output: its matrix is a band, so that more of them multiply more zeros, and fewer
+# keep a processor's vector units idle.
+_ROWS, _COLUMNS = 8, 32
 
 
 def ssim(output: Tensor, target: Tensor, *, data_range: float = 1.0, window: Window = "gaussian") -> Tensor:
@@ -56,23 +55,18 @@ def ssim(output: Tensor, target: Tensor, *, data_range: float = 1.0, window: Win
     x = output.reshape(count * channels, height, width).to(dtype)
     y = target.reshape(count * channels, height, width).to(dtype)
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2 / covariance_scale
-    at_once = _images_at_once(x, weights)
-    score = _score_side_by_side if at_once == _LANES else _score_in_strips
+    pixels = height * width
+    if x.device.type != "cpu":
+        at_once, score = max(1, len(x)), _score_in_strips
+    elif pixels < _PRODUCT_PIXELS or (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)):
+        at_once, score = max(1, _CPU_PIXELS // pixels), _score_in_strips
+    else:
+        at_once, score = max(1, len(x)), _score_by_products
     means = [
         score(a, b, weights, c1=c1, c2=c2)
         for a, b in zip(torch.split(x, at_once), torch.split(y, at_once), strict=True)
     ]
     return torch.cat(means).view(count, channels).mean(dim=1)
-
-
-def _images_at_once(images: Tensor, weights: tuple[float, ...]) -> int:
-    count, height, width = images.shape
-    if images.device.type != "cpu":
-        return max(1, count)
-    # oneDNN's convolution is the fastest way through many taps, but only in float32, and with images as channels.
-    if len(weights) > 1 and count >= _LANES and images.dtype == torch.float32 and height * width <= _LANE_PIXELS:
-        return _LANES
-    return max(1, _CPU_PIXELS // (height * width))
 
 
 def _window(window: Window) -> tuple[tuple[float, ...], float]:
@@ -92,60 +86,118 @@ def _score_in_strips(x: Tensor, y: Tensor, weights: tuple[float, ...], *, c1: fl
     centres = x.mean(dim=(1, 2), keepdim=True), y.mean(dim=(1, 2), keepdim=True)
     rows = max(4 * margin, _CPU_PIXELS // x.shape[2]) if x.device.type == "cpu" else height
 
-    def sums(maps: Tensor) -> Tensor:
-        return _sums_along(_sums_along(maps, weights, dim=1), weights, dim=2)
-
     loss = x.new_zeros(len(x))
     for top in range(0, height, rows):
         strip = slice(top, top + rows + margin)
-        loss = loss + _loss(x[:, strip], y[:, strip], centres, sums, _total(weights), dim=(1, 2), c1=c1, c2=c2)
+        loss = loss + _loss(x[:, strip], y[:, strip], centres, weights, c1=c1, c2=c2)
     return 1.0 - loss / (height * width)
 
 
-def _score_side_by_side(x: Tensor, y: Tensor, weights: tuple[float, ...], *, c1: float, c2: float) -> Tensor:
-    """Mean SSIM of images (B, H, W) -> (B,), laid out as (H, W, B)."""
+def _score_by_products(x: Tensor, y: Tensor, weights: tuple[float, ...], *, c1: float, c2: float) -> Tensor:
+    """Mean SSIM of images (B, H, W) -> (B,), with window sums as products with banded matrices; no gradient."""
+    height, width = x.shape[1:]
     margin = 2 * len(weights)
-    centres = x.mean(dim=(1, 2)), y.mean(dim=(1, 2))
-    taps = x.new_tensor((*reversed(weights), 1.0, *weights)).expand(len(x), 1, 1, -1)
+    strips = -(-(height - margin) * width // _CPU_PIXELS)
+    bounds = [(height - margin) * strip // strips for strip in range(strips + 1)]
+    spaces = {rows: _Space(width, rows, weights, like=x) for rows in {b - a for a, b in pairwise(bounds)}}
+    means = []
+    with torch.autocast("cpu", enabled=False):
+        for image_x, image_y, mean_x, mean_y in zip(
+            x, y, x.mean((1, 2)).tolist(), y.mean((1, 2)).tolist(), strict=True
+        ):
+            centres, total = (mean_x + mean_y, mean_x - mean_y), x.new_zeros(())
+            for top, bottom in pairwise(bounds):
+                rows = slice(top, bottom + margin)
+                total += spaces[bottom - top].total(image_x[rows], image_y[rows], centres, c1=c1, c2=c2)
+            if not math.isfinite(mean_x + mean_y):  # zeros of a band times what is not finite would spoil the next
+                for space in spaces.values():
+                    space.clear()
+            means.append(total)
+    return torch.stack(means) / ((height - margin) * (width - margin))
 
-    def sums(maps: Tensor) -> Tensor:
-        channels = maps.unsqueeze(0).permute(0, 3, 1, 2)
-        with torch.autocast("cpu", enabled=False):
-            along_rows = F.conv2d(channels, taps, groups=len(taps))
-            return F.conv2d(along_rows, taps.transpose(2, 3), groups=len(taps)).permute(0, 2, 3, 1).squeeze(0)
 
-    loss = _loss(_last(x), _last(y), centres, sums, _total(weights), dim=(0, 1), c1=c1, c2=c2)
-    return 1.0 - loss / ((x.shape[1] - margin) * (x.shape[2] - margin))
+class _Space:
+    """Memory for one strip of a pair of images, used again and again: to have new memory costs more than to compute.
+
+    Of s = x + y and d = x - y four sums are taken, of s, d and their squares. A sum down the rows of a map M is a
+    product B M with a band B of the window's weights; it goes in blocks of some rows, B being the same for all. So it
+    goes across the columns, whose blocks come to lie one after another: (blocks, 4, rows, columns).
+    """
+
+    def __init__(self, width: int, rows: int, weights: tuple[float, ...], *, like: Tensor) -> None:
+        margin = 2 * len(weights)
+        columns = width - margin
+        down, across = -(-rows // _ROWS), -(-columns // _COLUMNS)  # blocks
+        high, wide = down * _ROWS, across * _COLUMNS
+        over = margin + _COLUMNS  # the last block reads past the end; what it makes of that is cut away
+        maps = 4 * (high + margin) * width
+        one, other = self._space = like.new_zeros(2, max(maps, 4 * high * wide) + over).unbind()
+        in_rows = one[:maps].view(4, high + margin, width)
+        steps = (in_rows.stride(0), _ROWS * width, width, 1)
+        self._down = in_rows.as_strided((4, down, _ROWS + margin, width), steps).unbind()
+        self._summed = other[: 4 * high * width].view(4, down, _ROWS, width).unbind()
+        self._across = other.as_strided((across, 4 * high, _COLUMNS + margin), (_COLUMNS, width, 1))
+        self._both = one[: 4 * high * wide].view(across, 4 * high, _COLUMNS)
+        self._band_down = _band(weights, _ROWS, like=like).expand(down, -1, -1)
+        self._band_across = _band(weights, _COLUMNS, like=like).t().contiguous().expand(across, -1, -1)
+
+        self._maps = in_rows[:, : rows + margin].unbind()
+        self._sums = self._both.view(across, 4, high, _COLUMNS)[:, :, :rows].unbind(1)
+        spare = other[: 2 * high * wide].view(2, across, high, _COLUMNS)[:, :, :rows]
+        self._ratio, self._factor = spare.unbind()
+        self._outside = self._ratio[-1, :, columns - wide + _COLUMNS :]
+
+    def clear(self) -> None:
+        """Forget the last image."""
+        for memory in self._space:
+            memory.zero_()
+
+    def total(self, x: Tensor, y: Tensor, centres: tuple[float, float], *, c1: float, c2: float) -> Tensor:
+        """SSIM summed over the windows of a strip (rows, W). `centres` are the means of s and d over the image."""
+        s, d, ss, dd = self._maps
+        torch.add(x, y, out=s).sub_(centres[0])
+        torch.sub(x, y, out=d).sub_(centres[1])
+        torch.mul(s, s, out=ss)
+        torch.mul(d, d, out=dd)
+        for blocks, sums in zip(self._down, self._summed, strict=True):
+            torch.bmm(self._band_down, blocks, out=sums)
+        torch.bmm(self._across, self._band_across, out=self._both)
+        s, d, ss, dd = self._sums
+        ratio, factor = self._ratio, self._factor
+        ss.sub_(torch.mul(s, s, out=ratio)).add_(2 * c2)
+        dd.sub_(torch.mul(d, d, out=ratio))
+        s.add_(centres[0]).square_().add_(2 * c1)
+        d.add_(centres[1]).square_()
+        # 2 (2 vxy + C2) = vs - vd + 2 C2 over 2 (vx + vy + C2) = vs + vd + 2 C2, and so for the means
+        torch.sub(ss, dd, out=ratio).mul_(torch.sub(s, d, out=factor))
+        ratio.div_(ss.add_(dd).mul_(s.add_(d)))
+        self._outside.zero_()
+        return ratio.sum()
 
 
-def _last(images: Tensor) -> Tensor:
-    """(B, H, W) -> (H, W, B) in memory. The padding keeps images of 2^n pixels out of one another's cache lines."""
-    _, height, width = images.shape
-    return F.pad(images.flatten(1), (0, 16)).t()[: height * width].contiguous().view(height, width, -1)
-
-
-def _total(weights: tuple[float, ...]) -> float:
-    """Sum of a window's weights."""
-    return (1.0 + 2.0 * sum(weights)) ** 2
+def _band(weights: tuple[float, ...], size: int, *, like: Tensor) -> Tensor:
+    """(size, size + 2 len(weights)): the window's weights, which add up to 1, each row one place further right."""
+    taps = torch.tensor((*reversed(weights), 1.0, *weights), dtype=torch.float64)
+    band = torch.zeros(size, size + len(taps) - 1, dtype=torch.float64)
+    for row in range(size):
+        band[row, row : row + len(taps)] = taps / taps.sum()
+    return band.to(like.dtype)
 
 
 def _loss(
-    x: Tensor,
-    y: Tensor,
-    centres: tuple[Tensor, Tensor],
-    sums: Sums,
-    total: float,
-    *,
-    dim: tuple[int, int],
-    c1: float,
-    c2: float,
+    x: Tensor, y: Tensor, centres: tuple[Tensor, Tensor], weights: tuple[float, ...], *, c1: float, c2: float
 ) -> Tensor:
-    """1 - SSIM summed over all windows: images whose rows and columns are `dim` -> (B,).
+    """1 - SSIM summed over all windows: images (B, H, W) -> (B,).
 
     `centres` are the images' means: variances are small differences of large sums, so each image is first moved near
-    zero. `sums` takes sums over windows, with weights that add up to `total`. A pass over memory costs more than its
+    zero. A window's weights add up to `total`. A pass over memory costs more than its
     arithmetic, hence the in-place operations, none of which destroys what the gradient needs.
     """
+    total = (1.0 + 2.0 * sum(weights)) ** 2
+
+    def sums(maps: Tensor) -> Tensor:
+        return _sums_along(_sums_along(maps, weights, dim=1), weights, dim=2)
+
     offset_x, offset_y = (total * centre for centre in centres)
     x, y = x - centres[0], y - centres[1]
     sum_x, sum_y, sum_xy, sum_dd = sums(x), sums(y), sums(x * y), sums((x - y).square())
@@ -158,8 +210,8 @@ def _loss(
     q = (sum_d + (offset_x - offset_y)).square()
     half = (sum_x + offset_x).mul_(sum_y + offset_y).add_(q, alpha=0.5).add_(total**2 * c1 / 2)
     u = q.div_(half)
-    loss = (u.sum(dim=dim) + v.sum(dim=dim)) / 2
-    return loss - u.mul_(v).sum(dim=dim) / 4
+    loss = (u.sum(dim=(1, 2)) + v.sum(dim=(1, 2))) / 2
+    return loss - u.mul_(v).sum(dim=(1, 2)) / 4
 
 
 def _sums_along(maps: Tensor, weights: tuple[float, ...], *, dim: int) -> Tensor:

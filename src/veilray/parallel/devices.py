@@ -48,6 +48,16 @@ def multiplies_bf16(device: torch.device) -> bool:
             return False
 
 
+def favours_channels_last(device: torch.device, precision: str) -> bool:
+    """Whether convolutions of this precision run faster on images whose channels lie together in memory.
+
+    On a CPU in fp32 they do with AVX-512, and not with AVX2 (benchmarks/training_step.py).
+    """
+    import torch
+
+    return device.type != "cpu" or precision != "fp32" or bool(torch.cpu.get_capabilities().get("avx512_f"))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be had: on the host, or as torch says it of a device."""
     # torch's allocator on the CPU raises a plain RuntimeError.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from veilray.errors import UsageError
-from veilray.parallel.devices import multiplies_bf16
+from veilray.parallel.devices import favours_channels_last, multiplies_bf16
 from veilray.training.config import PROBED, LaunchConfig, RunConfig
 
 
@@ -27,7 +27,7 @@ def resolved(config: RunConfig, device: torch.device) -> RunConfig:
         )
     layout = launch.layout
     if layout == "auto":
-        layout = "contiguous" if device.type == "cpu" and precision == "fp32" else "channels_last"
+        layout = "channels_last" if favours_channels_last(device, precision) else "contiguous"
     concrete = launch.model_copy(update={"device": device.type, "precision": precision, "layout": layout})
     return config.model_copy(update={"launch": concrete})
 
