@@ -33,7 +33,7 @@ from veilray.training.loop import train
 from veilray.training.run import EpochRecord, RunFolder
 
 CASES = {"width 16, 256 px, batch 4": (16, 256, 4), "width 32, 128 px, batch 8": (32, 128, 8)}
-WARM_UP, TIMED = 4, 16
+WARM_UP, TIMED = 3, 8
 THREADS = 2
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from tests.command_line import SMALL, done, veilray
 
+from veilray.cli import demo
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.release import Release
 from veilray.evaluation.results import read_summary
@@ -96,6 +97,31 @@ def test_import_obfuscate_train_evaluate_compare_denoise(tmp_path: Path) -> None
     assert {path.stem for path in written} == set(Release.open(release).image_ids)
     with Image.open(written[0]) as image:
         assert (image.size, image.mode) == ((64, 64), "L")
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_report_that_says_what_was_held_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "CROPS", dict.fromkeys(demo.CROPS, 8))
+    data, out = tmp_path / "radiographs", tmp_path / "out"
+    write_phantoms(data, patients=24, follow_ups=1, seed=3, size=256)
+    files = sorted(data.glob("*.png"))
+    with Image.open(files[0]) as image:
+        written = image.convert("L")
+    ImageDraw.Draw(written).text((12, 6), "DOE JANE 1950", fill=255, font=ImageFont.load_default(14))
+    written.save(files[0])
+
+    result = done("demo", "--data", data, "--out", out)
+    page = _assert_self_contained(out / "report.html")
+    assert result.out.rstrip().endswith(f"The report is in {out / 'report.html'}")
+    assert f"held 1 of {len(files)} imported images back" in page
+    assert "U-Net++" in page
+    assert len(list((out / "denoised").glob("*.png"))) == len(files) - 1
+    assert {path.name for path in (out / "runs").iterdir()} == {"unet", "unetpp"}
+    again = veilray("demo", "--data", data, "--out", out)
+    assert again.status == 2
+    assert "not empty" in again.err
 
 
 @pytest.mark.slow
