@@ -124,6 +124,14 @@ def test_a_run_is_scored_on_its_noisy_release_too(exchange: Exchange) -> None:
     assert read_summary(own).methods == read_summary(exchange.evaluation).methods
 
 
+def test_the_scores_are_compared_with_and_without_the_originals(exchange: Exchange, tmp_path: Path) -> None:
+    words = ["compare", exchange.evaluation, "--out", tmp_path / "report.html"]
+    done(*words, "--data", exchange.release, "--originals", exchange.cohort)
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64") >= 3
+    assert "no pictures" in done(*words).err
+    assert veilray(*words, "--originals", exchange.cohort).status == 2
+
+
 def test_an_opened_model_that_was_altered_is_an_error(exchange: Exchange, tmp_path: Path) -> None:
     words = ["--data", exchange.release, "--originals", exchange.cohort, "--out", tmp_path / "e", *EVALUATE]
     for name, changes in (("a", {"weights_sha256": "0" * 64}), ("b", {"config": {"train": {"epochs": -1}}})):

@@ -133,7 +133,7 @@ def report_on(folders: Sequence[Path], images: TrainingImages, *, out: Path, dev
 def write_report(
     folders: Sequence[Path],
     *,
-    data: str | Cohort | Release | None,
+    data: Cohort | Release | None,
     out: Path,
     device: torch.device,
     notes: Sequence[str] = (),

@@ -92,16 +92,27 @@ def open_images(
     run the data need not be like those of its training, neither in size nor in noise. Raises CohortError where they are
     damaged or cannot be scored, UsageError for originals of what is no release.
     """
-    data = open_data(path)
-    if originals is not None:
-        data = _with_originals(data, originals, verify=verify)
-    if verify:
-        data.verify()
+    data = open_scored(path, originals=originals, verify=verify)
     if subject.kind == "run":
         return TrainingImages(data, subject.config)
     # A release's noise is compared with that of a configuration only where it is set there.
     names = [name for name in RunConfig.model_fields if name != "noise" or isinstance(data, Cohort)]
     return TrainingImages(data, for_scoring(RunConfig(**{name: getattr(subject.config, name) for name in names})))
+
+
+def open_scored(path: str | Path, *, originals: str | Path | None, verify: bool = True) -> Cohort | Release:
+    """A cohort, or a release, with the originals in another cohort where they are named; errors as `open_images`."""
+    data = open_data(path)
+    if verify:
+        data.verify()
+    if originals is None:
+        return data
+    if not isinstance(data, Release):
+        raise UsageError(f"{data.path} is a cohort, whose images are clean: leave --originals out, or name a release")
+    cohort = Cohort.open(originals)
+    if verify:
+        cohort.verify()
+    return with_originals(data, cohort)
 
 
 def check_data(subject: Subject, images: TrainingImages) -> str:
@@ -126,15 +137,6 @@ def check_data(subject: Subject, images: TrainingImages) -> str:
         )
     trained = subject.environment.get("cohort")
     return f"{subject.title} was trained on other data ({trained}); whether some images are in both is not known."
-
-
-def _with_originals(data: Cohort | Release, originals: str | Path, *, verify: bool) -> Release:
-    if not isinstance(data, Release):
-        raise UsageError(f"{data.path} is a cohort, whose images are clean: leave --originals out, or name a release")
-    cohort = Cohort.open(originals)
-    if verify:
-        cohort.verify()
-    return with_originals(data, cohort)
 
 
 def _opened(folder: Path) -> Subject:
