@@ -57,6 +57,10 @@ def _show_index(plan: ReleasePlan) -> None:
     if not contents.columns:
         typer.echo("  there are no such columns")
     for number, column in enumerate(contents.columns):
+        if column == "study":
+            studies = {image.values[number] for image in contents.images} - {""}
+            typer.echo(f"  {column:<10} pseudonyms of {len(studies):,} studies")
+            continue
         images = Counter(image.values[number] for image in contents.images)
         for value, count in sorted(images.items()):
             patients = len({image.patient for image in contents.images if image.values[number] == value})

@@ -30,7 +30,9 @@ def obfuscate_command(
         str | None, typer.Option(help="Name of the pinned card it is for; goes with --keys.", show_default=False)
     ] = None,
     passphrase_file: Annotated[Path | None, PASSPHRASE_FILE] = None,
-    fields: Annotated[str, typer.Option(help="Of view, spacing, sex, age, days; none for none.")] = "view,spacing",
+    fields: Annotated[
+        str, typer.Option(help="Of view, spacing, sex, age, days, study; none for none.")
+    ] = "view,spacing",
     keep_rare_sizes: Annotated[
         bool, typer.Option("--keep-rare-sizes", help="Release images of a size that fewer than 5 patients have.")
     ] = False,

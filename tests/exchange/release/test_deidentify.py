@@ -86,6 +86,14 @@ def test_days_count_from_the_first_image_and_are_no_dates() -> None:
     assert [code.days for code in found.coded if code] == ["0", "2", "", "0"]
 
 
+def test_the_study_leaves_only_if_it_is_asked_for_and_counts_in_no_combination() -> None:
+    images = [_facts(patient, study=f"{patient:032x}") for patient in range(5)]
+    assert {code.study for code in deidentify(images).coded if code} == {""}
+    found = deidentify(images, fields=("view", "study"))
+    assert [(code.view, code.study) for code in found.coded if code] == [("PA", f"{n:032x}") for n in range(5)]
+    assert found.notes == []
+
+
 def test_rare_sizes_stay_at_home_unless_they_are_wanted() -> None:
     images = [_facts(patient) for patient in range(6)] + [_facts(6, matrix="300x200")]
     found = deidentify(images)

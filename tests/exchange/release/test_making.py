@@ -37,12 +37,12 @@ def cohort(tmp_path: Path) -> Cohort:
     """12 images of 6 patients, 20 x 24 brought to 16 x 16."""
     folder = tmp_path / "in"
     folder.mkdir()
-    lines = ["image_id,patient_id,issuer,view,sex,age,spacing,date"]
+    lines = ["image_id,patient_id,issuer,view,sex,age,spacing,date,study_uid"]
     for number in range(12):
         patient = number // 2
         levels = np.random.default_rng(number).integers(0, 256, (20, 24), dtype=np.uint8)
         Image.fromarray(levels).save(folder / f"i{number}.png")
-        lines.append(f"i{number},p{patient},H,PA,F,64,0.2,2020-02-{10 + number}")
+        lines.append(f"i{number},p{patient},H,PA,F,64,0.2,2020-02-{10 + number},1.2.{number // 2}")
     (tmp_path / "patients.csv").write_text("\n".join(lines))
     import_radiographs([folder], tmp_path / "cohort", size=16, workers=1, patients=tmp_path / "patients.csv")
     return Cohort.open(tmp_path / "cohort")
@@ -145,7 +145,7 @@ def test_a_receiver_that_rotates_its_keys_keeps_its_pseudonyms(cohort: Cohort, k
 
 
 def test_coded_fields_leave_as_asked(cohort: Cohort, keys: KeyFolder, tmp_path: Path) -> None:
-    fields = ("view", "spacing", "sex", "age", "days")
+    fields = ("view", "spacing", "sex", "age", "days", "study")
     made = _make(cohort, _request(keys, fields=fields), tmp_path / "release")
     rows = _index(made.written.path)
     assert made.written.record.fields == fields
@@ -153,6 +153,9 @@ def test_coded_fields_leave_as_asked(cohort: Cohort, keys: KeyFolder, tmp_path: 
     said = {(row["view"], row["sex"], row["age"], row["spacing"]) for row in rows}
     assert said == {("PA", "F", "60-69", "0.25 x 0.30")}
     assert sorted(row["days"] for row in rows) == ["0"] * 6 + ["1"] * 6
+    names = Pseudonyms(keys.pseudonym_key(keys.receiver_id(keys.peer("two"))).reveal())
+    assert Counter(row["study"] for row in rows) == {names.study(f"1.2.{patient}"): 2 for patient in range(6)}
+    assert len({(row["patient_id"], row["study"]) for row in rows}) == 6
     plain = _index(_make(cohort, Request(noise=NOISE, fields=()), tmp_path / "plain").written.path)
     assert set(plain[0]) == {"image_id", "patient_id", "split", "height", "width", "pixels", "row"}
 

@@ -60,6 +60,11 @@ def test_a_patient_as_the_cohort_writes_one() -> None:
     assert names.cohort_patient("7") == names.patient("", "7")
 
 
+def test_a_study_that_nobody_knows_has_no_name() -> None:
+    """Else all images without one would be said to be of the same study."""
+    assert Pseudonyms(KEY).study("") == ""
+
+
 def test_the_key_does_not_show_and_is_long_enough() -> None:
     assert "k" * 8 not in repr(Pseudonyms(KEY))
     with pytest.raises(UsageError, match="32 bytes"):

@@ -16,11 +16,14 @@ from typing import Literal, get_args
 
 from veilray.images.acquisition import parse_view
 
-Field = Literal["view", "spacing", "sex", "age", "days"]
+Field = Literal["view", "spacing", "sex", "age", "days", "study"]
 FIELDS: tuple[Field, ...] = get_args(Field)
 """Everything a release may say of an image beside its pixels, its set and its size."""
 
 DEFAULT_FIELDS: tuple[Field, ...] = ("view", "spacing")
+LINKS: frozenset[Field] = frozenset({"days", "study"})
+"""What ties images of one patient to each other; no part of the combinations that patients share."""
+
 K = 5
 """Patients that must share a combination of fields."""
 
@@ -45,6 +48,8 @@ class Facts:
     age: float | None = None
     date: str = ""
     """YYYY-MM-DD."""
+    study: str = ""
+    """Pseudonym of its study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,8 @@ class Coded:
     """Decade as 60-69, or 20 years as 60-79, or 90+ (80+ in 20 years)."""
     days: str = ""
     """Whole days since the patient's first image in this release."""
+    study: str = ""
+    """Pseudonym of its study, which its other images share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +88,7 @@ def deidentify(
 
     All images of a patient are treated alike, since its pseudonym links them. Where releases hold several sizes, images
     of a size that fewer than `k` patients have are withheld unless `keep_rare_sizes`. The result depends on the images
-    alone, not on their order. `days` are no part of the combinations.
+    alone, not on their order. `days` and `study` are no part of the combinations.
     """
     withheld = set() if keep_rare_sizes else _rare_sizes(images, k)
     kept = [image for image in images if image.matrix not in withheld]
@@ -90,7 +97,11 @@ def deidentify(
     coded = [
         None
         if image.matrix in withheld
-        else replace(_code(image, fields, levels[image.patient]), days=days.get((image.patient, image.date), ""))
+        else replace(
+            _code(image, fields, levels[image.patient]),
+            days=days.get((image.patient, image.date), ""),
+            study=image.study if "study" in fields else "",
+        )
         for image in images
     ]
     return Deidentified(coded=coded, notes=_notes(images, coded, fields, k))
@@ -147,7 +158,7 @@ def _by_cell(images: Sequence[Facts], fields: Sequence[Field], level: int) -> _C
 
 
 def _code(image: Facts, fields: Sequence[Field], level: int) -> Coded:
-    """The fields asked for but the days, at a level of coarseness."""
+    """The fields asked for but the links, at a level of coarseness."""
     years = None if image.age is None else int(image.age)
     return _coded(image.view, image.spacing, image.sex, years, tuple(fields), level)
 
@@ -193,7 +204,7 @@ def _notes(images: Sequence[Facts], coded: Sequence[Coded | None], fields: Seque
     for image, code in zip(images, coded, strict=True):
         if code is not None:
             whole = _code(image, fields, 0)
-            lost = [name for name in FIELDS if name != "days" and getattr(whole, name) and not getattr(code, name)]
+            lost = [name for name in FIELDS if name not in LINKS and getattr(whole, name) and not getattr(code, name)]
             dropped.update(lost)
             coarsened += bool(code.age) and code.age != whole.age
     few = f"fewer than {k} patients share the combination"

@@ -116,7 +116,13 @@ def plan_release(cohort: Cohort, request: Request, *, advance: Callable[[int], N
     release = _ledger_release(request, source, release_id)
     going = [original for original, found in zip(originals, looked, strict=True) if not found.reason]
     allowed = _without_refused(going, images, release, request)
-    facts = [original.facts(matrix=released_matrix(cohort, original.row, request.noise)) for original in allowed]
+    names = _names(request.parties)
+    facts = [
+        original.facts(
+            matrix=released_matrix(cohort, original.row, request.noise), study=names.study(original.study_uid)
+        )
+        for original in allowed
+    ]
     coded = deidentify(facts, fields=request.fields, keep_rare_sizes=request.keep_rare_sizes)
     leaving = [(original, code) for original, code in zip(allowed, coded.coded, strict=True) if code is not None]
     refused = len(going) - len(allowed)
@@ -124,7 +130,7 @@ def plan_release(cohort: Cohort, request: Request, *, advance: Callable[[int], N
     return ReleasePlan(
         cohort=cohort,
         request=request,
-        contents=_contents(cohort, leaving, request),
+        contents=_contents(cohort, leaving, request, names),
         source=source,
         kept_back=[(original, looked[original.row]) for original in originals if looked[original.row].reason],
         notes=[*notes, *coded.notes],
@@ -181,8 +187,9 @@ def _check(request: Request) -> None:
             raise UsageError("noise from a site's secret has one level a release; give one --std")
 
 
-def _contents(cohort: Cohort, leaving: Sequence[tuple[Original, Coded]], request: Request) -> Contents:
-    names = _names(request.parties)
+def _contents(
+    cohort: Cohort, leaving: Sequence[tuple[Original, Coded]], request: Request, names: Pseudonyms
+) -> Contents:
     columns = tuple(name for name in FIELDS if name in request.fields)
     preprocessing = cohort.record.preprocessing
     # By the pseudonym, which hangs on a secret: by the id, whoever guesses one could test it. Pairs keep the cohort's

@@ -36,6 +36,8 @@ class Original:
     sex: str
     age: float | None
     date: str
+    study_uid: str
+    """Study Instance UID; empty where it is unknown."""
     spacing: tuple[float, float] | None
     """Of the native pixels, in mm."""
 
@@ -44,8 +46,8 @@ class Original:
         """How messages name it: its id may hold the patient's."""
         return f"line {self.row + 2} of the cohort's {INDEX_FILE}"
 
-    def facts(self, *, matrix: str) -> Facts:
-        """What bears on de-identification."""
+    def facts(self, *, matrix: str, study: str = "") -> Facts:
+        """What bears on de-identification; `study` is the pseudonym of its study."""
         spacing = None
         if self.spacing is not None:
             # Of the released pixels: resampling spreads the native ones over fewer or more.
@@ -61,6 +63,7 @@ class Original:
             sex=self.sex,
             age=self.age,
             date=self.date,
+            study=study,
         )
 
     def geometry(self, *, resampling: str, blank: tuple[Box, ...] = ()) -> str:
@@ -101,5 +104,6 @@ def _original(cohort: Cohort, row: int, line: dict[str, str]) -> Original:
         sex=line.get("sex", ""),
         age=float(line["age"]) if line.get("age") else None,
         date=line.get("date", ""),
+        study_uid=line.get("study_uid", ""),
         spacing=(float(spacing[0]), float(spacing[1])) if spacing[0] and spacing[1] else None,
     )

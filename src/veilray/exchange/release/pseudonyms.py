@@ -34,8 +34,8 @@ class Pseudonyms:
         return self.patient(issuer, patient)
 
     def study(self, uid: str) -> str:
-        """Pseudonym of a study, by Study Instance UID (0020,000D)."""
-        return self._name("study", uid)
+        """Pseudonym of a study, by Study Instance UID (0020,000D); empty where that is."""
+        return self._name("study", uid) if uid else ""
 
     def image(self, image_id: str) -> str:
         """Pseudonym of an image, by its id in the cohort: the SOP Instance UID (0008,0018) of a DICOM image."""
