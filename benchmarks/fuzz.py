@@ -1,4 +1,4 @@
-"""Mutated bundles, manifests, tickets, cards, key files and DICOM files: how many are refused, and that none does harm.
+"""Mutated bundles, manifests, tickets, cards, keys, backups and DICOM files: how many are refused; none does harm.
 
     python benchmarks/fuzz.py [--count 10000] [--seed 1] [--save]
 
@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 import pyrage
 
-from fuzz_files import keys_as_they_are, mutated_keys, read_mutated_dicom
+from fuzz_files import read_mutated_dicom
+from fuzz_keys import Locked, keys_as_they_are, make_locked, mutated_backup, mutated_keys, mutated_locked_keys
 from veilray.errors import DataError, RefusedError
 from veilray.exchange.keys.card import parse_card
 from veilray.exchange.keys.folder import KeyFolder
@@ -38,8 +39,11 @@ from veilray.inference.record import DenoiseSettings, new_batch, note_denoised
 
 LIMIT = 5.0
 """Seconds that a case may take."""
-KINDS = ("ciphertext", "inside the encryption", "manifest, signed again", "ticket", "card", "key file", "DICOM")
-_SHARES = (0.25, 0.2, 0.12, 0.08, 0.05, 0.1, 0.2)
+KINDS = (
+    *("ciphertext", "inside the encryption", "manifest, signed again", "ticket", "card"),
+    *("key file", "key file with a passphrase", "backup", "DICOM"),
+)
+_SHARES = (0.23, 0.18, 0.12, 0.08, 0.05, 0.08, 0.05, 0.05, 0.16)
 _FINE = ("refused", "accepted unchanged", "read")
 
 
@@ -57,6 +61,8 @@ class Genuine:
     """The sealed files."""
     keys: tuple[object, ...]
     """What the receiver's key folder gives."""
+    locked: Locked
+    """Another key folder, with a passphrase, and its backup."""
 
     def encrypt(self, plain: bytes) -> bytes:
         """Anything, for the receiver."""
@@ -80,7 +86,8 @@ def make_genuine(folder: Path) -> Genuine:
     bundle = (folder / "a.veil").read_bytes()
     content = {file.name: file.read_bytes() for file in (folder / "source").iterdir()}
     plain: bytes = pyrage.decrypt(bundle, [receiver.age_identity()])
-    return Genuine(folder, sender, receiver, bundle, plain, content, keys_as_they_are(receiver.path))
+    keys = keys_as_they_are(receiver.path)
+    return Genuine(folder, sender, receiver, bundle, plain, content, keys, make_locked(folder))
 
 
 def mutate(data: bytes, chance: random.Random) -> bytes:
@@ -161,7 +168,11 @@ def try_case(genuine: Genuine, kind: str, chance: random.Random) -> str:
             data = mutate(ticket.model_dump_json().encode(), chance)
             return _try(lambda: check_ticket(data, card=genuine.sender.card) == ticket.ticket)
         case "key file":
-            return _try_keys(genuine, chance)
+            return _try_here(genuine, lambda: mutated_keys(genuine.receiver.path, genuine.keys, chance, mutate))
+        case "key file with a passphrase":
+            return _try_here(genuine, lambda: mutated_locked_keys(genuine.locked, chance, mutate))
+        case "backup":
+            return _try_here(genuine, lambda: mutated_backup(genuine.locked, genuine.folder, chance, mutate))
         case "DICOM":
             return _try(lambda: read_mutated_dicom(chance, mutate), accepted="read")
         case _:
@@ -170,9 +181,10 @@ def try_case(genuine: Genuine, kind: str, chance: random.Random) -> str:
             return _try(lambda: parse_card(data, source="a card") == card)
 
 
-def _try_keys(genuine: Genuine, chance: random.Random) -> str:
+def _try_here(genuine: Genuine, run: Callable[[], bool]) -> str:
+    """As `_try`; no other file of the folder may change."""
     before = _listing(genuine.folder)
-    result = _try(lambda: mutated_keys(genuine.receiver.path, genuine.keys, chance, mutate))
+    result = _try(run)
     return result if _listing(genuine.folder) == before else f"other files changed ({result})"
 
 
@@ -180,7 +192,6 @@ def _try_bundle(genuine: Genuine, data: bytes) -> str:
     path, out = genuine.folder / "case.veil", genuine.folder / "case-out"
     path.write_bytes(data)
     (genuine.receiver.path / "exchange/sequences.json").unlink(missing_ok=True)
-    before = _listing(genuine.folder)
 
     def as_sealed() -> bool:
         open_bundle(path, out, keys=genuine.receiver)
@@ -191,8 +202,7 @@ def _try_bundle(genuine: Genuine, data: bytes) -> str:
                 file.unlink()
             out.rmdir()
 
-    result = _try(as_sealed)
-    return result if _listing(genuine.folder) == before else f"other files changed ({result})"
+    return _try_here(genuine, as_sealed)
 
 
 def _listing(folder: Path) -> dict[Path, int]:

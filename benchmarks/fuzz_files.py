@@ -1,4 +1,4 @@
-"""Key files and DICOM files for `fuzz.py`: genuine ones, and what is done with mutated ones."""
+"""DICOM files for `fuzz.py`: genuine ones, and what is done with mutated ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import random
 import warnings
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset, dcmread, dcmwrite
@@ -22,39 +21,15 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from veilray.exchange.keys.folder import KeyFolder
 from veilray.images.read import read_radiograph_bytes
 
 Mutate = Callable[[bytes, random.Random], bytes]
-KEY_FILES = ("keys.json", "noise-1.key", "pseudonyms-1.key", "ledger-1.key", "signing-1.key", "receiving-1.key")
 _SYNTAXES = (
     *(ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian),
     *(RLELossless, JPEGLSLossless, JPEG2000Lossless),
 )
 _HEADER = 1200
 """Bytes in which the elements before the pixels lie."""
-
-
-def keys_as_they_are(folder: Path) -> tuple[object, ...]:
-    """All that a key folder gives, to be compared."""
-    keys = KeyFolder.open(folder)
-    with keys.ledger() as ledger:
-        releases = ledger.releases()
-    signature = keys.signing_key().sign(b"x")
-    secrets = (keys.noise_secret(), keys.pseudonym_key("ab" * 32), keys.ledger_key())
-    identities = [str(identity) for identity in keys.age_identities()]
-    return (keys.card, keys.role, signature, [secret.reveal() for secret in secrets], identities, releases)
-
-
-def mutated_keys(folder: Path, expected: tuple[object, ...], chance: random.Random, mutate: Mutate) -> bool:
-    """Mutate one file of a key folder, use the keys, and put the file back; whether they were the same."""
-    file = folder / chance.choice(KEY_FILES)
-    genuine = file.read_bytes()
-    try:
-        file.write_bytes(mutate(genuine, chance))
-        return keys_as_they_are(folder) == expected
-    finally:
-        file.write_bytes(genuine)
 
 
 def read_mutated_dicom(chance: random.Random, mutate: Mutate) -> bool:

@@ -4,7 +4,8 @@
 
 A file of each size, in 10^9 bytes, is sealed and opened by a process for each half: the source is sparse, the bundle
 and what comes out are not. Peak memory is the largest resident set of the process, libraries included. With `--sizes
-0.25,20` it measures 20 GB and takes 40 GB of disk.
+0.25,20` it measures 20 GB and takes 40 GB of disk. The record keeps the machine's load average: beside other work the
+memory is the same, the speed is not.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> None:
     ]
     print(table(["GB", "half", "MB/s", "peak memory, MB"], rows))
     if options.save:
-        save("sealing", {"by_gigabytes": figures})
+        save("sealing", {"load_average": round(os.getloadavg()[1], 1), "by_gigabytes": figures})
 
 
 def _prepare(folder: Path, size: int) -> None:

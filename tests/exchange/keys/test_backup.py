@@ -113,3 +113,17 @@ def test_what_is_no_backup_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("veilray.exchange.keys.backup.decrypt_with", lambda *_, **__: b"no archive")
     with pytest.raises(DataError, match="no backup"):
         restore_backup(file, out, passphrase=PHRASE)
+
+
+def test_a_backup_that_lacks_a_key_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = KeyFolder.create(tmp_path / "keys", name="hospital")
+    (tmp_path / "backup.age").touch()
+    whole = _contents(keys.path)
+    for name in (*keys.files_in_use(), "ledger.db"):
+        less = _archive({other: data for other, data in whole.items() if other != name})
+        monkeypatch.setattr("veilray.exchange.keys.backup.decrypt_with", lambda *_, less=less, **__: less)
+        with pytest.raises(DataError, match=f"lacks {name}"):
+            restore_backup(tmp_path / "backup.age", tmp_path / "out", passphrase=PHRASE)
+    monkeypatch.setattr("veilray.exchange.keys.backup.decrypt_with", lambda *_, **__: _archive(whole))
+    restored = restore_backup(tmp_path / "backup.age", tmp_path / "out", passphrase=PHRASE)
+    assert _contents(restored.path) == whole

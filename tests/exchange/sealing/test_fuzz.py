@@ -1,4 +1,4 @@
-"""A part of benchmarks/fuzz.py: mutated bundles, manifests, tickets, cards, keys and DICOM files do no harm."""
+"""A part of benchmarks/fuzz.py: mutated bundles, manifests, tickets, cards, keys, backups and DICOM do no harm."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ def test_the_tally_would_notice(fuzz: Any, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(fuzz, "mutate", lambda data, chance: data)
     assert fuzz.try_case(genuine, "ciphertext", chance) == "accepted unchanged"
     assert fuzz.try_case(genuine, "key file", chance) == "accepted unchanged"
+    for number in range(3):
+        assert fuzz.try_case(genuine, "key file with a passphrase", random.Random(number)) == "accepted unchanged"
+    assert fuzz.try_case(genuine, "backup", random.Random(3)) == "accepted unchanged"
     assert fuzz.try_case(genuine, "DICOM", random.Random(1)) == "read"
     monkeypatch.setattr(fuzz, "parse_card", lambda data, source: genuine.receiver.card)
     assert fuzz.try_case(genuine, "card", chance) == "ALTERED CONTENT ACCEPTED"

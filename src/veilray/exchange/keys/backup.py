@@ -56,20 +56,37 @@ def restore_backup(backup: Path, out: Path, *, passphrase: Secret) -> KeyFolder:
     Raises UsageError where `out` exists, RefusedError where the passphrase is wrong or the backup was altered,
     DataError where it is none.
     """
-    plain = decrypt_with(passphrase, _read(backup), path=backup)
+    files = _unpacked(decrypt_with(passphrase, _read(backup), path=backup), backup)
     with replacing_folder(out, mode=0o700) as folder:
         for name in _FOLDERS:
             (folder / name).mkdir(mode=0o700)
-        try:
-            with zipfile.ZipFile(io.BytesIO(plain)) as archive:
-                for member in archive.infolist():
-                    if not _NAMES.fullmatch(member.filename):
-                        raise DataError(f"{backup} holds more than keys; it is no backup of Veilray's")
-                    write_private(folder / member.filename, archive.read(member))
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
-            raise DataError(f"{backup} holds no keys; it is no backup of Veilray's") from None
-        KeyFolder.open(folder)
+        for name, data in files.items():
+            write_private(folder / name, data)
+        keys = KeyFolder.open(folder)
+        wanted = [*keys.files_in_use(), *([LOCK_FILE] if keys.locked else []), *_ledger_of(keys)]
+        if missing := [name for name in wanted if name not in files]:
+            raise DataError(f"{backup} lacks {missing[0]}; restore another backup")
     return KeyFolder.open(out)
+
+
+def _unpacked(plain: bytes, backup: Path) -> dict[str, bytes]:
+    """The files in the archive by name; DataError where it is damaged or holds anything else."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(plain)) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > _MOST_BYTES:
+                raise DataError(f"{backup} would take more than {_MOST_BYTES >> 30} GiB; it is no backup of Veilray's")
+            if not all(_NAMES.fullmatch(member.filename) for member in members):
+                raise DataError(f"{backup} holds more than keys; it is no backup of Veilray's")
+            return {member.filename: archive.read(member) for member in members}
+    except DataError:
+        raise
+    except Exception:  # zipfile raises anything at all on a damaged archive
+        raise DataError(f"{backup} holds no keys that can be read; it is no backup of Veilray's") from None
+
+
+def _ledger_of(keys: KeyFolder) -> list[str]:
+    return [LEDGER_FILE] if keys.role == "site-one" else []
 
 
 def _read(backup: Path) -> bytes:

@@ -27,8 +27,8 @@ KEY_BYTES = 32
 _MOST_BYTES = 16384
 _PLAIN = re.compile(r"VEILRAY-([A-Z]+)-KEY-1:([0-9a-f]{64}):([0-9a-f]{16})")
 _AGE_IDENTITY = re.compile(r"AGE-SECRET-KEY-1[02-9AC-HJ-NP-Z]{58}")
-# 2^21 blocks of scrypt: some 8 seconds and 2 GB. age itself writes 2^18 or as much as a second is worth.
-_MOST_WORK = 21
+# 2^20 blocks of scrypt: some 4 seconds and 1 GB. age itself writes 2^18 or as much as a second is worth.
+_MOST_WORK = 20
 
 
 def write_private(path: Path, data: bytes) -> None:
