@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from tests.command_line import done, veilray
 from typer.testing import CliRunner, Result
 
 from veilray.cli.obfuscate import obfuscate_command
@@ -87,6 +88,24 @@ def test_with_keys(cohort: Path, keys: Path, tmp_path: Path) -> None:
     answered = ["--override-name", "Dr. A", "--override-reason", "study 7"]
     over = _run(cohort, "--out", tmp_path / "weaker", "--keys", keys, "--receiver", "two", "--std", "0.1", *answered)
     assert "objections to 6 images were overridden" in over.stdout
+
+
+def test_the_ledger_says_what_left_of_which_images(cohort: Path, keys: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.csv"
+    mine.write_text("image_id\n00000001_000\n00000001_001\n")
+    history = ("ledger", "history", keys, cohort, "--images", mine)
+    assert done(*history).out.startswith("of 0 of 2 images")
+    _run(cohort, "--out", tmp_path / "noisier", "--keys", keys, "--receiver", "two", "--std", "0.3")
+    _run(cohort, "--out", tmp_path / "again", "--keys", keys, "--receiver", "two", "--std", "0.3", "--mean", "0.1")
+    said = done(*history).out.splitlines()
+    release = Release.open(tmp_path / "noisier").record.release_id
+    assert sum(release in line for line in said) == 2
+    assert all("committed: noise of std 0.3, native, two" in line for line in said[:-1])
+    assert (len(said), said[-1][:21]) == (5, "of 2 of 2 images some")
+    assert "00000001" not in "".join(said).replace(release, "")
+    assert done("ledger", "history", keys, cohort).out.count(release) == 6
+    mine.write_text("image_id\nunknown\n")
+    assert veilray(*history).status == 3
 
 
 def test_a_dry_run_writes_nothing(cohort: Path, keys: Path, tmp_path: Path) -> None:

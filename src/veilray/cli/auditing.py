@@ -214,23 +214,10 @@ def _composition(
 def _exposures(cohort: Cohort, originals: Originals, keys: Path, passphrase_file: Path | None) -> list[float]:
     """The composed std of each audited image, by the ledger; infinity where nothing of it left."""
     from veilray.cli.site_keys import open_keys
-    from veilray.exchange.ledger.likeness import likeness
-    from veilray.exchange.ledger.records import Image
-    from veilray.exchange.release.originals import read_originals
+    from veilray.exchange.release.history import left_of
 
-    known = read_originals(cohort)
-    images = [
-        Image(
-            sop_uid=known[row].sop_uid,
-            digest=known[row].digest,
-            likeness=likeness(cohort.gather(np.array([row]))[0]),
-            geometry="",
-            std=1.0,
-        )
-        for row in originals.rows.tolist()
-    ]
     with open_keys(keys, passphrase_file).ledger() as ledger:
-        return [exposure.std for exposure in ledger.exposures(images)]
+        return [exposure.std for _, exposure in left_of(cohort, originals.rows.tolist(), ledger=ledger)]
 
 
 def _beforehand(effort: Effort, denoiser: str | None, keys: Path | None) -> list[Skipped]:

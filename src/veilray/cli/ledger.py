@@ -1,4 +1,4 @@
-"""veilray ledger: what left Site One, and reservations that a killed process left."""
+"""veilray ledger: what left Site One, of which images, and reservations that a killed process left."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from veilray.cli.site_keys import PASSPHRASE_FILE
 
 if TYPE_CHECKING:
+    from veilray.cohort.cohort import Cohort
     from veilray.exchange.keys.folder import KeyFolder
     from veilray.exchange.ledger.ledger import Ledger
     from veilray.exchange.ledger.records import ReleaseLine
@@ -48,6 +49,53 @@ def list_(
         _sum_up(releases, [exposure.std for exposure in ledger.exposures()])
 
 
+@ledger_app.command("history")
+def history(
+    keys: Annotated[Path, KEYS],
+    cohort: Annotated[Path, typer.Argument(help="Cohort that the images are in.", show_default=False)],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="CSV file with image_id: only these, such as a patient's.", show_default=False),
+    ] = None,
+    passphrase_file: Annotated[Path | None, PASSPHRASE_FILE] = None,
+) -> None:
+    """Say of the images of a cohort what left: when, for whom, at which level and geometry. It names no ids."""
+    from veilray.cli.site_keys import open_keys
+    from veilray.cohort.cohort import Cohort
+    from veilray.exchange.release.history import left_of
+
+    folder, opened = open_keys(keys, passphrase_file), Cohort.open(cohort)
+    rows = _rows(opened, images)
+    with folder.ledger() as ledger:
+        found = left_of(opened, rows, ledger=ledger)
+        lines = {line.release.release_id: line for line in ledger.releases()}
+    for original, exposure in found:
+        for given in exposure.given:
+            line = lines[given.release_id]
+            what = "clean pixels" if given.mode == "pairs" else f"noise of std {given.std:g}"
+            clip = "" if given.clip else ", unclamped"
+            typer.echo(
+                f"{original.label}: {line.made} {given.release_id} {line.status}: {what}{clip}, {given.geometry}, "
+                f"{_receivers(line, folder)}"
+            )
+    left = sum(bool(exposure.given) for _, exposure in found)
+    typer.echo(f"of {left:,} of {len(found):,} images something left or may have; reservations count")
+
+
+def _rows(cohort: Cohort, images: Path | None) -> list[int]:
+    """Rows of the images that a file lists; all where there is none."""
+    from veilray.cohort.lists import read_image_ids
+    from veilray.errors import DataError
+
+    if images is None:
+        return list(range(len(cohort)))
+    wanted = read_image_ids(images)
+    rows = [row for row in range(len(cohort)) if cohort.image_id(row) in wanted]
+    if len(rows) < len(wanted):
+        raise DataError(f"{len(wanted) - len(rows):,} of the images listed in {images} are not in {cohort.path}")
+    return rows
+
+
 @ledger_app.command("settle")
 def settle(
     keys: Annotated[Path, KEYS],
@@ -79,9 +127,12 @@ def _list_models(ledger: Ledger, data: Path, folder: KeyFolder) -> None:
 
 
 def _describe(line: ReleaseLine, folder: KeyFolder) -> str:
+    return f"{line.made} {line.release.release_id} {line.status}: {_what(line)}, {_receivers(line, folder)}"
+
+
+def _receivers(line: ReleaseLine, folder: KeyFolder) -> str:
     names = {known: card.name for card in folder.peers() for known in folder.fingerprints_of(card)}
-    receivers = ", ".join(names.get(one, f"{one[:16]}...") for one in line.release.receivers) or "receivers not named"
-    return f"{line.made} {line.release.release_id} {line.status}: {_what(line)}, {receivers}"
+    return ", ".join(names.get(one, f"{one[:16]}...") for one in line.release.receivers) or "receivers not named"
 
 
 def _what(line: ReleaseLine) -> str:
