@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start_node() -> Iterator[Callable[[Path], NodeProcess]]:
-    """Starts nodes as processes of their own; those that a test leaves behind are killed."""
+    """Starts nodes as processes of their own; what a test leaves behind of them is killed."""
     from tests.clinic.nodes import NodeProcess
 
     started: list[NodeProcess] = []
@@ -37,5 +37,4 @@ def start_node() -> Iterator[Callable[[Path], NodeProcess]]:
 
     yield start
     for node in started:
-        if node.process.poll() is None:
-            node.kill()
+        node.end()

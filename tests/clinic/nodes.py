@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -162,6 +164,7 @@ class NodeProcess:
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # so that its worker can be ended with it, whatever state that is in
         )
         self.health = int(self.wait_for(r"health on \S+ port (\d+)")[1])
         self.port = int(self.wait_for(r"listening on \S+ port (\d+)")[1])
@@ -191,6 +194,14 @@ class NodeProcess:
         self.process.kill()
         self.process.wait()
         self._close()
+
+    def end(self) -> None:
+        """Kill whatever is left of it, workers that were stopped included."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
     def stop(self) -> int:
         """SIGTERM, as systemd does; its exit status."""
