@@ -19,6 +19,11 @@ Each message is one or two lines: what is wrong, and what to do about it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class VeilrayError(Exception):
     """Anything Veilray stops for on purpose; the message is written for the user."""
@@ -89,3 +94,12 @@ class ToldElsewhere(VeilrayError):  # noqa: N818 - it ends a process without a w
 
 class LpipsUnavailable(VeilrayError):  # noqa: N818 - it is a reason to report, not a fault
     """The weights of LPIPS cannot be had; the message is the reason that evaluation reports for "not computed"."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with values from outside, as `key: what`; never the value itself."""
+    fault = error.errors(include_input=False, include_url=False)[0]
+    # A union names the branches that it tried, as function-wrap[...]: of no use to whoever wrote the value.
+    where = ".".join(str(part) for part in fault["loc"] if "[" not in str(part))
+    what = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from veilray.errors import UsageError
+from veilray.errors import UsageError, first_fault
 
 # PS3.5 6.2: at most 16 characters of the default repertoire, no backslash, no control characters; spaces at the ends
 # do not count.
@@ -205,9 +205,7 @@ def load_serve_config(path: Path) -> ServeConfig:
     try:
         config = ServeConfig.model_validate(values)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(f"{path}: {where}: {fault['msg']}") from None
+        raise UsageError(f"{path}: {first_fault(error)}") from None
     return _from_folder(config, path.resolve().parent)
 
 

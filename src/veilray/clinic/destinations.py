@@ -20,7 +20,7 @@ from pynetdicom import AE
 from veilray.clinic.config import ClientTls, Destination, DicomDestination, StowDestination
 from veilray.clinic.receiver import SOP_CLASSES
 from veilray.errors import UsageError, VeilrayError
-from veilray.exchange.keys.keyfile import check_private
+from veilray.exchange.tls import client_context
 from veilray.images.derived import IMPLEMENTATION_UID
 
 if TYPE_CHECKING:
@@ -53,25 +53,14 @@ def send(destination: Destination, paths: Iterable[Path], *, ae_title: str) -> G
 def check_destination(destination: Destination) -> None:
     """Read the files that a destination's configuration names; UsageError where one cannot be used."""
     if destination.tls is not None:
-        client_context(destination.tls)
+        _tls_context(destination.tls)
     if isinstance(destination, StowDestination):
         _headers(destination)
 
 
-def client_context(tls: ClientTls) -> ssl.SSLContext:
-    """TLS 1.2 or later, the other side's certificate checked against the given authorities and its name.
-
-    Raises UsageError where a file is missing or no certificate or key, RefusedError where others can read the key.
-    """
-    try:
-        context = ssl.create_default_context(cafile=str(tls.ca))
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if tls.certificate is not None and tls.key is not None:
-            check_private(tls.key, tls.key.stat())
-            context.load_cert_chain(tls.certificate, tls.key)
-    except OSError as error:  # ssl.SSLError is one
-        raise UsageError(f"TLS files of a destination cannot be used: {error.strerror or error}") from None
-    return context
+def _tls_context(tls: ClientTls) -> ssl.SSLContext:
+    """TLS 1.2 or later: archives are not all of today."""
+    return client_context(authority=tls.ca, certificate=tls.certificate, key=tls.key, least=ssl.TLSVersion.TLSv1_2)
 
 
 def _store(destination: DicomDestination, paths: Iterable[Path], *, ae_title: str) -> Iterator[str]:
@@ -129,7 +118,7 @@ def _association(destination: DicomDestination, ae_title: str) -> Iterator[Assoc
         entity.add_requested_context(sop_class, [_EXPLICIT, _IMPLICIT])
     options: dict[str, Any] = {}
     if destination.tls is not None:
-        options["tls_args"] = (client_context(destination.tls), destination.host)
+        options["tls_args"] = (_tls_context(destination.tls), destination.host)
     association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title, **options)
     connection = association.dul.socket.socket if association.dul.socket else None
     try:
@@ -144,7 +133,7 @@ def _association(destination: DicomDestination, ae_title: str) -> Iterator[Assoc
 
 
 def _stow(destination: StowDestination, paths: Iterable[Path]) -> Iterator[str]:
-    verify: ssl.SSLContext | bool = client_context(destination.tls) if destination.tls else True
+    verify: ssl.SSLContext | bool = _tls_context(destination.tls) if destination.tls else True
     headers = _headers(destination)
     timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
     with httpx.Client(verify=verify, timeout=timeout, headers=headers, follow_redirects=False) as client:

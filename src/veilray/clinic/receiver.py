@@ -18,8 +18,8 @@ from veilray.clinic.config import NodeConfig, ServerTls
 from veilray.clinic.counters import Counters
 from veilray.clinic.journal import LOG_NAME
 from veilray.clinic.queue import Queue
-from veilray.errors import UsageError, VeilrayError
-from veilray.exchange.keys.keyfile import check_private
+from veilray.errors import VeilrayError
+from veilray.exchange.tls import server_context
 from veilray.images.derived import IMPLEMENTATION_UID, is_derived
 from veilray.images.dicom_pixels import TRANSFER_SYNTAXES
 from veilray.images.header import printable
@@ -62,7 +62,7 @@ class Receiver:
         self._server = BoundedServer(
             entity,
             (config.host, config.port),
-            ssl_context=server_context(config.tls) if config.tls else None,
+            ssl_context=_tls_context(config.tls) if config.tls else None,
             handlers=[
                 (evt.EVT_C_STORE, self._store),
                 (evt.EVT_ACCEPTED, self._accepted),
@@ -159,22 +159,9 @@ class Receiver:
         LOG.warning("connection from %s refused: %s", address[0], reason)
 
 
-def server_context(tls: ServerTls) -> ssl.SSLContext:
-    """TLS 1.2 or later (PS3.15 B.9, BCP 195); senders' certificates are asked for where their authorities are named.
-
-    Raises UsageError where a file is missing or no certificate or key, RefusedError where others can read the key.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        check_private(tls.key, tls.key.stat())
-        context.load_cert_chain(tls.certificate, tls.key)
-        if tls.ca is not None:
-            context.load_verify_locations(tls.ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except OSError as error:  # ssl.SSLError is one
-        raise UsageError(f"the node's TLS files cannot be used: {error.strerror or error}") from None
-    return context
+def _tls_context(tls: ServerTls) -> ssl.SSLContext:
+    """TLS 1.2 or later (PS3.15 B.9, BCP 195); senders' certificates are asked for where their authorities are named."""
+    return server_context(certificate=tls.certificate, key=tls.key, authority=tls.ca, least=ssl.TLSVersion.TLSv1_2)
 
 
 def _header(data: bytes) -> Dataset | None:

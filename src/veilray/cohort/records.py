@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from veilray.cohort.split import Split
-from veilray.errors import CohortError, DataError
+from veilray.errors import CohortError, DataError, first_fault
 from veilray.files import read_json, sha256_file
 
 COHORT_FILE = "cohort.json"
@@ -139,9 +139,7 @@ def read_record(folder: Path, name: str, kind: type[Record]) -> Record:
     try:
         record = kind.model_validate(read_json(folder / name))
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise CohortError(f"{folder / name} does not fit its schema ({where}: {fault['msg']})") from None
+        raise CohortError(f"{folder / name} does not fit its schema ({first_fault(error)})") from None
     except (DataError, OSError) as error:
         raise CohortError(str(error)) from None
     if record.digest != digest_of(record):

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from veilray.errors import RefusedError, UsageError
+from veilray.errors import RefusedError, UsageError, first_fault
 from veilray.privacy.results import AttackResult, Audit, Breach, GateOutcome
 
 PASSED = "no tested attack exceeded its limit"
@@ -77,9 +77,7 @@ def read_policy(path: Path) -> tuple[Policy, str]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--gate {path} is not TOML ({error})") from None
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(f"--gate {path}: {where}: {fault['msg']}") from None
+        raise UsageError(f"--gate {path}: {first_fault(error)}") from None
     if not policy.limit and not policy.least_std:
         raise UsageError(f"--gate {path} sets no limit: give at least one [[limit]], or least_std")
     return policy, hashlib.sha256(content).hexdigest()

@@ -15,7 +15,7 @@ import tomlkit
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from veilray.errors import UsageError
+from veilray.errors import UsageError, first_fault
 from veilray.files import write_text
 from veilray.obfuscation.config import Std
 from veilray.training.config import RunConfig, apply_override, load_config
@@ -174,7 +174,7 @@ def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> BenchmarkPla
     try:
         plan = BenchmarkPlan.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_explain(error)}") from None
+        raise UsageError(f"{path}: {first_fault(error)}") from None
     beside = path.parent / plan.base
     base = str(beside) if not shipped and beside.is_file() else plan.base
     return plan.model_copy(update={"base": base, "settings": _with(plan.settings, overrides)})
@@ -281,10 +281,3 @@ def _with(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         apply_override(merged, override)
     return merged
-
-
-def _explain(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"] if isinstance(part, (str, int)) and "[" not in str(part))
-    what = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {what}" if where else what

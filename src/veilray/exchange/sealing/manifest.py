@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from veilray.errors import BundleError
+from veilray.errors import BundleError, first_fault
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
@@ -96,12 +96,5 @@ def decode_manifest(data: bytes) -> Manifest:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
         raise BundleError(
-            f"the bundle's manifest is not one that this Veilray reads ({_first_fault(error)})", reason="manifest"
+            f"the bundle's manifest is not one that this Veilray reads ({first_fault(error)})", reason="manifest"
         ) from None
-
-
-def _first_fault(error: ValidationError) -> str:
-    # Not the offending value: it came from outside, and it goes to a log.
-    fault: Any = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in fault["loc"]) or "as a whole"
-    return f"{where}: {fault['msg']}"

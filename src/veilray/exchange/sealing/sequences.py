@@ -11,18 +11,17 @@ The log holds fingerprints, bundle ids, counts and reasons: no file names, no pa
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from veilray.errors import BundleError, DataError
 from veilray.exchange.keys.keyfile import read_private, write_private
+from veilray.exchange.log_lines import add_line
 from veilray.exchange.sealing.manifest import MAX_SEQUENCE, Manifest, Sha256
 
 FOLDER = "exchange"
@@ -123,9 +122,4 @@ def log(keys: Path, event: str, **facts: str | int | list[str]) -> None:
     """Add a line to the log of a key folder. Facts must name no file and nothing of a patient."""
     folder = keys / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
-    line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts}) + "\n"
-    handle = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        os.write(handle, line.encode())
-    finally:
-        os.close(handle)
+    add_line(folder / LOG, event, **facts)

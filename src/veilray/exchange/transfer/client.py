@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from veilray.errors import DataError, RefusedError, UsageError, VeilrayError
-from veilray.exchange.keys.keyfile import check_private
+from veilray.exchange.tls import client_context
 from veilray.exchange.transfer.ticket import SignedTicket, make_ticket
 from veilray.exchange.watching import ignore
 
@@ -42,16 +42,7 @@ class ClientTls:
     def context(self) -> ssl.SSLContext:
         """TLS 1.3 that checks the server's name. RefusedError where others can read the key, UsageError where the files
         do not fit."""
-        try:
-            check_private(self.key, self.key.stat())
-            context = ssl.create_default_context(cafile=str(self.authority))
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.load_cert_chain(self.certificate, self.key, password="")
-        except (OSError, ssl.SSLError) as error:
-            reason = getattr(error, "reason", None) or error.strerror or "unreadable"
-            names = f"{self.authority}, {self.certificate} and {self.key}"
-            raise UsageError(f"{names} do not make a TLS client: {reason}") from None
-        return context
+        return client_context(authority=self.authority, certificate=self.certificate, key=self.key)
 
 
 @dataclass(frozen=True, kw_only=True)

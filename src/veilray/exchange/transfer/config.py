@@ -7,11 +7,11 @@ import tomllib
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from veilray.errors import DataError, UsageError
+from veilray.errors import DataError, UsageError, first_fault
 from veilray.exchange.keys.card import PublicCard, read_card
 
 GB = 1e9
@@ -85,9 +85,7 @@ def load_receive_config(path: Path) -> ReceiveConfig:
     try:
         config = ReceiveConfig.model_validate(values)
     except ValidationError as error:
-        fault: Any = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(f"{path}: {where}: {fault['msg']}") from None
+        raise UsageError(f"{path}: {first_fault(error)}") from None
     base = path.parent
     senders = tuple(
         sender.model_copy(

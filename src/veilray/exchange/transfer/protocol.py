@@ -15,8 +15,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from veilray.errors import UsageError
-from veilray.exchange.keys.keyfile import check_private
+from veilray.exchange import tls
 
 STATE_KEY = "client_certificate"
 
@@ -33,8 +32,8 @@ def protocol_class(*, patience: float, known: Callable[[int], None]) -> type[asy
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             known(transport.get_extra_info("socket").fileno())
-            tls = transport.get_extra_info("ssl_object")
-            shown = tls.getpeercert(binary_form=True) if tls is not None else None
+            secured = transport.get_extra_info("ssl_object")
+            shown = secured.getpeercert(binary_form=True) if secured is not None else None
             # uvicorn copies this into every request's scope.
             self.app_state = {**self.app_state, STATE_KEY: hashlib.sha256(shown).hexdigest() if shown else ""}
             self._wait()
@@ -75,23 +74,14 @@ def protocol_class(*, patience: float, known: Callable[[int], None]) -> type[asy
     return MutualTlsProtocol
 
 
-def server_context(
+def watched_context(
     *, certificate: Path, key: Path, authority: Path, on_refusal: Callable[[str], None]
 ) -> ssl.SSLContext:
     """TLS 1.3 that asks every client for a certificate of `authority`; `on_refusal` hears why a handshake failed.
 
     Raises RefusedError where others can read the key, UsageError where the files do not fit.
     """
-    try:
-        check_private(key, key.stat())
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(certificate, key, password="")
-        context.load_verify_locations(authority)
-    except (OSError, ssl.SSLError) as error:
-        reason = getattr(error, "reason", None) or error.strerror or "unreadable"
-        raise UsageError(f"{certificate}, {key} and {authority} do not make a TLS server: {reason}") from None
-    context.verify_mode = ssl.CERT_REQUIRED
+    context = tls.server_context(certificate=certificate, key=key, authority=authority)
     context.sslobject_class = _watched(on_refusal)
     return context
 

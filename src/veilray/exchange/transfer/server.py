@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from veilray.errors import BundleError, UsageError
 from veilray.exchange.transfer.config import GB, ReceiveConfig, Sender, read_senders
 from veilray.exchange.transfer.listener import BACKLOG, BoundedListener, PatientLoop
-from veilray.exchange.transfer.protocol import STATE_KEY, protocol_class, server_context
+from veilray.exchange.transfer.protocol import STATE_KEY, protocol_class, watched_context
 from veilray.exchange.transfer.spool import BLOCK, NoRoomError, Spool, Upload
 from veilray.exchange.transfer.ticket import MAX_TICKET_BYTES, check_ticket
 
@@ -198,7 +198,7 @@ def make_receiver(config: ReceiveConfig) -> Receiver:
     """Listen as a configuration says. UsageError where the address is not free or the files do not make a server."""
     senders = read_senders(config)
     spool = Spool(config.spool, senders, keep_free=int(config.keep_free_gb * GB))
-    context = server_context(
+    context = watched_context(
         certificate=config.certificate,
         key=config.key,
         authority=config.authority,

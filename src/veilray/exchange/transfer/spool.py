@@ -12,17 +12,16 @@ Offers may come from several threads at once; an upload is one thread's at a tim
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from veilray.errors import BundleError, DataError, VeilrayError
+from veilray.exchange.log_lines import add_line
 from veilray.exchange.transfer.config import GB, Sender
 from veilray.exchange.transfer.ticket import Ticket
 from veilray.files import sync, write_json
@@ -178,12 +177,7 @@ class Spool:
 
     def log(self, event: str, **facts: str | int) -> None:
         """Add a line to the log. Facts must name no file and nothing that came from outside unchecked."""
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **facts}) + "\n"
-        handle = os.open(self.path / "log.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(handle, line.encode())
-        finally:
-            os.close(handle)
+        add_line(self.path / "log.jsonl", event, **facts)
 
     def _begin(self, sender: Sender, ticket: Ticket) -> Upload:
         if ticket.size > sender.largest:
