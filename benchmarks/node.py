@@ -3,8 +3,9 @@
     python benchmarks/node.py [--images 2000] [--senders 4] [--width 16] [--size 256] [--threads 2] [--save]
 
 A node (`veilray serve`) runs as a process of its own with a U-Net whose weights were drawn at random, which costs what
-trained ones cost. Four processes of their own send different 12-bit images of noisy phantoms by C-STORE; one more is
-the archive that the node delivers to. The rate is the number of images over the time from the first association to the
+trained ones cost. Both its peers are dcmtk's: four `storescu` send different 12-bit images of noisy phantoms, written
+beforehand, by C-STORE; a `storescp` is the archive that the node delivers to, which answers and keeps nothing. All
+share the machine with the node. The rate is the number of images over the time from the first association to the
 last delivery. The memory of the node (resident set of all its processes, from /proc) is taken four times a second; flat
 means that the last quarter's median is at most 5 % above the second quarter's.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -36,7 +38,7 @@ FLAT = 1.05
 
 
 def main() -> None:
-    """Parse, then measure, or be one of the senders or the archive."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--senders", type=int, default=4)
@@ -45,19 +47,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--save", action="store_true", help="write results/node.json")
-    parser.add_argument("--part", choices=["sender", "archive"], help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.part == "sender":
-        _send(options.port, first=options.first, count=options.images, size=options.size)
-    elif options.part == "archive":
-        _archive()
-    else:
-        figures = _measure(options)
-        print(table(["figure", "value"], [[name, value] for name, value in figures.items()]))
-        if options.save:
-            save("node", figures)
+    figures = _measure(options)
+    print(table(["figure", "value"], [[name, value] for name, value in figures.items()]))
+    if options.save:
+        save("node", figures)
 
 
 def _measure(options: argparse.Namespace) -> dict[str, object]:
@@ -66,15 +60,17 @@ def _measure(options: argparse.Namespace) -> dict[str, object]:
         torch.manual_seed(0)
         network = UNet(width=options.width).eval()
         save_weights(folder / "model.safetensors", network, noise=NoiseConfig(mean=0.0, std=(0.05, 0.2)))
-        archive = _start(["--part", "archive"], stdout=subprocess.PIPE)
+        for sender in range(options.senders):
+            _write_images(folder / f"sender{sender}", sender, count=_share(options), size=options.size)
+        destination = _free_port()
+        archive = subprocess.Popen(["storescp", "--ignore", "-aet", "ARCHIVE", str(destination)])
         node: subprocess.Popen[bytes] | None = None
         try:
-            assert archive.stdout is not None
-            config = _write_config(folder, int(archive.stdout.readline()), options)
+            config = _write_config(folder, destination, options)
             command = [sys.executable, "-c", "from veilray.cli.main import run; run()", "serve", str(config)]
             node = subprocess.Popen(command, stderr=(folder / "log").open("wb"))
             port, health = _wait_for_ports(folder / "log")
-            return _run(options, node.pid, port, health)
+            return _run(options, folder, node.pid, port, health)
         finally:
             for process in (node, archive):
                 if process is not None:
@@ -82,22 +78,16 @@ def _measure(options: argparse.Namespace) -> dict[str, object]:
                     process.wait(timeout=60)
 
 
-def _run(options: argparse.Namespace, pid: int, port: int, health: int) -> dict[str, object]:
-    share = options.images // options.senders
-    parts = ["--part", "sender", "--port", str(port), "--images", str(share), "--size", str(options.size)]
-    senders = [
-        _start([*parts, "--first", str(index * share)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for index in range(options.senders)
-    ]
-    for sender in senders:  # each has its images ready
-        assert sender.stdout is not None
-        sender.stdout.readline()
+def _run(options: argparse.Namespace, folder: Path, pid: int, port: int, health: int) -> dict[str, object]:
+    load = os.getloadavg()[0]
     began, memory, delivered, received_by = time.monotonic(), [], 0, 0.0
     _, before = _usage(pid)
-    for sender in senders:
-        assert sender.stdin is not None
-        sender.stdin.close()
-    total = share * options.senders
+    called = ["-aet", "SENDER", "-aec", "VEILRAY", "127.0.0.1", str(port)]
+    senders = [
+        subprocess.Popen(["storescu", *called, "+sd", str(folder / f"sender{sender}")])
+        for sender in range(options.senders)
+    ]
+    total = _share(options) * options.senders
     while delivered < total:
         time.sleep(0.25)
         page = _page(health)
@@ -109,8 +99,8 @@ def _run(options: argparse.Namespace, pid: int, port: int, health: int) -> dict[
         if time.monotonic() - began > 3600:
             raise SystemExit("gave up after an hour")
     seconds = time.monotonic() - began
-    for sender in senders:
-        sender.wait()
+    if any(sender.wait() for sender in senders):
+        raise SystemExit("a sender failed")
     quarter = max(1, len(memory) // 4)
     second, last = (statistics.median(part) for part in (memory[quarter : 2 * quarter] or memory, memory[-quarter:]))
     return {
@@ -120,6 +110,8 @@ def _run(options: argparse.Namespace, pid: int, port: int, health: int) -> dict[
         "threads": options.threads,
         "batch": options.batch,
         "senders": options.senders,
+        "peers": subprocess.run(["storescp", "--version"], capture_output=True, text=True).stdout.split("\n")[0],
+        "load_average_before": round(load, 1),
         "seconds": round(seconds, 2),
         "seconds_to_receive_all": round(received_by, 2),
         "images_per_second": round(total / seconds, 2),
@@ -131,9 +123,14 @@ def _run(options: argparse.Namespace, pid: int, port: int, health: int) -> dict[
     }
 
 
-def _start(arguments: list[str], **options: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, __file__, *arguments], env=environment, **options)
+def _share(options: argparse.Namespace) -> int:
+    return int(options.images // options.senders)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def _write_config(folder: Path, port: int, options: argparse.Namespace) -> Path:
@@ -198,51 +195,29 @@ def _usage(pid: int) -> tuple[int, float]:
     return resident * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _send(port: int, *, first: int, count: int, size: int) -> None:
-    """Build images, say so, wait for the word, and send them over one association."""
-    from pydicom import Dataset
+def _write_images(folder: Path, sender: int, *, count: int, size: int) -> None:
+    """Images of one patient, each with noise of its own, as files."""
+    from pydicom import Dataset, dcmwrite
     from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian
-    from pynetdicom import AE
+    from pydicom.uid import UID, ExplicitVRLittleEndian
 
-    clean = chest_phantom(patient=first, follow_up=0, seed=1, size=size)
-    noise = np.random.default_rng(first)
-    entity = AE(ae_title="SENDER")
-    entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1", ExplicitVRLittleEndian)
-    print("ready", flush=True)
-    sys.stdin.read()
-    association = entity.associate("127.0.0.1", port, ae_title="VEILRAY")
-    for index in range(first, first + count):
+    folder.mkdir()
+    clean = chest_phantom(patient=sender, follow_up=0, seed=1, size=size)
+    noise = np.random.default_rng(sender)
+    for number in range(count):
         values = np.rint(4095 * np.clip(clean + noise.normal(0, STD, clean.shape), 0, 1)).astype(np.uint16)
         image = Dataset()
-        image.SOPClassUID, image.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", f"1.2.826.0.1.3680043.10.1000.5.{index}"
-        image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.826.0.1.3680043.10.1000.6", f"1.2.3.{first + 1}"
-        image.Modality, image.PatientID, image.PatientName = "CR", f"P{index}", "Bench^Mark"
+        image.SOPClassUID = UID("1.2.840.10008.5.1.4.1.1.1")
+        image.SOPInstanceUID = UID(f"1.2.826.0.1.3680043.10.1000.5.{sender}.{number}")
+        image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.826.0.1.3680043.10.1000.6", f"1.2.3.{sender + 1}"
+        image.Modality, image.PatientID, image.PatientName = "CR", f"P{sender}", "Bench^Mark"
         image.Rows, image.Columns, image.SamplesPerPixel = size, size, 1
         image.PhotometricInterpretation, image.PixelRepresentation = "MONOCHROME2", 0
         image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
         image.add_new("PixelData", "OW", values.tobytes())
         image.file_meta = FileMetaDataset()
         image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        status = association.send_c_store(image).get("Status")
-        if status != 0:
-            raise SystemExit(f"image {index}: status {status}")
-    association.release()
-
-
-def _archive() -> None:
-    """Take everything and keep nothing; the port goes to standard output."""
-    from pydicom.uid import ExplicitVRLittleEndian
-    from pynetdicom import AE, evt
-
-    entity = AE(ae_title="ARCHIVE")
-    for sop_class in ("1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"):
-        entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda event: 0)])
-    assert server is not None
-    print(server.socket.getsockname()[1], flush=True)
-    while True:
-        time.sleep(60)
+        dcmwrite(folder / f"{number}.dcm", image, enforce_file_format=True)
 
 
 if __name__ == "__main__":

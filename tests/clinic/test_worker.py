@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydicom import Dataset, dcmread
 from tests.clinic.nodes import image, noisy_values, write_config, write_model
 from tests.images.clinical_files import cr
@@ -21,8 +23,10 @@ from veilray.images.read import read_radiograph_bytes
 from veilray.inference.denoiser import Denoiser
 
 
-def _worker(folder: Path) -> tuple[Worker, Queue]:
-    config = load_serve_config(write_config(folder, port=1))
+def _worker(folder: Path, *, threads: int = 1) -> tuple[Worker, Queue]:
+    path = write_config(folder, port=1)
+    path.write_text(path.read_text().replace("threads = 1", f"threads = {threads}"))
+    config = load_serve_config(path)
     queue = Queue(config.node.state)
     return Worker(config, queue), queue
 
@@ -31,8 +35,17 @@ def _derived(queue: Queue) -> list[Dataset]:
     return [dcmread(queue.derived / f"{each.name}.dcm") for each in queue.due("archive", 100)]
 
 
-def test_a_batch_of_two_sizes_becomes_derived_objects(folder: Path) -> None:
-    worker, queue = _worker(folder)
+@pytest.fixture
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads_as_before")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_of_two_sizes_becomes_derived_objects(folder: Path, threads: int) -> None:
+    worker, queue = _worker(folder, threads=threads)
     originals = {str(each.SOPInstanceUID): each for each in (image(0), image(1))}
     large = cr(noisy_values(2, size=96), bits=12, SOPInstanceUID="1.2.3.4")
     originals["1.2.3.4"] = large
@@ -49,6 +62,7 @@ def test_a_batch_of_two_sizes_becomes_derived_objects(folder: Path) -> None:
         expected = denoiser(read_radiograph_bytes(save(source), source="a").pixels, mean=0.0)
         assert np.abs(each.pixel_array - 4095 * expected.astype(np.float64)).max() <= 1.5
     assert worker.work() == 0
+    assert torch.get_num_threads() == threads  # large images still get all of them
 
 
 def test_noise_outside_the_trained_range_is_not_smoothed_and_the_reason_is_kept(folder: Path) -> None:

@@ -7,7 +7,8 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,9 @@ IDLE_SECONDS = 0.05
 BEAT_SECONDS = 1.0
 MAX_PIXELS_AT_ONCE = 1 << 22
 """Pixels that are denoised at once; one image may have more. The worker says that it lives in between."""
+SMALL = 512 * 512
+"""Pixels of images that are denoised side by side on a processor, each by one thread: threads that share one image wait
+for each other at every layer, and for whatever else runs on their cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,11 @@ class Worker:
         self._destinations = [destination.name for destination in config.destinations]
         self._weights = self._denoiser.origin.weights_sha256
         self._beaten = -BEAT_SECONDS
+        threads = torch.get_num_threads()
+        self._threads: ThreadPoolExecutor | None = None
+        if threads > 1 and choice.tile is None and self._denoiser.device.type == "cpu":
+            # The number of threads is each thread's own: this one keeps all of them, for large images.
+            self._threads = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def beat(self) -> None:
         """Say that this worker lives, once a second at most."""
@@ -165,8 +174,7 @@ class Worker:
 
     def _denoise(self, alike: Sequence[_Fit]) -> None:
         mean = self._config.model.mean
-        outputs = self._denoiser.several(np.stack([one.pixels for one in alike]), mean=mean)
-        for one, pixels in zip(alike, outputs, strict=True):
+        for one, pixels in zip(alike, self._outputs([one.pixels for one in alike]), strict=True):
             self.beat()
             batch = new_batch(weights_sha256=self._weights, settings=denoise_settings(self._denoiser, mean=mean))
             try:
@@ -176,6 +184,13 @@ class Worker:
                 continue
             self._queue.ready(one.image, encoded, self._destinations)
             LOG.info("image %s: denoised", one.image.name[:12])
+
+    def _outputs(self, images: Sequence[FloatImage]) -> Iterable[FloatImage]:
+        """The images of one size, denoised; those of small ones come while the next are being worked on."""
+        mean = self._config.model.mean
+        if self._threads is None or images[0].size > SMALL:
+            return self._denoiser.several(np.stack(images), mean=mean)
+        return self._threads.map(lambda pixels: self._denoiser(pixels, mean=mean), images)
 
     def _derive(self, one: _Fit, pixels: FloatImage, batch: DenoisedBatch) -> bytes:
         # When the image came, not now: a second try after a crash makes the same object.

@@ -25,6 +25,8 @@ from veilray.parallel.devices import pick_device
 from veilray.training.source import open_weights
 
 TILE = 1024
+PROCESSOR_PIXELS = 256 * 256
+"""Pixels that go through the network at once on a processor, of images that are no larger: more leave its caches."""
 SETTLED = 1e-6
 
 
@@ -43,10 +45,10 @@ class Denoiser:
 
     `noise` is None where that is not known; then every call must say the mean. `tile` is the side of the largest square
     that goes through the network at once, which bounds the memory: smaller images are batched up to that many pixels,
-    larger ones are cut into tiles. Tiles overlap by the network's receptive radius, so the result is the whole image's
-    up to rounding (`tiling_difference` measures it). Under group normalisation and in a Restormer, where every pixel
-    depends on all others, more passes over the tiles find the statistics of the whole image first: ten times the work
-    at depth 5.
+    on a processor up to 256 x 256; larger ones are cut into tiles. Tiles overlap by the network's receptive radius, so
+    the result is the whole image's up to rounding (`tiling_difference` measures it). Under group normalisation and in a
+    Restormer, where every pixel depends on all others, more passes over the tiles find the statistics of the whole
+    image first: ten times the work at depth 5.
     `origin` says where the weights came from, for records; None where they came from no file.
 
     Raises UsageError for an unknown device or precision, or a tile smaller than the network allows.
@@ -142,7 +144,7 @@ class Denoiser:
         padded = with_noise_maps(pad_to_multiple(noisy.float(), self._stride), self._told(noisy, mean, std))
         pixels = padded.shape[-2] * padded.shape[-1]
         if pixels <= self.tile**2:
-            output = self._whole(padded, batch=self.tile**2 // pixels)
+            output = self._whole(padded, batch=max(1, self._at_once() // pixels))
         else:
             output = torch.cat([self._tiled(image) for image in torch.split(padded, 1)])
         return output[..., :height, :width].contiguous()
@@ -178,6 +180,9 @@ class Denoiser:
                 std = torch.tensor([estimate_noise_std(image[0].cpu().numpy(), clip=clip) for image in noisy])
             told.append(torch.as_tensor(std, dtype=torch.float32).expand(len(noisy)))
         return torch.stack(told, dim=1) if told else torch.empty((len(noisy), 0))
+
+    def _at_once(self) -> int:
+        return min(self.tile**2, PROCESSOR_PIXELS) if self.device.type == "cpu" else self.tile**2
 
     def _whole(self, padded: Tensor, *, batch: int) -> Tensor:
         return torch.cat(

@@ -56,8 +56,8 @@ def restore_backup(backup: Path, out: Path, *, passphrase: Secret) -> KeyFolder:
     Raises UsageError where `out` exists, RefusedError where the passphrase is wrong or the backup was altered,
     DataError where it is none.
     """
-    files = _unpacked(decrypt_with(passphrase, _read(backup), path=backup), backup)
     with replacing_folder(out, mode=0o700) as folder:
+        files = _unpacked(decrypt_with(passphrase, _read(backup), path=backup), backup)
         for name in _FOLDERS:
             (folder / name).mkdir(mode=0o700)
         for name, data in files.items():
