@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -92,8 +95,23 @@ def test_the_operator_s_commands_want_a_queue_and_fit_together(tmp_path: Path) -
     assert "--discard dead" in veilray("serve", config, "--discard", "kept", "--destination", "archive").err
 
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
 def test_the_example_of_the_documentation_is_a_configuration() -> None:
-    config = load_serve_config(Path(__file__).parents[2] / "docs" / "examples" / "node.toml")
+    config = load_serve_config(EXAMPLES / "node.toml")
     assert config.node.host == "127.0.0.1"
-    unit = (Path(__file__).parents[2] / "docs" / "examples" / "veilray.service").read_text()
-    assert "veilray serve" in unit
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_understands_the_unit_and_finds_it_well_confined(tmp_path: Path) -> None:
+    text = (EXAMPLES / "veilray.service").read_text()
+    assert "ExecStart=/opt/veilray/bin/veilray serve /etc/veilray/node.toml" in text
+    unit = tmp_path / "veilray.service"  # the program need not be there to see whether the rest holds
+    unit.write_text(re.sub(r"(?m)^ExecStart=.*$", "ExecStart=/bin/true", text))
+    checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    rated = subprocess.run(["systemd-analyze", "security", "--offline=true", unit], capture_output=True, text=True)
+    level = re.search(r"exposure level for veilray.service: ([\d.]+)", rated.stdout)
+    assert level is not None
+    assert float(level[1]) < 3  # of 10

@@ -302,7 +302,7 @@ def test_import_says_no_canary(seeded: tuple[Path, list[str], str]) -> None:
     ids=["noisy", "unclamped", "seeded", "pairs"],
 )
 def test_no_canary_leaves(seeded: tuple[Path, list[str], str], tmp_path: Path, options: list[object]) -> None:
-    asked = ["--fields", "view,spacing,sex,age,days", *options]
+    asked = ["--fields", "view,spacing,sex,age,days,study", *options]
     said = done("obfuscate", seeded[0], "--out", tmp_path / "release", *asked)
     _check(said, tmp_path / "release", seeded, clean="--pairs" in options)
     assert b"60-69" in (tmp_path / "release" / "index.csv").read_bytes()
@@ -318,14 +318,15 @@ def test_no_canary_leaves_with_keys_or_in_a_refusal(
     refused = veilray("obfuscate", seeded[0], *site, "--out", tmp_path / "b", "--std", "0.1")
     assert refused.status == 4
     _check(refused, None, seeded)
-    _check(done("ledger", "list", keys), None, seeded)
+    for what in (("list", keys), ("list", keys, "--events"), ("history", keys, seeded[0])):
+        _check(done("ledger", *what), None, seeded)
     assert _found((keys / "ledger.db").read_bytes(), [MARK, *seeded[1]]) == []
 
 
 @pytest.mark.slow
 def test_what_dicognito_would_change_does_not_survive(seeded: tuple[Path, list[str], str], tmp_path: Path) -> None:
     """What an independent de-identifier replaces or deletes, where it is long enough to look for."""
-    done("obfuscate", seeded[0], "--out", tmp_path / "release", "--fields", "view,spacing,sex,age,days")
+    done("obfuscate", seeded[0], "--out", tmp_path / "release", "--fields", "view,spacing,sex,age,days,study")
     content = _all_bytes(tmp_path / "release")
     before = dcmread(seeded[0].parent / f"{MARK}folder" / f"{MARK}file0.dcm")
     after = dcmread(seeded[0].parent / f"{MARK}folder" / f"{MARK}file0.dcm")
