@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tests.command_line import SLOW_EPOCHS, SMALL, done, start, veilray
 
-from veilray.cli import training
+from veilray.cli import reporting, training
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.split import Shares, assign, image_split
 from veilray.evaluation.results import read_scores, read_summary
@@ -188,7 +188,7 @@ def test_scores_are_the_lead_s_alone_where_the_others_do_not_see_the_run(
     flow_run: Path, flow_cohort: Path, monkeypatch: pytest.MonkeyPatch, lead: bool
 ) -> None:
     scored: list[Group] = []
-    monkeypatch.setattr(training, "evaluate_and_report", lambda *_, group, **options: scored.append(group))
+    monkeypatch.setattr(reporting, "evaluate_and_report", lambda *_, group, **options: scored.append(group))
     group = mock.Mock(is_lead=lead, gather=lambda own: [own, ["", ""]] if lead else [["a", "b"], own])
     run, images = RunFolder(flow_run), TrainingImages.open(flow_cohort, RunFolder(flow_run).config())
     device = torch.device("cpu")
