@@ -1,12 +1,13 @@
 """The training step against the released style, side by side: same U-Net, same images, two threads.
 
-    python benchmarks/training_step.py [--rounds 5] [--save]
+    python benchmarks/training_step.py [--rounds 5] [--threads 2] [--processor-time] [--save]
 
 Released style: eager fp32, NCHW, Adam as it comes, clean and noisy float32 arrays in memory behind a DataLoader. Ours:
 the training loop of `veilray train` with its shipped settings (bf16, channels-last, fused Adam, fresh noise, moving
 average, gradient clipping), on a memory-mapped cohort, with huge pages; fp32 where the processor has no bf16 units. The
 same is measured in the memory layout that `launch.layout = "auto"` did not take. Each side runs in its own process; the
-sides take turns; figures are medians over the rounds.
+sides take turns; figures are medians over the rounds. `--processor-time`, for a machine that does other work too,
+counts the seconds that a process of one thread is given in place of those that pass.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,27 +36,33 @@ from veilray.training.run import EpochRecord, RunFolder
 
 CASES = {"width 16, 256 px, batch 4": (16, 256, 4), "width 32, 128 px, batch 8": (32, 128, 8)}
 WARM_UP, TIMED = 3, 8
-THREADS = 2
+
+Clock = Callable[[], float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processor-time", action="store_true", help="of one thread")
     parser.add_argument("--save", action="store_true", help="write results/training_step.json")
     parser.add_argument("--side", choices=["released", "veilray", "other"], help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--cohort", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.threads = 1 if options.processor_time else options.threads
     if options.side:
-        torch.set_num_threads(THREADS)
-        seconds = SIDES[options.side](options.cohort, *CASES[options.case])
+        torch.set_num_threads(options.threads)
+        clock = time.process_time if options.processor_time else time.perf_counter
+        seconds = SIDES[options.side](clock, options.cohort, *CASES[options.case])
         print(json.dumps({"milliseconds": 1000 * statistics.median(seconds[WARM_UP:])}))
         return
     rows, record = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for case, (_, size, batch) in CASES.items():
             cohort = _cohort(Path(folder) / f"{size}", size)
-            arguments = ["--case", case, "--cohort", str(cohort)]
+            arguments = ["--case", case, "--cohort", str(cohort), "--threads", str(options.threads)]
+            arguments += ["--processor-time"] if options.processor_time else []
             sides = {
                 "released": (["--side", "released", *arguments], {}),
                 "veilray": (["--side", "veilray", *arguments], {"THP_MEM_ALLOC_ENABLE": "1"}),
@@ -81,7 +89,8 @@ def main() -> None:
     if options.save:
         launch = resolved(load_config("default"), torch.device("cpu")).launch
         chosen = {"precision": launch.precision, "layout": launch.layout}
-        save("training_step", {"threads": THREADS, "timed_steps": TIMED, **chosen, "cases": record})
+        measured_as = {"threads": options.threads, "clock": "processor" if options.processor_time else "wall"}
+        save("training_step", {**measured_as, "timed_steps": TIMED, **chosen, "cases": record})
 
 
 def _cohort(folder: Path, size: int) -> Path:
@@ -90,7 +99,7 @@ def _cohort(folder: Path, size: int) -> Path:
     return folder / "cohort"
 
 
-def _released(cohort: str, width: int, size: int, batch: int) -> list[float]:
+def _released(clock: Clock, cohort: str, width: int, size: int, batch: int) -> list[float]:
     """Milliseconds of each step in the style of the released notebooks."""
     images = TrainingImages.open(cohort, RunConfig())
     rows = images.sets["train"]
@@ -102,7 +111,7 @@ def _released(cohort: str, width: int, size: int, batch: int) -> list[float]:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     model.train()
     seconds: list[float] = []
-    began = time.perf_counter()
+    began = clock()
     while len(seconds) < WARM_UP + TIMED:
         for noisy_batch, clean_batch in loader:
             optimizer.zero_grad()
@@ -110,50 +119,51 @@ def _released(cohort: str, width: int, size: int, batch: int) -> list[float]:
             loss.backward()
             optimizer.step()
             loss.item()
-            seconds.append(time.perf_counter() - began)
-            began = time.perf_counter()
+            seconds.append(clock() - began)
+            began = clock()
     return seconds[: WARM_UP + TIMED]
 
 
 class _Stepwatch:
     """Times every step of the training loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.seconds: list[float] = []
-        self._began = time.perf_counter()
+        self._clock = clock
+        self._began = clock()
 
     def begin(self, *, images: int) -> None:
         """Nothing was done before."""
 
     def step(self, *, step: int, images: int, loss: float) -> None:
-        self.seconds.append(time.perf_counter() - self._began)
-        self._began = time.perf_counter()
+        self.seconds.append(self._clock() - self._began)
+        self._began = self._clock()
 
     def epoch(self, record: EpochRecord) -> None:
-        self._began = time.perf_counter()
+        self._began = self._clock()
 
     def note(self, message: str) -> None:
         print(message)
 
 
-def _veilray(cohort: str, width: int, size: int, batch: int, *settings: str) -> list[float]:
+def _veilray(clock: Clock, cohort: str, width: int, size: int, batch: int, *settings: str) -> list[float]:
     """Seconds of each step of `veilray train default`."""
     overrides = [f"model.width={width}", f"train.batch_size={batch}", *settings]
     images = TrainingImages.open(cohort, load_config("default", overrides))
     epochs = int(np.ceil((WARM_UP + TIMED + 1) / images.steps_per_epoch()))
     config = load_config("default", [*overrides, f"train.epochs={epochs}"])
-    watch = _Stepwatch()
+    watch = _Stepwatch(clock)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder.create(Path(folder) / "run", config)
         train(config, TrainingImages.open(cohort, config), run, device=torch.device("cpu"), watcher=watch)
     return watch.seconds[: WARM_UP + TIMED]
 
 
-def _other(cohort: str, width: int, size: int, batch: int) -> list[float]:
+def _other(clock: Clock, cohort: str, width: int, size: int, batch: int) -> list[float]:
     """The same in the layout that is not taken."""
     taken = resolved(load_config("default"), torch.device("cpu")).launch.layout
     other = "contiguous" if taken == "channels_last" else "channels_last"
-    return _veilray(cohort, width, size, batch, f"launch.layout={other}")
+    return _veilray(clock, cohort, width, size, batch, f"launch.layout={other}")
 
 
 SIDES = {"released": _released, "veilray": _veilray, "other": _other}

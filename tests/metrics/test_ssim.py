@@ -27,6 +27,12 @@ OPTIONS: dict[Window, dict[str, Any]] = {
 WINDOWS: list[Window] = ["gaussian", 3]
 
 
+@pytest.fixture(autouse=True, params=["sums", "products"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to take sums over windows, whatever the size of the images."""
+    monkeypatch.setattr(ssim_module, "_PRODUCT_PIXELS", 0 if request.param == "products" else 1 << 40)
+
+
 def _expected(output: Images, target: Images, window: Window, data_range: float = 1.0) -> list[float]:
     return [
         structural_similarity(t, o, data_range=data_range, **OPTIONS[window])

@@ -274,3 +274,20 @@ def test_a_release_has_no_seed_of_the_test_noise(make_run: MakeRun) -> None:
     comparison = compare([make_run("released", summary={"test_noise_seed": None})])
     rows = {row.name: row.values for section in protocol(comparison).values() for row in section}
     assert rows["Seed of the validation and test noise"] == (("none: the noise is the release's", ""),)
+    assert "noise_seed = " not in to_html(comparison, [])
+    assert "noise_seed = " in to_html(compare([make_run("drawn")]), [])
+
+
+def test_what_was_left_to_the_machine_is_shown_as_what_it_became_and_what_had_no_effect_not_at_all(
+    make_run: MakeRun,
+) -> None:
+    comparison = compare(
+        [make_run("a", launch={"setup": "auto", "precision": "fp32"}, environment={"setup": "single"})]
+    )
+    rows = {row.name: row.values for section in protocol(comparison).values() for row in section}
+    assert rows["Set-up"] == (("one device", ""),)
+    assert comparison.levels[0].models[0].setup == "CPU, fp32"
+    assert not {"Seed of the paper's split", "Batch that the learning rate is given for"} & set(rows)
+    paper = compare([make_run("b", split={"rule": "paper"}, train={"learning_rate_scaling": "linear"})])
+    rows = {row.name: row.values for section in protocol(paper).values() for row in section}
+    assert {"Seed of the paper's split", "Batch that the learning rate is given for"} <= set(rows)

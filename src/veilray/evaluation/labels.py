@@ -114,6 +114,8 @@ def settings_of(config: RunConfig, summary: Summary, environment: dict[str, Any]
     kept["train.perceptual_sha256"] = config.train.perceptual_sha256[:12] or "none"
     kept["train.start_sha256"] = config.train.start_sha256[:12] or "none"
     kept["noise.training"] = training_noise(config.noise, summary.noise)
+    if kept["launch.setup"] == "auto":  # it took what the machine and the launcher asked for
+        kept["launch.setup"] = str(environment.get("setup", "auto"))
     kept["launch.device"] = device_name(str(environment.get("device", "unknown device")))
     kept["data.trained_on"] = str(environment.get("cohort_digest", "unknown data"))[:12]
     return kept

@@ -88,6 +88,7 @@ _VALUES = {
     "train.optimizer": {"adam": "Adam", "adamw": "AdamW"},
     "split.rule": {"cohort": "patient-wise, from the cohort", "paper": "50/33/17 % by image, as in the paper"},
     "launch.setup": {"single": "one device"},
+    "launch.layout": {"contiguous": "NCHW", "channels_last": "channels last (NHWC)"},
 }
 _OFF_AT_ZERO = {
     "train.clip_norm",
@@ -184,9 +185,17 @@ def environment(comparison: Comparison) -> list[Setting]:
 
 
 def configurations(comparison: Comparison) -> list[tuple[str, str]]:
-    """(noise level and arm, resolved configuration as TOML) of the first run of every arm."""
+    """(noise level and arm, resolved configuration as TOML) of the first run of every arm.
+
+    A seed of test noise is left out where none was drawn with it, because the images came with theirs.
+    """
+
+    def shown(config: RunConfig, *, seeded: bool) -> str:
+        lines = dump_config(config).splitlines(keepends=True)
+        return "".join(line for line in lines if seeded or not line.startswith("noise_seed "))
+
     return [
-        (f"{arm.label}, noise {level.label}", dump_config(arm.runs[0].config))
+        (f"{arm.label}, noise {level.label}", shown(arm.runs[0].config, seeded=level.test_noise_seed is not None))
         for level in comparison.levels
         for arm in level.models
     ]
@@ -224,7 +233,12 @@ def _models(comparison: Comparison) -> dict[str, dict[str, str]]:
 def _unused(config: RunConfig) -> set[str]:
     """Keys of settings that the network and the objective have no use for."""
     model = set(ModelConfig.model_fields) - {"name", *config.model.options()}
-    return {f"model.{name}" for name in model} | {f"train.{name}" for name in config.train.unused()}
+    unused = {f"model.{name}" for name in model} | {f"train.{name}" for name in config.train.unused()}
+    if config.split.rule != "paper":
+        unused.add("split.seed")
+    if config.train.learning_rate_scaling == "none":
+        unused.add("train.reference_batch_size")
+    return unused
 
 
 def _row(key: str, values: Mapping[str, str], *, name: str = "") -> Setting:
