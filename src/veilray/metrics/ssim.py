@@ -100,20 +100,17 @@ def _score_by_products(x: Tensor, y: Tensor, weights: tuple[float, ...], *, c1: 
     strips = -(-(height - margin) * width // _CPU_PIXELS)
     bounds = [(height - margin) * strip // strips for strip in range(strips + 1)]
     spaces = {rows: _Space(width, rows, weights, like=x) for rows in {b - a for a, b in pairwise(bounds)}}
-    means = []
+    totals = x.new_zeros(len(x))
+    means = zip(x.mean((1, 2)).tolist(), y.mean((1, 2)).tolist(), strict=True)
     with torch.autocast("cpu", enabled=False):
-        for image_x, image_y, mean_x, mean_y in zip(
-            x, y, x.mean((1, 2)).tolist(), y.mean((1, 2)).tolist(), strict=True
-        ):
-            centres, total = (mean_x + mean_y, mean_x - mean_y), x.new_zeros(())
+        for index, (mean_x, mean_y) in enumerate(means):
             for top, bottom in pairwise(bounds):
-                rows = slice(top, bottom + margin)
-                total += spaces[bottom - top].total(image_x[rows], image_y[rows], centres, c1=c1, c2=c2)
+                strip = x[index, top : bottom + margin], y[index, top : bottom + margin]
+                totals[index] += spaces[bottom - top].total(*strip, (mean_x + mean_y, mean_x - mean_y), c1=c1, c2=c2)
             if not math.isfinite(mean_x + mean_y):  # zeros of a band times what is not finite would spoil the next
                 for space in spaces.values():
                     space.clear()
-            means.append(total)
-    return torch.stack(means) / ((height - margin) * (width - margin))
+    return totals / ((height - margin) * (width - margin))
 
 
 class _Space:
