@@ -134,12 +134,17 @@ def test_the_scores_are_compared_with_and_without_the_originals(exchange: Exchan
 
 def test_an_opened_model_that_was_altered_is_an_error(exchange: Exchange, tmp_path: Path) -> None:
     words = ["--data", exchange.release, "--originals", exchange.cohort, "--out", tmp_path / "e", *EVALUATE]
-    for name, changes in (("a", {"weights_sha256": "0" * 64}), ("b", {"config": {"train": {"epochs": -1}}})):
+    told = read_json(exchange.model / "model.json")["config"]
+    for name, changes, message in (
+        ("a", {"weights_sha256": "0" * 64}, "model.json"),
+        ("b", {"config": {"train": {"epochs": -1}}}, "model.json"),
+        ("c", {"config": told | {"split": {"rule": "paper", "seed": 3}}}, "the paper's split"),
+    ):
         model = Path(shutil.copytree(exchange.model, tmp_path / name))
         write_json(model / "model.json", read_json(model / "model.json") | changes)
         result = veilray("evaluate", model, *words)
         assert (result.status, len(result.lines)) == (3, 1)
-        assert "model.json" in result.err
+        assert message in result.err
     (model / "model.json").write_text("{" + " " * 2**20 + "}")
     assert "larger than" in veilray("evaluate", model, *words).err
 

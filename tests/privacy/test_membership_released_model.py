@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from torch import Tensor
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.obfuscate import write_release
+from veilray.errors import RunError
+from veilray.obfuscation.config import NoiseConfig
+from veilray.privacy import released_model
+from veilray.privacy.attacks import membership_attack
+from veilray.privacy.data import Budget
+from veilray.privacy.material import open_originals
 from veilray.privacy.membership import LIRA, LOSS, loss_threshold, patient_losses
 from veilray.privacy.released_model import Question, attack_run, image_losses, question_of
 from veilray.privacy.results import AttackResult
@@ -71,6 +78,24 @@ def test_of_a_run_on_a_release_the_same_originals_are_asked_about(trained: tuple
         assert originals(asked, member=member) == originals(other, member=member)
     names = set(asked.images.data.image_ids)
     assert not names & set(other.images.data.image_ids)  # it is the release that shadows would train on
+
+
+def test_a_run_on_noisy_images_alone_is_attacked_with_its_release(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort, release, run = trained[1], tmp_path / "release", tmp_path / "noisy-only"
+    write_release(Cohort.open(cohort), release, noise=NoiseConfig(mean=0.1, std=0.2))
+    train_here(small_config(train={"epochs": 1}), release, run)
+    assert RunFolder(run).config().train.objective != "supervised"
+    with pytest.raises(RunError, match="nor on a release"):
+        membership_attack(run, cohort)
+    attack = membership_attack(run, cohort, releases=[release])
+    whole = functools.partial(released_model.attack_run, run, cohort)
+    monkeypatch.setattr(released_model, "attack_run", lambda *_, shadows, **options: whole(shadows=0, **options))
+    data = open_originals(Cohort.open(cohort)).data
+    found = attack.run(data, [], budget=Budget(effort="full", seconds=1.0), seeds=[3], progress=lambda _: None)
+    areas = [one for one in found if isinstance(one, AttackResult) and one.metric == "auc"]
+    assert [(one.attacker, one.n_patients, one.n_images) for one in areas] == [(LOSS, 32, 64)]
 
 
 def test_a_model_that_keeps_its_training_images_is_found_out(trained: tuple[Path, Path]) -> None:

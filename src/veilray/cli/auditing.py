@@ -93,7 +93,7 @@ def plan_audit(
     ]
     restored = _restored(noisy, denoiser, found.data, effort=effort, folder=out / PRIVATE)
     others = baseline_variants(found.data, seed=_NOISE_SEED) if effort == "full" else []
-    membership, unasked = _membership(denoiser, originals, effort)
+    membership, unasked = _membership(denoiser, originals, releases, effort)
     composition = _composition(cohort, found, opened, of_releases, keys, passphrase_file)
     plan = AuditPlan(
         data=found.data,
@@ -238,7 +238,9 @@ def _beforehand(effort: Effort, denoiser: str | None, keys: Path | None) -> list
     return found
 
 
-def _membership(denoiser: str | None, cohort: Path, effort: Effort) -> tuple[list[NamedAttack], list[Skipped]]:
+def _membership(
+    denoiser: str | None, cohort: Path, releases: Sequence[Path], effort: Effort
+) -> tuple[list[NamedAttack], list[Skipped]]:
     """The attack on the denoiser as a released model; or why there is none."""
     from veilray.errors import DataError
     from veilray.privacy.attacks import membership_attack
@@ -250,6 +252,6 @@ def _membership(denoiser: str | None, cohort: Path, effort: Effort) -> tuple[lis
         )
         return [], [Skipped(attack=ATTACK, reason=reason)]
     try:
-        return [membership_attack(Path(denoiser), cohort)], []
+        return [membership_attack(Path(denoiser), cohort, releases=releases)], []
     except (DataError, UsageError) as error:
         return [], [Skipped(attack=ATTACK, reason=str(error).rstrip("."))]

@@ -146,6 +146,12 @@ def _opened(folder: Path) -> Subject:
         config = RunConfig.model_validate({**told, "model": record.model, "noise": record.noise})
     except ValidationError:
         raise RunError(f"{folder / MODEL_RECORD} holds a configuration that this Veilray does not know") from None
+    if config.split.rule == "paper":
+        # Its sender would choose the sets, too: by the seed of that split.
+        raise RunError(
+            f"{folder} was trained on the paper's split by image, so that the test set here holds patients that it has "
+            "seen; ask for one that was trained with split.rule = 'cohort'"
+        )
     environment = {
         "veilray": record.veilray,
         "device": "",

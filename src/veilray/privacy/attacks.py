@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from veilray.cohort.cohort import Cohort
+from veilray.cohort.release import Release
 from veilray.errors import RunError
 from veilray.files import sha256_file
 from veilray.privacy import linkage, reconstruction
@@ -48,24 +49,31 @@ def attacks(*, effort: Effort, backbone: Path | None, perceptual: Perceptual | N
     ]
 
 
-def membership_attack(run: Path, cohort: Path) -> NamedAttack:
+def membership_attack(run: Path, cohort: Path, *, releases: Sequence[Path] = ()) -> NamedAttack:
     """Whether a run's weights tell which patients of a cohort it was trained on; trains as many networks as SHADOWS.
 
-    It goes with the originals. Raises RunError where `run` is no run folder or was trained on another cohort.
+    The run may have been trained on one of the `releases` of the cohort. It goes with the originals. Raises RunError
+    where `run` is no run folder or was trained on anything else.
     """
     from veilray.training.run import RunFolder
 
     folder = RunFolder(run)
     trained_on = str(folder.environment().get("cohort_digest", ""))
-    if trained_on != Cohort.open(cohort).digest:
-        raise RunError(f"{run} was not trained on {cohort}, so nobody of it can be among its training patients")
+    known: dict[str, Path | None] = {Release.open(release).digest: release for release in releases}
+    known[Cohort.open(cohort).digest] = None
+    if trained_on not in known:
+        raise RunError(
+            f"{run} was not trained on {cohort} nor on a release that is attacked here, so nobody of it can be among "
+            "its training patients"
+        )
+    release = known[trained_on]
 
     def attack(
         data: AuditData, variants: Sequence[Variant], *, budget: Budget, seeds: Sequence[int], progress: Progress
     ) -> list[AttackResult | Skipped]:
         from veilray.privacy.released_model import attack_run
 
-        return attack_run(run, cohort, seed=seeds[0], progress=progress, shadows=SHADOWS)
+        return attack_run(run, cohort, release=release, seed=seeds[0], progress=progress, shadows=SHADOWS)
 
     inputs = sha256_file(folder.best_weights)
     return NamedAttack(name=MEMBERSHIP, run=attack, share=0.5, kinds=frozenset({"clean"}), inputs=inputs)
