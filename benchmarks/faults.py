@@ -82,9 +82,13 @@ def _round(number: int, folder: Path, cohort: Path, undisturbed: Path) -> dict[s
                 resumed = scenario.train(cohort, out, resume=True)
                 wrong += [f"not gone on with: {scenario.told(resumed)}"] if resumed.status else []
                 wrong += scenario.differences(out, undisturbed)
-        met = [f"{fault.kind} at step {fault.step} of rank {fault.rank}" for fault in faults]
+        met = [f"{fault.kind} at step {fault.step}{_of_whom(fault)}" for fault in faults]
         kept[part] = {"met": met, "wrong": wrong, "seconds": round(time.monotonic() - began, 1)}
     return kept
+
+
+def _of_whom(fault: scenario.Fault) -> str:
+    return "" if fault.kind == "Ctrl-C" else f" of rank {fault.rank}"
 
 
 def _wrong(one: dict[str, Any]) -> list[str]:

@@ -4,12 +4,14 @@
 
 An epoch of `veilray train`'s loop on one process, fp32, with the paper's proportions: half of the images train, a third
 is validated on, 256 x 256 pixels, batch 4. The seconds are those that a run's `metrics.jsonl` holds. Pixels are noise,
-which costs what radiographs cost. The smaller the network, the larger the share, so a small one is measured too.
+which costs what radiographs cost. The smaller the network, the larger the share, so a small one is measured too. The
+share of one process's own time hangs little on what else the machine does; the record says how busy it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -62,7 +64,8 @@ def main() -> None:
     ]
     print(table(["network", "metrics, of the training's time", "of validation's forward passes"], rows))
     if options.save:
-        save("validation", {"images": options.images, "threads": torch.get_num_threads(), "cases": cases})
+        facts = {"images": options.images, "threads": torch.get_num_threads(), "load": os.getloadavg()[1]}
+        save("validation", {**facts, "cases": cases})
 
 
 def _epoch(width: int, cohort: Path, out: Path) -> dict[str, Any]:

@@ -206,6 +206,25 @@ def test_denoising_over_ranks_makes_the_files_of_one(trained: Path, sources: Pat
     assert "nothing was denoised" in _one_message(again)
 
 
+def test_a_lead_that_can_no_longer_report_ends_all_ranks(trained: Path, sources: Path, tmp_path: Path) -> None:
+    # The lead hands results on one by one while the others still work.
+    script = (
+        "from veilray.cli import progress\n"
+        "def gone(self, n=1):\n"
+        "    raise OSError(5, 'Input/output error')\n"
+        "progress._Lines.advance = gone\n"
+        "from veilray.cli.main import run\n"
+        "run()"
+    )
+    words = ["denoise", sources, "--out", tmp_path / "out", "--model", trained / "run", "--device", "cpu"]
+    results = finish(start_ranks([[sys.executable, "-c", script, *map(str, words)]] * 2))
+    assert [result.status for result in results] == [1, 1]
+    assert "Input/output error" in _one_message(results)
+    for path in (tmp_path / "out").glob("*.png"):
+        with Image.open(path) as image:
+            image.load()  # whole
+
+
 def test_dicom_out_says_that_it_is_for_one_process(sources: Path, tmp_path: Path) -> None:
     results = veilray_ranks("denoise", sources, "--out", tmp_path / "out", "--model", "x", "--dicom", "--keys", "k")
     assert [result.status for result in results] == [2, 2]

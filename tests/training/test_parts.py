@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ import torch
 from tests.training.small import small_config
 from torch import Tensor
 
+from veilray.metrics.psnr import psnr
 from veilray.models.build import build_model
 from veilray.parallel.group import Group
+from veilray.training import validation
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.launch import resolved
@@ -93,3 +97,20 @@ def test_the_layout_left_to_the_device_is_the_one_that_it_is_faster_in(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
     assert resolved(RunConfig.model_validate({"launch": launch}), CPU).launch.layout == layout
+
+
+def test_what_validation_computes_of_its_outputs_is_told_apart(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pause, calls = 0.02, list[Tensor]()
+
+    def slow(output: Tensor, target: Tensor, **options: Any) -> Tensor:
+        time.sleep(pause)
+        calls.append(output)
+        return psnr(output, target, **options)
+
+    monkeypatch.setattr(validation, "psnr", slow)
+    config, clock = small_config(), PartClock(CPU)
+    validation.validate(build_model(config.model), TrainingImages.open(cohort, config), config, CPU, clock=clock)
+    parts = clock.take()
+    assert calls
+    assert parts["metrics"] >= pause * len(calls)
+    assert parts["validation"] > 0

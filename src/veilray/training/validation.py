@@ -38,17 +38,18 @@ def validate(
     loss = decibels = 0.0
     batch_size = max(1, config.train.batch_size // group.world_size)
     for batch in images.held_out_batches("validation", device, batch_size=batch_size, group=group):
+        if blind is not None:
+            loss += blind(*batch.arguments(config.model)).double().sum().item()
         if blind is None or images.holds_clean:
             with autocast(config.launch, device):
                 output = model(laid_out(batch.network_input(config.model), config.launch)).float()
+            clock.lap("validation")
             decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
-        if blind is None:
-            losses = image_losses(config.train.loss, output, batch.clean)
+            if blind is None:
+                loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
+            clock.lap("metrics")
         else:
-            losses = blind(*batch.arguments(config.model))
-        clock.lap("validation")
-        loss += losses.double().sum().item()
-        clock.lap("metrics")
+            clock.lap("validation")
     count = len(images.sets["validation"])
     if group.joined:
         # The lead's, because nothing promises that all ranks add up in one order, and all must choose the same epoch.
