@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("imports", "importing", "loader", "memory", "metrics", "inference", "training_step", "faults")
+SCRIPTS = ("imports", "importing", "loader", "memory", "metrics", "inference", "training_step", "validation", "faults")
 
 
 def main() -> None:
