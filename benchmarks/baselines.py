@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from veilray.inference.source import open_weights
 
 from baselines_pages import write_page
 from common import RESULTS, save
@@ -42,6 +41,7 @@ from veilray.metrics.lpips import load_lpips
 from veilray.obfuscation.config import NoiseConfig
 from veilray.parallel.workers import available_cores
 from veilray.training.data import Rows, TrainingImages
+from veilray.training.source import open_weights
 
 
 def main() -> None:

@@ -209,11 +209,15 @@ def test_panels_are_the_median_the_best_and_the_worst_image(grid: list[Path]) ->
         for score in read_scores(run):
             totals[score.image_id] += score.psnr * (score.method == "model")
     ranked = sorted(totals, key=lambda image: totals[image])
-    assert panel_images(comparison) == [
+    shown = panel_images(comparison)
+    assert shown[:3] == [
         (ranked[(len(ranked) - 1) // 2], "median"),
         (ranked[-1], "best"),
         (ranked[0], "worst"),
     ]
+    first = {image for image, _ in shown[:3]}
+    assert shown[3:] == [(image, "low") for image in ranked[:10] if image not in first]
+    assert len(shown) > 3
 
 
 def test_no_image_is_shown_twice(make_run: MakeRun) -> None:

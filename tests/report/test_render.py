@@ -236,10 +236,23 @@ def test_without_pictures_the_page_says_why(page: str, bare_page: str) -> None:
 def test_panels_hold_the_pixels_they_were_given(comparison: Comparison, page: str) -> None:
     panels = panels_of(comparison)
     sources = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="Clean', page)
-    assert len(sources) == len(panels)
-    for source, panel in zip(sources, panels, strict=True):
+    # Of each level three whole, then the worst again with the others of the lowest scores.
+    shown = []
+    for level in comparison.levels:
+        mine = [panel for panel in panels if panel.level == level.label]
+        shown += [*mine[:3], *(panel for panel in mine if panel.role in ("worst", "low"))]
+    assert len(sources) == len(shown)
+    for source, panel in zip(sources, shown, strict=True):
         levels = np.asarray(Image.open(io.BytesIO(base64.b64decode(source))))
         np.testing.assert_array_equal(levels, np.rint(panel.clean * 255))
+
+
+def test_the_ten_worst_images_are_named_once_a_level_in_their_order(comparison: Comparison, page: str) -> None:
+    ranked = [image for image, role in panel_images(comparison) if role in ("worst", "low")]
+    assert 1 < len(ranked) <= 10
+    named = re.findall(r"<h4>\d+\. <span>([^<]*)</span></h4>", page)
+    assert named == ranked * len(comparison.levels)
+    assert f"The {len(ranked)} images of the test set with the lowest mean PSNR" in page
 
 
 def test_notes_on_the_data_are_shown_with_them_as_plain_text(comparison: Comparison) -> None:

@@ -18,6 +18,9 @@ from veilray.evaluation.results import METRICS, MODEL, NOISY
 from veilray.metrics.interval import Interval
 from veilray.metrics.statistics import clustered_bootstrap, holm, paired_comparison
 
+LOWEST = 10
+"""Images with the lowest PSNR that a report names."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Images:
@@ -62,13 +65,18 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 
 
 def panel_images(comparison: Comparison) -> list[tuple[str, Role]]:
-    """The median, the best and the worst test image by mean PSNR over all trained arms; fewer where there are fewer."""
+    """The median, the best and the worst test image by mean PSNR over all trained arms; fewer where there are fewer.
+
+    After them, by rising PSNR and with the role `low`, those that make up the ten worst images with the worst.
+    """
     scores = [arm.scores["psnr"] for level in comparison.levels for arm in level.models]
     means = np.mean([values for values in scores if values is not None], axis=0)
     order = sorted(range(len(means)), key=lambda index: (means[index], comparison.image_ids[index]))
     picks: dict[int, Role] = {}
     for index, role in ((order[(len(order) - 1) // 2], "median"), (order[-1], "best"), (order[0], "worst")):
         picks.setdefault(index, role)  # type: ignore[arg-type]
+    for index in order[:LOWEST]:
+        picks.setdefault(index, "low")
     return [(comparison.image_ids[index], role) for index, role in picks.items()]
 
 

@@ -16,7 +16,7 @@ from veilray.training.config import RunConfig
 from veilray.training.run import EpochRecord
 
 Scores = npt.NDArray[np.float64]
-Role = Literal["median", "best", "worst"]
+Role = Literal["median", "best", "worst", "low"]
 
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "ssim_3x3": True, "lpips": False, "psnr_unclamped": True}
 """Direction of every metric in `results.METRICS`."""

@@ -18,7 +18,7 @@ from veilray.evaluation.restoring import restored
 from veilray.images.radiograph import FloatImage
 from veilray.inference.denoiser import Denoiser
 from veilray.metrics.psnr import psnr
-from veilray.training.data import TrainingImages
+from veilray.training.data import Batch, TrainingImages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +42,7 @@ class Panel:
 
 
 def restore_panels(comparison: Comparison, *, data: str | Cohort | Release, device: torch.device) -> list[Panel]:
-    """Restore the median, the best and the worst image of a comparison at each of its noise levels.
+    """Restore the median, the best and the ten worst images of a comparison at each of its noise levels.
 
     `data` is the cohort or release they were evaluated on, or its folder. Raises CohortError where it is missing or not
     that one.
@@ -55,20 +55,17 @@ def restore_panels(comparison: Comparison, *, data: str | Cohort | Release, devi
             raise CohortError(
                 f"{images.data.path} is not the cohort of the comparison (digest {comparison.cohort_digest[:12]})"
             )
+        denoisers = {arm.label: Denoiser.load(arm.runs[0].source, device=device.type) for arm in level.models}
         for image_id, role in panel_images(comparison):
-            panels.append(_restore(level, images, image_id, role, split=comparison.split, device=device))
+            row = next(row for row in images.sets[comparison.split] if images.image_id(int(row)) == image_id)
+            panels.append(_restore(denoisers, images.held_out_batch(np.array([row]), device), images, level, role))
     return panels
 
 
-def _restore(
-    level: Level, images: TrainingImages, image_id: str, role: Role, *, split: str, device: torch.device
-) -> Panel:
-    row = next(row for row in images.sets[split] if images.image_id(int(row)) == image_id)
-    batch = images.held_out_batch(np.array([row]), device)
-    denoisers = {arm.label: Denoiser.load(arm.runs[0].source, device=device.type) for arm in level.models}
+def _restore(denoisers: dict[str, Denoiser], batch: Batch, images: TrainingImages, level: Level, role: Role) -> Panel:
     outputs = {label: restored(one, batch, images.noise).clamp(0.0, 1.0) for label, one in denoisers.items()}
     return Panel(
-        image_id=image_id,
+        image_id=images.image_id(int(batch.rows[0])),
         role=role,
         level=level.label,
         noisy=_array(batch.noisy.clamp(0.0, 1.0)),

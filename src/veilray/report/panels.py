@@ -17,6 +17,7 @@ from veilray.evaluation.panels import Panel
 from veilray.images.radiograph import FloatImage
 
 _LARGEST_SIDE = 512
+_SMALL_SIDE = 128
 _DETAIL_SHARE = 4
 _COLOURS = "RdBu_r"
 
@@ -69,13 +70,37 @@ class PanelView:
     tiles: tuple[Tile, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SmallView:
+    """One of the images with the lowest PSNR, small, ready for the page."""
+
+    image_id: str
+    tiles: tuple[Tile, ...]
+    """Noisy input, each model's output, clean; without details."""
+
+
+def small_view(panel: Panel, labels: Sequence[str]) -> SmallView:
+    """The pictures of a panel, small."""
+    greys = _greys(panel, labels)
+    return SmallView(
+        image_id=panel.image_id,
+        tiles=tuple(
+            Tile(
+                caption=caption,
+                psnr=psnr,
+                image=_data_uri(_grey(pixels), largest=_SMALL_SIDE),
+                detail="",
+                is_difference=False,
+            )
+            for caption, psnr, pixels in greys
+        ),
+    )
+
+
 def view(panel: Panel, labels: Sequence[str], *, limit: float) -> PanelView:
     """Draw a panel: noisy, each arm in the order of `labels`, clean, then each arm's difference within +-limit."""
     square = busiest_square(panel.clean)
-    greys = [("Noisy input", panel.noisy_psnr, panel.noisy)]
-    greys += [(label, panel.psnr.get(label), panel.outputs[label]) for label in labels]
-    greys.append(("Clean", None, panel.clean))
-    tiles = [_tile(caption, psnr, _grey(pixels), square) for caption, psnr, pixels in greys]
+    tiles = [_tile(caption, psnr, _grey(pixels), square) for caption, psnr, pixels in _greys(panel, labels)]
     for label in labels:
         coloured = _coloured(panel.outputs[label] - panel.clean, limit)
         tiles.append(_tile(f"{label} − clean", None, coloured, square, is_difference=True))
@@ -114,6 +139,12 @@ def busiest_square(clean: FloatImage) -> Square:
     return Square(top=int(top) + margin_y, left=int(left) + margin_x, side=side, height=height, width=width)
 
 
+def _greys(panel: Panel, labels: Sequence[str]) -> list[tuple[str, float | None, FloatImage]]:
+    """Caption, PSNR and pixels of each grey picture of a panel."""
+    outputs = [(label, panel.psnr.get(label), panel.outputs[label]) for label in labels]
+    return [("Noisy input", panel.noisy_psnr, panel.noisy), *outputs, ("Clean", None, panel.clean)]
+
+
 def _tile(
     caption: str, psnr: float | None, pixels: npt.NDArray[np.uint8], square: Square, *, is_difference: bool = False
 ) -> Tile:
@@ -138,10 +169,10 @@ def _coloured(difference: FloatImage, limit: float) -> npt.NDArray[np.uint8]:
     return colours
 
 
-def _data_uri(pixels: npt.NDArray[np.generic]) -> str:
+def _data_uri(pixels: npt.NDArray[np.generic], *, largest: int = _LARGEST_SIDE) -> str:
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    if max(image.size) > _LARGEST_SIDE:
-        scale = _LARGEST_SIDE / max(image.size)
+    if max(image.size) > largest:
+        scale = largest / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.LANCZOS)
     stream = io.BytesIO()

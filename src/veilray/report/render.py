@@ -16,7 +16,7 @@ from veilray.files import write_text
 from veilray.report import figures, text
 from veilray.report.limits import limits
 from veilray.report.pages import pages, style_sheet
-from veilray.report.panels import PanelView, colour_bar, difference_limit, view
+from veilray.report.panels import PanelView, SmallView, colour_bar, difference_limit, small_view, view
 from veilray.report.protocol import (
     configurations,
     data_sets,
@@ -29,6 +29,7 @@ from veilray.report.protocol import (
 from veilray.report.repeating import commands
 
 ROLES = ("median", "best", "worst")
+"""Of the panels that are shown whole; the others are small."""
 
 
 def render(comparison: Comparison, panels: Sequence[Panel], out: Path, *, notes: Sequence[str] = ()) -> None:
@@ -67,6 +68,7 @@ def _context(comparison: Comparison, panels: Sequence[Panel]) -> Mapping[str, An
         },
         "distributions": {level.label: _distributions(level, styles) for level in comparison.levels},
         "panels": {level.label: _panels(level, panels) for level in comparison.levels},
+        "lowest": {level.label: _lowest(level, panels) for level in comparison.levels},
         "limit": difference_limit(panels),
         "colour_bar": colour_bar(),
         "styles": styles,
@@ -125,6 +127,13 @@ def _panels(level: Level, panels: Sequence[Panel]) -> list[PanelView]:
     labels = [arm.label for arm in level.models]
     mine = [panel for role in ROLES for panel in panels if panel.level == level.label and panel.role == role]
     return [view(panel, labels, limit=difference_limit(panels)) for panel in mine]
+
+
+def _lowest(level: Level, panels: Sequence[Panel]) -> list[SmallView]:
+    """The images with the lowest PSNR, small, the worst first."""
+    labels = [arm.label for arm in level.models]
+    mine = [panel for role in ("worst", "low") for panel in panels if (panel.level, panel.role) == (level.label, role)]
+    return [small_view(panel, labels) for panel in mine]
 
 
 def _check(comparison: Comparison, panels: Sequence[Panel]) -> None:
