@@ -6,10 +6,10 @@ COHORT holds the radiographs with the patients of splits/nih256.csv. Each --mode
 cohort, or the name of a network that ships. The strength of every classical method is chosen at each level and for
 each form on 24 validation images (evaluation/baselines/tuning.py); the test patients are looked at once, at the end.
 What is done stays in DIR and is not done again. BM3D takes seconds an image: with --patients N one image each of N
-patients, drawn by a keyed hash, is scored by all methods, networks included. --time measures the seconds of one core
-anew, all methods taking turns on a few images, on a machine that should do nothing else; without it they are those of
-the scoring. --save writes results/baselines.json and the table of
-docs/explanation/comparison.md; --pages writes the table from the record that is there.
+patients, drawn by a keyed hash, is scored by all methods, networks included. --time N, once all is scored, measures the
+seconds of one core anew on N images, on a machine that should do nothing else; without it they are those of the
+scoring. --save writes results/baselines.json and the table of docs/explanation/comparison.md; --pages writes the table
+from the record that is there.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from baselines_pages import write_page
+from baselines_seconds import FILE, measure, overlaid
 from common import RESULTS, save
 from veilray.evaluation.baselines.methods import METHODS, licence_notice, parse_methods
 from veilray.evaluation.baselines.score import Classical
@@ -37,6 +38,7 @@ from veilray.evaluation.levels import at_noise, level_name, parse_levels
 from veilray.evaluation.results import BASELINES, SUMMARY
 from veilray.evaluation.scoring import Perceptual
 from veilray.evaluation.subject import Subject, open_subject
+from veilray.files import write_json
 from veilray.metrics.lpips import load_lpips
 from veilray.obfuscation.config import NoiseConfig
 from veilray.parallel.workers import available_cores
@@ -75,7 +77,9 @@ def main() -> None:
                 metric = perceptual or Perceptual(network=None, note=note)
                 _evaluate(subject, folder, noise, classical, metric, options)
     comparison = compare(folders)
-    record = _record(comparison, folders, options)
+    if options.time:
+        write_json(options.out / FILE, measure(comparison, options.data, images=options.time))
+    record = overlaid(_record(comparison, folders, options), options.out)
     for level in record["levels"]:
         for method in level["methods"]:
             print(level["noise"], method["label"], method["metrics"].get("psnr"), method["core_seconds"])
@@ -95,7 +99,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--tuning-images", type=int, default=24)
     parser.add_argument("--patients", type=int, default=0, help="score one image each of so many; 0 takes all images")
-    parser.add_argument("--time", type=int, default=0, help="only measure seconds, on so many validation images")
+    parser.add_argument("--time", type=int, default=0, help="measure seconds apart, on so many validation images")
     parser.add_argument("--lpips-backbone", type=Path)
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes for classical methods")
     parser.add_argument("--threads", type=int, default=1, help="of a network; one, as for the others' speed")
@@ -148,6 +152,8 @@ def _show(description: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _record(comparison: Comparison, folders: list[Path], options: argparse.Namespace) -> dict[str, Any]:
+    # Of the first network: all get the same.
+    folders = folders[: len(comparison.levels)]
     tuned = {folder.name: json.loads((folder / BASELINES).read_text(encoding="utf-8")) for folder in folders}
     return {
         "split": comparison.split,

@@ -45,7 +45,7 @@ def _scores(record: dict[str, Any]) -> str:
     facts = (
         f"{record['images']} {record['split']} images of {record['patients']} patients, mean {_means(record)}; in "
         f"brackets {record['confidence']:.0%} intervals by patient. Seconds of one core on "
-        f"{record['hardware']['device']}, {record['hardware']['date']}."
+        f"{record['hardware']['device']}, {record['hardware']['date']}; of {record['seconds_of']}."
     )
     header = ["noise", "method", *(_COLUMNS[metric][0] for metric in shown), "s an image"]
     return f"{facts}\n\n{markdown(header, rows)}"

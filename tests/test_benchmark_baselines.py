@@ -35,6 +35,7 @@ def _record() -> dict[str, Any]:
         "images": 87,
         "patients": 60,
         "confidence": 0.95,
+        "seconds_of": "the scoring",
         "levels": [
             {
                 "noise": "0.1",
