@@ -117,6 +117,78 @@ def test_no_patient_that_was_trained_on_is_scored(script: Any, real_data: Path) 
         assert not {case.patient for case in cases} & trained
 
 
+def _mean(value: float) -> dict[str, float]:
+    return {"mean": value, "low": value - 0.25, "high": value + 0.25}
+
+
+def _breaks_record() -> dict[str, Any]:
+    network = {"psnr": _mean(29.5), "ssim": _mean(0.85)}
+    condition = {
+        "group": "picture",
+        "name": "upside down",
+        "images": 7,
+        "methods": {"noisy": {"psnr": _mean(14.0)}, "network": network, "tv": {"psnr": _mean(29.0)}},
+        "network_minus_tv": _mean(0.5),
+    }
+    edge = {"std": 0.2, "contrast": 0.1, "mtf50": 0.125, "contrast_kept": 0.5}
+    left = {"std": 0.2, "std_left": 0.02, "std_before": 0.18, "bands": [[0.0, 0.25], [0.25, 0.5]]}
+    physics = {
+        "noise_left": {name: [{**left, "share_left": [0.2, 0.01]}] for name in ("network", "tv")},
+        "edge": {"clean": [{**edge, "mtf50": 0.5}], "network": [edge], "tv": [edge]},
+        "contrast": {name: [{"detail": "ribs", "std": 0.2, **_mean(0.75)}] for name in ("network", "tv")},
+    }
+    return {
+        "hardware": {"device": "a processor", "date": "2026-01-01"},
+        "model": "default",
+        "weights_sha256": "0123456789abcdef",
+        "sets": {"nih256": {"images": 7}},
+        "conditions": [condition],
+        "physics": physics,
+    }
+
+
+def test_what_breaks_is_told_as_it_was_recorded(script: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / "docs" / "explanation" / "where-it-breaks.md").read_text(encoding="utf-8"))
+    script("breaks_pages").write_page(_breaks_record(), page)
+    text = page.read_text(encoding="utf-8")
+    for line in (
+        "weights 0123456789ab",
+        "| picture | upside down | 7 | 14.00 | 29.50 [29.25, 29.75] | 0.850 | not computed | 29.00 | +0.50 [+0.25",
+        "| 0.2 | total variation | 0.180 | 0.0200 | 20 % | 1 % |",
+        "| 0.2 | 0.1 | the network | 0.125 | 0.500 | 50 % |",
+        "| 0.2 | ribs | total variation | 0.75 [0.50, 1.00] |",
+    ):
+        assert line in text
+    assert "Not on record yet" not in text
+
+
+def test_the_frontier_is_told_as_it_was_recorded(script: Any, tmp_path: Path) -> None:
+    scores = {"psnr": _mean(29.5), "ssim": _mean(0.85), "lpips": _mean(0.5), "seconds": 90.0}
+    found = {**scores, "unsupported, 2 to 4 px": _mean(-0.25), "blobs invented": _mean(3.0), "blobs lost": _mean(9.0)}
+    record = {
+        "hardware": {"device": "a processor", "date": "2026-01-01"},
+        "start": "fast",
+        "start_sha256": "0123456789abcdef",
+        "split": "test",
+        "epochs": 2,
+        "steps": 86,
+        "images": 119,
+        "patients": 78,
+        "noise": {"mean": 0.1, "std": 0.2},
+        "objectives": {"L1": found, "perceptual, 0.02": {**found, "lpips": _mean(0.4)}},
+    }
+    page, figure = tmp_path / "page.md", tmp_path / "figure.svg"
+    page.write_text((ROOT / "docs" / "explanation" / "frontier.md").read_text(encoding="utf-8"))
+    script("frontier_pages").write_page(record, page, figure)
+    text = page.read_text(encoding="utf-8")
+    assert "2 epochs of 43 steps" in text
+    assert "| -20 % | 1.5 |" in text
+    assert "| L1 | -0.250 [-0.500, +0.000] | 3.0 [2.8, 3.2] | 9.0 [8.8, 9.2] |" in text
+    assert "Not on record yet" not in text
+    assert "perceptual, 0.02" in figure.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("name", "page", "tables"), [("breaks", "where-it-breaks", 4), ("frontier", "frontier", 2)])
 def test_a_page_holds_its_record_or_says_that_there_is_none(
     script: Any, tmp_path: Path, name: str, page: str, tables: int
