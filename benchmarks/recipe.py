@@ -1,21 +1,34 @@
 """What each part of the training recipe buys: one thing changed at a time, equal compute, same radiographs.
 
-    python benchmarks/recipe.py --data shared/data/nih256 [--minutes 5] [--seeds 1 2 3] [--out DIR] [--save]
+    python benchmarks/recipe.py --data NIH256 --lpips-backbone FILE [--minutes 5] [--seeds 1 2 3] [--out DIR] [--save]
 
 The reference is a residual U-Net of width 16 on 128-pixel crops with fresh noise, cosine schedule and averaged weights;
 how equal compute is measured says equal_compute.py. All are scored at noise 0.2, also where they were trained on a
-range. Differences are paired, image by image, seeds averaged first. The test patients are looked at once, at the end;
-`--split validation` is for trying things out.
+range. Differences are paired, image by image, seeds averaged first. Self-ensemble is the reference itself, whose output
+is averaged with that of the mirrored image. The test patients are looked at once, at the end; `--split validation` is
+for trying things out. With --out what is trained stays there, and a stopped script goes on with the rest. --save writes
+results/recipe.json and the table of docs/explanation/recipe.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from common import save, table
+import numpy as np
+import torch
+
+from common import RESULTS, save, table
 from equal_compute import Recipe, Scores, evaluate_all, make_cohort, record, run_script, train_all
+from estimates import interval, scores_of
+from recipe_pages import write_page
+from veilray.evaluation.levels import at_noise
+from veilray.inference.denoiser import Denoiser
 from veilray.obfuscation.config import NoiseConfig
+from veilray.training.data import TrainingImages
+from veilray.training.run import RunFolder
 
 REFERENCE = "reference"
 COMMON = [
@@ -58,7 +71,32 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
     scores = evaluate_all(runs, cohort, split=options.split, lpips_backbone=options.lpips_backbone, noise=noise)
     _show(scores)
     if options.save:
-        save("recipe", record(runs, scores, reference=REFERENCE, minutes=options.minutes, split=options.split))
+        found = record(runs, scores, reference=REFERENCE, minutes=options.minutes, split=options.split)
+        ensemble = self_ensemble(runs[REFERENCE], cohort, split=options.split, noise=noise)
+        save("recipe", {**found, "self_ensemble": ensemble})
+        write_page(json.loads((RESULTS / "recipe.json").read_text(encoding="utf-8")))
+
+
+def self_ensemble(runs: Sequence[Path], cohort: Path, *, split: str, noise: NoiseConfig) -> dict[str, dict[str, float]]:
+    """What averaging with the mirrored image's output adds: paired differences by metric, seeds averaged first."""
+    gained: dict[str, list[list[float]]] = {"psnr": [], "ssim": []}
+    patients: list[str] = []
+    for path in runs:
+        images = TrainingImages.open(cohort, at_noise(RunFolder(path).config(), noise))
+        denoiser, rows = Denoiser.load(path, device="cpu"), images.sets[split]
+        patients = [images.data.patient_id(int(row)) for row in rows]
+        of_run: dict[str, list[float]] = {metric: [] for metric in gained}
+        for row in rows:
+            batch = images.held_out_batch(np.array([row]), torch.device("cpu"))
+            clean, noisy = batch.clean[0, 0].numpy(), batch.noisy[0, 0].numpy()
+            plain = denoiser(noisy)
+            mirrored = denoiser(np.ascontiguousarray(noisy[:, ::-1]))[:, ::-1]
+            before, after = (scores_of(one, clean, None) for one in (plain, (plain + mirrored) / 2))
+            for metric, values in of_run.items():
+                values.append(after[metric] - before[metric])
+        for metric, values in of_run.items():
+            gained[metric].append(values)
+    return {metric: interval(np.mean(values, axis=0).tolist(), patients) for metric, values in gained.items()}
 
 
 def _show(scores: Scores) -> None:

@@ -1,4 +1,4 @@
-"""What breaks.py and frontier.py measure is what a closed form says, and their pages show their records."""
+"""breaks.py and frontier.py measure what a closed form says; their pages and that of recipe.py show their records."""
 
 from __future__ import annotations
 
@@ -189,7 +189,40 @@ def test_the_frontier_is_told_as_it_was_recorded(script: Any, tmp_path: Path) ->
     assert "perceptual, 0.02" in figure.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("name", "page", "tables"), [("breaks", "where-it-breaks", 4), ("frontier", "frontier", 2)])
+def test_the_recipe_is_told_as_it_was_recorded(script: Any, tmp_path: Path) -> None:
+    runs = [{"epochs": 4}, {"epochs": 5}]
+    lost = {**_mean(-0.5), "by_seed": [-0.25, -0.75]}
+    record = {
+        "hardware": {"device": "a processor", "date": "2026-01-01"},
+        "minutes_of_two_cores": 0.5,
+        "split": "test",
+        "images": 119,
+        "patients": 78,
+        "noise": {"mean": 0.1, "std": 0.2},
+        "self_ensemble": {"psnr": _mean(0.25), "ssim": _mean(0.0)},
+        "recipes": {
+            "reference": {"metrics": {"psnr": _mean(28.5), "ssim": _mean(0.5)}, "differences": {}, "runs": runs},
+            "fixed_noise": {"metrics": {}, "differences": {"psnr": lost, "ssim": None}, "runs": runs[:1]},
+        },
+    }
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / "docs" / "explanation" / "recipe.md").read_text(encoding="utf-8"))
+    script("recipe_pages").write_page(record, page)
+    text = page.read_text(encoding="utf-8")
+    for line in (
+        "**Each run had 30 seconds of two cores.**",
+        "| **the reference** | 28.50 [28.25, 28.75] | 0.5000 [0.2500, 0.7500] | – | 4 to 5 |  |",
+        "| fixed noise | -0.50 [-0.75, -0.25] | – | – | 4 | -0.25, -0.75 |",
+        "| self-ensemble at test | +0.25 [+0.00, +0.50] | +0.0000 [-0.2500, +0.2500] | – |  |  |",
+    ):
+        assert line in text
+    assert "Not on record yet" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "page", "tables"),
+    [("breaks", "where-it-breaks", 4), ("frontier", "frontier", 2), ("recipe", "recipe", 1)],
+)
 def test_a_page_holds_its_record_or_says_that_there_is_none(
     script: Any, tmp_path: Path, name: str, page: str, tables: int
 ) -> None:
