@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from veilray.training.loop import train
 from veilray.training.objectives.supervised import discriminator_of
 from veilray.training.run import RunFolder
 from veilray.training.source import open_weights
+from veilray.training.start import with_pinned_files
 from veilray.training.state import TrainingState, checkpoints
 
 NOISE = NoiseConfig(mean=0.1, std=0.2)
@@ -133,9 +133,10 @@ def _trained(name: str, options: argparse.Namespace) -> RunFolder:
     settings = [*COMMON, *(f"model.{key}={json.dumps(value)}" for key, value in model.items())]
     settings += [f"train.start={options.start}", f"train.epochs={options.epochs}", *OBJECTIVES[name]]
     settings += [f"launch.perceptual_backbone={options.lpips_backbone}"]
-    config = load_config("default", settings)
+    config = with_pinned_files(load_config("default", settings))
     path = options.out / "".join(letter if letter.isalnum() else "-" for letter in name)
-    run = RunFolder(path) if (path / "config.toml").exists() else RunFolder.create(path, config)
+    there = (path / "config.toml").exists()
+    run = RunFolder.resume(path, config) if there else RunFolder.create(path, config)
     if len(run.epochs()) < options.epochs:
         images = TrainingImages.open(options.data, config)
         run.write_environment(
@@ -201,15 +202,6 @@ def blobs(detail: Pixels) -> npt.NDArray[np.bool_]:
     """Bright spots of a band: largest within 2 pixels around, and above the threshold."""
     bright: npt.NDArray[np.bool_] = (detail == maximum_filter(detail, size=5)) & (detail > BLOB)
     return bright
-
-
-def gains(record: Mapping[str, Any]) -> dict[str, float]:
-    """By how much the perceptual objective lowers LPIPS against L1, as a share, and what it costs in dB."""
-    plain, other = record["objectives"]["L1"], record["objectives"]["perceptual, 0.02"]
-    return {
-        "lpips": 1 - other["lpips"]["mean"] / plain["lpips"]["mean"],
-        "psnr": plain["psnr"]["mean"] - other["psnr"]["mean"],
-    }
 
 
 if __name__ == "__main__":

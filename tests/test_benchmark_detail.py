@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
@@ -11,9 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
+from tests.command_line import make_cohort
 
+from veilray.errors import UsageError
+from veilray.files import sha256_file
 from veilray.images.radiograph import FloatImage
+from veilray.models.nafnet import NAFNet
+from veilray.models.weights import save_weights
+from veilray.training.data import TrainingImages
+from veilray.training.state import checkpoints
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -104,6 +114,40 @@ def test_blobs_that_come_and_go_are_counted(script: Any) -> None:
     output += spot(12, 14) + spot(50, 10) + spot(10, 50)
     found = frontier.inventions(output, clean)
     assert (found["blobs invented"], found["blobs lost"]) == (2.0, 1.0)
+
+
+def test_objectives_begin_from_one_start_and_their_last_weights_are_scored(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frontier = script("frontier")
+    monkeypatch.setattr(frontier, "COMMON", [*frontier.COMMON, "train.crop=16", "train.batch_size=8"])
+    network = NAFNet(width=4, depth=2, residual=True, inputs="image+mean", fold=2)
+    save_weights(tmp_path / "start.safetensors", network, noise=frontier.NOISE)
+    options = argparse.Namespace(
+        data=make_cohort(tmp_path),
+        out=tmp_path / "runs",
+        start=tmp_path / "start.safetensors",
+        epochs=2,
+        lpips_backbone=None,
+        split="test",
+    )
+    runs = [frontier._trained(name, options) for name in ("L1", "adversarial, 0.02")]
+    digest = sha256_file(options.start)
+    assert {run.config().train.start_sha256 for run in runs} == {digest}
+    for run in runs:
+        last = load_file(checkpoints(run.checkpoints)[-1])
+        for name, value in frontier._last(run)._network.state_dict().items():
+            assert torch.equal(value.contiguous(), last[f"average.{name}"].contiguous())
+    # What is finished is not trained again; what began from other weights does not go on.
+    before = runs[0].epochs()
+    assert frontier._trained("L1", options).epochs() == before
+    images = TrainingImages.open(options.data, runs[0].config())
+    found = frontier._measured("L1", frontier._last(runs[0]), images, lambda *_: torch.tensor(0.25), options)
+    assert found["lpips"]["mean"] == 0.25
+    assert {"psnr", "ssim", "blobs invented", "unsupported, 2 to 4 px"} <= found.keys()
+    save_weights(options.start, NAFNet(width=4, depth=2, residual=True, inputs="image+mean", fold=2), noise=None)
+    with pytest.raises(UsageError, match="begun with another configuration"):
+        frontier._trained("L1", options)
 
 
 def test_no_patient_that_was_trained_on_is_scored(script: Any, real_data: Path) -> None:
