@@ -120,7 +120,7 @@ def test_objectives_begin_from_one_start_and_their_last_weights_are_scored(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frontier = script("frontier")
-    monkeypatch.setattr(frontier, "COMMON", [*frontier.COMMON, "train.crop=16", "train.batch_size=8"])
+    monkeypatch.setattr(frontier, "COMMON", [*frontier.COMMON, "train.crop=32", "train.batch_size=8"])
     network = NAFNet(width=4, depth=2, residual=True, inputs="image+mean", fold=2)
     save_weights(tmp_path / "start.safetensors", network, noise=frontier.NOISE)
     options = argparse.Namespace(
@@ -137,7 +137,7 @@ def test_objectives_begin_from_one_start_and_their_last_weights_are_scored(
     for run in runs:
         last = load_file(checkpoints(run.checkpoints)[-1])
         for name, value in frontier._last(run)._network.state_dict().items():
-            assert torch.equal(value.contiguous(), last[f"average.{name}"].contiguous())
+            assert torch.equal(value.contiguous(), last[f"average/{name}"].contiguous())
     # What is finished is not trained again; what began from other weights does not go on.
     before = runs[0].epochs()
     assert frontier._trained("L1", options).epochs() == before
