@@ -42,7 +42,8 @@ from veilray.files import write_json
 from veilray.metrics.lpips import load_lpips
 from veilray.obfuscation.config import NoiseConfig
 from veilray.parallel.workers import available_cores
-from veilray.training.data import Rows, TrainingImages
+from veilray.training.data import TrainingImages
+from veilray.training.sets import Rows
 from veilray.training.source import open_weights
 
 

@@ -24,8 +24,8 @@ from veilray.evaluation.benchmark.peak import measured_peak
 from veilray.evaluation.benchmark.workload import training_operations
 from veilray.models.build import build_model
 from veilray.training.average import WeightAverage
+from veilray.training.batch import Batch, TrainingParts
 from veilray.training.config import RunConfig
-from veilray.training.data import Batch, TrainingParts
 from veilray.training.launch import autocast, laid_out, memory_format
 from veilray.training.objectives import SupervisedObjective
 from veilray.training.setup import Setup

@@ -23,8 +23,9 @@ from veilray.models.build import build_model
 from veilray.parallel.compression import Bf16Average
 from veilray.parallel.group import Group
 from veilray.parallel.joining import joined
+from veilray.training.batch import TrainingParts
 from veilray.training.config import RunConfig
-from veilray.training.data import TrainingImages, TrainingParts
+from veilray.training.data import TrainingImages
 from veilray.training.launch import resolved
 from veilray.training.loop import train
 from veilray.training.objectives.supervised import discriminator_of
@@ -45,6 +46,11 @@ GRADIENTS: dict[str, dict[str, dict[str, Any]]] = {
     "accumulated": {"model": {"norm": "batch"}, "train": {"accumulate": 2, "batch_size": 12}},
     "unetpp": {"model": {"name": "unetpp", "norm": "batch"}, "train": {"loss": "mse"}},
     "adversarial": {"model": {"norm": "group"}, "train": {"loss": "adversarial", "discriminator_width": 4}},
+    "censored_sure": {
+        "model": {"norm": "group"},
+        "train": {"objective": "censored_sure", "probe_every": 2, "accumulate": 3, "batch_size": 12},
+    },
+    "neighbor2neighbor": {"model": {"norm": "group"}, "train": {"objective": "neighbor2neighbor"}},
     "heads": {"model": {"name": "unetpp", "norm": "group", "deep_supervision": True}},
 }
 """Cases of gradients; each is run in float64, and the first two in float32 too."""

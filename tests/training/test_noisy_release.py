@@ -120,8 +120,16 @@ def test_where_clean_images_are_there_the_objective_does_not_look(releases: dict
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("data", ["clamped", "open"])
-@pytest.mark.parametrize("variant", [{}, {"train": {"crop": 24, "flips": True, "accumulate": 2}}])
+@pytest.mark.parametrize(
+    ("data", "variant"),
+    [
+        ("clamped", {}),
+        ("open", {"train": {"crop": 24, "flips": True, "accumulate": 2}}),
+        ("open", {"train": {"objective": "r2r"}}),
+        ("clamped", {"train": {"objective": "blind_spot", "crop": 24}}),
+        ("clamped", {"train": {"objective": "neighbor2neighbor"}}),
+    ],
+)
 def test_interrupted_and_resumed_ends_with_the_same_bits(
     releases: dict[str, Path], tmp_path: Path, data: str, variant: dict[str, dict[str, object]]
 ) -> None:

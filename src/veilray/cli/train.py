@@ -23,8 +23,12 @@ def train_command(
         str | None,
         typer.Argument(help="Configuration file, or a shipped one: `default`, `paper`, `dncnn`, `dncnn3`, `tnrd`."),
     ] = None,
-    data: Annotated[Path, typer.Option(help="Cohort, or release with pairs.", show_default=False)] = ...,  # type: ignore[assignment]
+    data: Annotated[Path, typer.Option(help="Cohort or release.", show_default=False)] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="Run folder to make.", show_default=False)] = ...,  # type: ignore[assignment]
+    clean: Annotated[
+        Path | None, typer.Option(help="Cohort of clean public images to mix in; DATA then holds none.")
+    ] = None,
+    second: Annotated[Path | None, typer.Option(help="Second release of the same images, for noise2noise.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override, such as train.epochs=5; may be repeated.")
     ] = None,
@@ -38,20 +42,21 @@ def train_command(
         bool, typer.Option("--evaluate/--no-evaluate", help="Whether the validation set is scored at the end.")
     ] = True,
 ) -> None:
-    """Train a denoiser on a cohort or on a release with pairs; also under torchrun."""
-    from veilray.cli.training import check_launch, run_training
+    """Train a denoiser on a cohort or a release, with clean images or without; also under torchrun."""
+    from veilray.cli.training import Sources, check_launch, run_training
     from veilray.parallel.spawn import run_ranks, under_launcher, without_option
 
+    sources = Sources(data=data, clean=clean, second=second)
     read = partial(_configuration, config, overrides or [], out, resume)
     if devices is not None and not under_launcher():
         settings = read(ALONE)
         if settings.launch.setup == "ddp" or (settings.launch.setup == "auto" and devices != 1):
-            device = check_launch(settings, devices, data=data, out=out, resume=resume)
+            device = check_launch(settings, devices, data=sources, out=out, resume=resume)
             run_ranks(without_option(context.obj, "--devices"), ranks=devices, device=device)
             return
     run_training(
         read,
-        data=data,
+        data=sources,
         out=out,
         resume=resume,
         evaluate=evaluate,

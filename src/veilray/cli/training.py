@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,22 @@ from veilray.training.suspicion import noise_warnings
 NO_SCORES = "no scores: the data hold no clean images; evaluate the model where the originals are"
 
 
-def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume: bool) -> torch.device:
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where the images of a training are."""
+
+    data: Path
+    clean: Path | None = None
+    """Clean public images beside a release that holds none."""
+    second: Path | None = None
+    """A second release of the same images."""
+
+    def open(self, config: RunConfig, *, verify: bool) -> TrainingImages:
+        """Open all of them; see `TrainingImages.open`."""
+        return TrainingImages.open(self.data, config, clean=self.clean, second=self.second, verify=verify)
+
+
+def check_launch(config: RunConfig, ranks: int, *, data: Sources, out: Path, resume: bool) -> torch.device:
     """Find wrong usage before any rank is started; returns the device of the ranks.
 
     Raises UsageError or CohortError as the ranks would; only damaged pixels are left for them to find.
@@ -43,7 +59,7 @@ def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume
     device = pick_device(config.launch.device)
     check_devices(ranks, device, shared=config.launch.share_device)
     check_batch(config, ranks)
-    images = TrainingImages.open(data, with_pinned_files(config), verify=False)
+    images = data.open(with_pinned_files(config), verify=False)
     images.config = resolved(images.config, device)
     if resume:
         RunFolder.resume(out, images.config)
@@ -55,7 +71,7 @@ def check_launch(config: RunConfig, ranks: int, *, data: Path, out: Path, resume
 def run_training(
     read: Callable[[Group], RunConfig],
     *,
-    data: Path,
+    data: Sources,
     out: Path,
     resume: bool,
     lpips_backbone: Path | None,
@@ -82,13 +98,13 @@ def run_training(
                 setup = choose_setup(config, group, device, devices=devices)
                 # One rank a machine reads every pixel; all compare the digest below.
                 config = with_pinned_files(config)
-                images = TrainingImages.open(data, config, verify=group.local_rank == 0)
+                images = data.open(config, verify=group.local_rank == 0)
                 images.config = resolved(images.config, device)  # once the objective is known
             check_agreement(group, config=images.config, digest=images.data.digest)
             run, before = RunFolder(out), []
             with fails_together(group):
                 if group.is_lead:
-                    run = _opened(out, images, setup, data=data, resume=resume, device=device)
+                    run = _opened(out, images, setup, data=data.data, resume=resume, device=device)
                     before = run.epochs()
                     _announce(images, run, setup, device=device)
             outcome = _trained(images, run, setup, device=device, beat=watchdog.beat)

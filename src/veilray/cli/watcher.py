@@ -35,8 +35,8 @@ class TerminalWatcher:
         self._run, self._device = run, device
         self._life: Mapping[str, Any] | None = life
         self._epochs = config.train.epochs
-        self._images_per_epoch = len(images.sets["train"])
-        self._progress = progress(self._epochs * self._images_per_epoch, "training", "images")
+        total = images.images_before(config.train.epochs * images.steps_per_epoch())
+        self._progress = progress(total, "training", "images")
         self._events = SummaryWriter(str(run.path / "tensorboard"))
 
     def __enter__(self) -> TerminalWatcher:

@@ -31,8 +31,9 @@ from veilray.inference.denoiser import Denoiser
 from veilray.parallel.devices import describe_device
 from veilray.parallel.group import ALONE, Group, fails_together
 from veilray.parallel.sharding import merged
-from veilray.training.data import Rows, TrainingImages
+from veilray.training.data import TrainingImages
 from veilray.training.run import RunFolder
+from veilray.training.sets import Rows
 
 BATCH_SIZE = 8
 

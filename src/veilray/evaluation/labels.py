@@ -44,6 +44,11 @@ _PHRASES: dict[str, str | dict[str, str]] = {
     "noise.fresh": {"no": "fixed noise"},
     "noise.training": {"the noise of the test": "", "": "trained at {}"},
     "train.objective": {"supervised": ""},
+    "train.clean_digest": {"none": "", "": "with clean images {}"},
+    "train.clean_share": "{} of a batch clean",
+    "train.second_digest": {"none": "", "": "second release {}"},
+    "train.recorruption": {"0.0": "", "": "noise added at {}"},
+    "train.recorruptions": {"0": "", "": "{} times at inference"},
     "train.probe_every": "probe on every {} images",
     "train.loss": {
         "l1": "L1",
@@ -112,6 +117,8 @@ def settings_of(config: RunConfig, summary: Summary, environment: dict[str, Any]
     """What tells a run's arm from others: settings without seed and noise level, device and training data."""
     kept = {key: value for key, value in flatten(config).items() if key not in _LEFT_OUT}
     kept["train.perceptual_sha256"] = config.train.perceptual_sha256[:12] or "none"
+    for name in ("clean_digest", "second_digest"):
+        kept[f"train.{name}"] = getattr(config.train, name)[:12] or "none"
     kept["train.start_sha256"] = config.train.start_sha256[:12] or "none"
     kept["noise.training"] = training_noise(config.noise, summary.noise)
     if kept["launch.setup"] == "auto":  # it took what the machine and the launcher asked for

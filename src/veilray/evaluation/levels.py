@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from veilray.errors import UsageError
 from veilray.obfuscation.config import NoiseConfig
 from veilray.training.config import RunConfig
-from veilray.training.data import SMALLEST
+from veilray.training.sets import SMALLEST
 
 MOST = 50
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from veilray.inference.denoiser import Denoiser
 from veilray.obfuscation.config import NoiseConfig
-from veilray.training.data import Batch
+from veilray.training.batch import Batch
 
 
 def restored(denoiser: Denoiser, batch: Batch, noise: NoiseConfig) -> Tensor:

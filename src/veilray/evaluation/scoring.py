@@ -17,7 +17,8 @@ from veilray.metrics.lpips import LPIPS
 from veilray.metrics.psnr import psnr
 from veilray.metrics.ssim import ssim
 from veilray.metrics.statistics import clustered_bootstrap, paired_comparison
-from veilray.training.data import Rows, TrainingImages
+from veilray.training.data import TrainingImages
+from veilray.training.sets import Rows
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000

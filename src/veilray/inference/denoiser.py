@@ -19,7 +19,7 @@ from veilray.models.build import DenoisingNetwork
 from veilray.models.layers import Window, pad_to_multiple, with_noise_maps
 from veilray.models.unetpp import UNetPlusPlus
 from veilray.models.weights import model_of
-from veilray.obfuscation.config import NoiseConfig
+from veilray.obfuscation.config import NoiseConfig, Recorruption
 from veilray.obfuscation.estimate import estimate_noise_std
 from veilray.parallel.devices import pick_device
 from veilray.training.source import open_weights
@@ -49,6 +49,8 @@ class Denoiser:
     the result is the whole image's up to rounding (`tiling_difference` measures it). Under group normalisation and in a
     Restormer, where every pixel depends on all others, more passes over the tiles find the statistics of the whole
     image first: ten times the work at depth 5.
+    `recorruption`: noise that is added to every image, the same to all, as often as it says, before the network sees
+    it; the outputs are averaged.
     `origin` says where the weights came from, for records; None where they came from no file.
 
     Raises UsageError for an unknown device or precision, or a tile smaller than the network allows.
@@ -63,8 +65,10 @@ class Denoiser:
         precision: Precision | str = "auto",
         tile: int | None = None,
         origin: Origin | None = None,
+        recorruption: Recorruption | None = None,
     ) -> None:
         self.origin = origin
+        self._recorruption = recorruption
         self.config = model.config
         self.noise = noise
         self.device = pick_device(device)
@@ -103,7 +107,15 @@ class Denoiser:
                 raise UsageError(f"head = {head}: only a U-Net++ has several heads, and this is a {model.config.name}")
             model = model.pruned(head)
         origin = Origin(loaded.sha256, head)
-        return cls(model, noise=loaded.noise, device=device, precision=precision, tile=tile, origin=origin)
+        return cls(
+            model,
+            noise=loaded.noise,
+            device=device,
+            precision=precision,
+            tile=tile,
+            origin=origin,
+            recorruption=loaded.weights.recorruption,
+        )
 
     def __call__(self, pixels: FloatImage, *, mean: float | None = None, std: float | None = None) -> FloatImage:
         """Denoise one radiograph: (H, W), float32, [0, 1] -> the same, clamped.
@@ -140,6 +152,28 @@ class Denoiser:
         """
         if not noisy.numel():
             return noisy.float()
+        if self._recorruption is None:
+            return self._denoised(noisy, mean=mean, std=std)
+        added, total = self._added(noisy, std)
+        count = self._recorruption.count
+        passes = (
+            self._denoised(noisy.float() + added * _field(number, noisy), mean=mean, std=total)
+            for number in range(count)
+        )
+        return torch.stack(list(passes)).mean(dim=0)
+
+    def _added(self, noisy: Tensor, std: float | Tensor | None) -> tuple[Tensor, Tensor]:
+        """Std of the noise to add, (N, 1, 1, 1), and of the noise that an image then has, (N,)."""
+        assert self._recorruption is not None
+        if std is None:
+            low, high = self.noise.std_range if self.noise is not None else (0.0, 1.0)
+            clip = self.noise is None or self.noise.clip
+            std = low if low == high else _estimated(noisy, clip=clip)
+        known = torch.as_tensor(std, dtype=torch.float32, device=noisy.device).expand(len(noisy))
+        added = self._recorruption.strength * known
+        return added.view(-1, 1, 1, 1), (known.square() + added.square()).sqrt()
+
+    def _denoised(self, noisy: Tensor, *, mean: float | Tensor | None, std: float | Tensor | None) -> Tensor:
         height, width = noisy.shape[-2:]
         padded = with_noise_maps(pad_to_multiple(noisy.float(), self._stride), self._told(noisy, mean, std))
         pixels = padded.shape[-2] * padded.shape[-1]
@@ -177,7 +211,7 @@ class Denoiser:
         if self.config.channels_in > 2:
             if std is None:
                 clip = self.noise is None or self.noise.clip
-                std = torch.tensor([estimate_noise_std(image[0].cpu().numpy(), clip=clip) for image in noisy])
+                std = _estimated(noisy, clip=clip)
             told.append(torch.as_tensor(std, dtype=torch.float32).expand(len(noisy)))
         return torch.stack(told, dim=1) if told else torch.empty((len(noisy), 0))
 
@@ -230,6 +264,18 @@ class Denoiser:
 
     def _placed(self, images: Tensor) -> Tensor:
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
+
+
+def _estimated(noisy: Tensor, *, clip: bool) -> Tensor:
+    """(N,): the std of the noise of each image, from the image alone."""
+    return torch.tensor([estimate_noise_std(image[0].cpu().numpy(), clip=clip) for image in noisy])
+
+
+def _field(number: int, noisy: Tensor) -> Tensor:
+    """The `number`-th standard normal field (1, 1, H, W), the same for all images and always."""
+    generator = np.random.Generator(np.random.Philox(key=number))
+    values = generator.standard_normal(noisy.shape[-2:], dtype=np.float32)
+    return torch.from_numpy(values)[None, None].to(noisy.device)
 
 
 @dataclass(frozen=True, kw_only=True)

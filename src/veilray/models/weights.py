@@ -15,7 +15,7 @@ from veilray.errors import RunError
 from veilray.models.build import DenoisingNetwork, build_model
 from veilray.models.config import ModelConfig
 from veilray.models.tensors import read_tensors, write_tensors
-from veilray.obfuscation.config import NoiseConfig
+from veilray.obfuscation.config import NoiseConfig, Recorruption
 
 FORMAT = "veilray-weights"
 SCHEMA_VERSION = "1"
@@ -32,14 +32,22 @@ class Weights:
     """The state of the network that `config` builds."""
     noise: NoiseConfig | None
     """The noise they were trained on; None where the file does not say."""
+    recorruption: Recorruption | None = None
+    """The noise that is added at inference, where the training added some; None elsewhere."""
 
 
 def save_weights(
-    path: Path, model: nn.Module, *, noise: NoiseConfig | None = None, tensors: Mapping[str, Tensor] | None = None
+    path: Path,
+    model: nn.Module,
+    *,
+    noise: NoiseConfig | None = None,
+    recorruption: Recorruption | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a network's weights, its configuration and, where given, the noise it was trained on; whole or not at all.
 
-    `tensors`: the network's state at an earlier moment, to be written instead of the present one.
+    `recorruption`: the noise that is added at inference. `tensors`: the network's state at an earlier moment, to be
+    written instead of the present one.
 
     Raises TypeError for a network that is not one of Veilray's.
     """
@@ -48,6 +56,8 @@ def save_weights(
     header = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "model": model.config.model_dump_json()}
     if noise is not None:
         header["noise"] = noise.model_dump_json()
+    if recorruption is not None:
+        header["recorruption"] = recorruption.model_dump_json()
     write_tensors(path, model.state_dict() if tensors is None else tensors, header)
 
 
@@ -61,6 +71,8 @@ def load_weights(path: Path, *, expected: ModelConfig | None = None) -> Weights:
     try:
         config = ModelConfig.model_validate_json(header.get("model", ""))
         noise = NoiseConfig.model_validate_json(header["noise"]) if "noise" in header else None
+        added = header.get("recorruption")
+        recorruption = None if added is None else Recorruption.model_validate_json(added)
     except ValidationError:
         raise RunError(f"{path} describes a model that this Veilray does not know; use the one that wrote it") from None
     if expected is not None and config != expected:
@@ -68,7 +80,7 @@ def load_weights(path: Path, *, expected: ModelConfig | None = None) -> Weights:
             f"{path} holds the weights of {describe_model(config)}, but {describe_model(expected)} was asked for"
         )
     _check_tensors(path, config, tensors)
-    return Weights(config=config, tensors=tensors, noise=noise)
+    return Weights(config=config, tensors=tensors, noise=noise, recorruption=recorruption)
 
 
 def load_model(path: Path) -> DenoisingNetwork:

@@ -13,6 +13,17 @@ Std = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
 Mean = Annotated[float, Field(ge=-1.0, le=1.0, allow_inf_nan=False)]
 
 
+class Recorruption(BaseModel):
+    """Noise that is added to an already noisy image before a network sees it, and how often."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strength: float = Field(gt=0.0, le=4.0)
+    """Its standard deviation, as a multiple of that of the noise in the image."""
+    count: int = Field(ge=1, le=256)
+    """Times that it is added; the outputs are averaged."""
+
+
 class NoiseConfig(BaseModel):
     """Gaussian noise y = clip(x + n), n ~ N(mean, std^2), on pixels in [0, 1]."""
 

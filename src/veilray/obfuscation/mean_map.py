@@ -24,7 +24,7 @@ def mean_map(x: Tensor, *, mean: float, std: float) -> Tensor:
     Computed in float64. Raises UsageError where std is not positive.
     """
     _check(std)
-    return _g(_double(x), mean, std)[0].to(dtype=x.dtype, device=x.device)
+    return clamped_mean(_double(x) + mean, std).to(dtype=x.dtype, device=x.device)
 
 
 def inverse_mean_map(y: Tensor, *, mean: float, std: float) -> Tensor:
@@ -38,7 +38,7 @@ def inverse_mean_map(y: Tensor, *, mean: float, std: float) -> Tensor:
     low, high = torch.zeros_like(target), torch.ones_like(target)
     x = (target - mean).clamp(0.0, 1.0)
     for _ in range(_ITERATIONS):
-        value, slope = _g(x, mean, std)
+        value, slope = _mean_and_slope(x + mean, std)
         error = value - target
         low = torch.where(error < 0, x, low)
         high = torch.where(error > 0, x, high)
@@ -49,19 +49,21 @@ def inverse_mean_map(y: Tensor, *, mean: float, std: float) -> Tensor:
         x = step
         if moved < 1e-15:
             break
-    ends = _g(torch.tensor([0.0, 1.0], dtype=torch.float64), mean, std)[0]
+    ends = clamped_mean(torch.tensor([0.0, 1.0], dtype=torch.float64) + mean, std)
     x = torch.where(target <= ends[0].to(x.device), 0.0, torch.where(target >= ends[1].to(x.device), 1.0, x))
     return x.to(dtype=y.dtype, device=y.device)
 
 
-def _g(x: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
-    m = x + mean
+def clamped_mean(m: Tensor, std: float | Tensor) -> Tensor:
+    """E[clip(z, 0, 1)], z ~ N(m, std^2): any shape and floating dtype, `std` positive; differentiable in `m`."""
+    return _mean_and_slope(m, std)[0]
+
+
+def _mean_and_slope(m: Tensor, std: float | Tensor) -> tuple[Tensor, Tensor]:
     a, b = -m / std, (1.0 - m) / std
     # Phi(b) - Phi(a) from the side on which both are small, so that nothing cancels in the tails.
-    flip = a > 0
-    slope = torch.where(flip, _phi_cdf(-a) - _phi_cdf(-b), _phi_cdf(b) - _phi_cdf(a))
-    value = _phi_cdf(-b) + m * slope + std * (_phi_pdf(a) - _phi_pdf(b))
-    return value, slope
+    slope = torch.where(a > 0, _phi_cdf(-a) - _phi_cdf(-b), _phi_cdf(b) - _phi_cdf(a))
+    return _phi_cdf(-b) + m * slope + std * (_phi_pdf(a) - _phi_pdf(b)), slope
 
 
 def _phi_cdf(z: Tensor) -> Tensor:

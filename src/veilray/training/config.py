@@ -17,7 +17,20 @@ from veilray.models.config import ModelConfig
 from veilray.obfuscation.config import NoiseConfig
 
 Loss = Literal["l1", "mse", "charbonnier", "ms_ssim_l1", "frequency", "perceptual", "adversarial"]
-Objective = Literal["auto", "supervised", "sure", "censored_sure"]
+Objective = Literal[
+    "auto",
+    "supervised",
+    "sure",
+    "r2r",
+    "noisier2noise",
+    "censored_sure",
+    "censored_r2r",
+    "blind_spot",
+    "neighbor2neighbor",
+    "noise2noise",
+]
+RECORRUPTION: dict[str, tuple[float, int]] = {"r2r": (0.5, 8), "noisier2noise": (1.0, 1), "censored_r2r": (0.5, 8)}
+"""Of the objectives that add noise: how much, and how many times at inference, where a configuration says nothing."""
 PROBED: tuple[Objective, ...] = ("sure", "censored_sure")
 """Objectives that take differences of the network's output, for which half precision is too coarse."""
 LOSS_WEIGHTS: dict[str, float] = {"ms_ssim_l1": 0.84, "frequency": 1.0, "perceptual": 0.02, "adversarial": 0.005}
@@ -46,12 +59,25 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(default=32, ge=1)
     """Images in an optimiser step, over all devices."""
     objective: Objective = "auto"
-    """What a training goes by: clean images (`supervised`, with `loss`), or noisy ones alone. Of the latter, `sure` is
-    for noise that is not clamped, `censored_sure` for clamped noise. `auto` takes `supervised` where clean images are
-    there, and else what the noise allows; what it took is written into the run's configuration."""
+    """What a training goes by: clean images (`supervised`, with `loss`), or noisy ones alone. Of the latter, `sure`,
+    `r2r` and `noisier2noise` are for noise that is not clamped, `censored_sure`, `censored_r2r`, `blind_spot` and
+    `neighbor2neighbor` for clamped noise, `noise2noise` for two releases of the same images. `auto` takes `supervised`
+    where clean images are there, else `censored_sure` or `sure`; the run's configuration says which."""
     probe_every: int = Field(default=2, ge=1, le=1024)
     """sure, censored_sure: the divergence is measured on every k-th image of a batch, and counts for all; 1 + 1/k is
     the work of a step, in that of a supervised one."""
+    recorruption: float = Field(default=0.0, ge=0.0, le=4.0)
+    """r2r, noisier2noise, censored_r2r: std of the noise that is added to the released image before the network sees
+    it, as a multiple of the released noise's; if left out, 1 for `noisier2noise` and 0.5 for the others."""
+    recorruptions: int = Field(default=0, ge=0, le=256)
+    """r2r, noisier2noise, censored_r2r: times that it is added at inference, over which the output is averaged; if left
+    out, 1 for `noisier2noise` and 8 for the others."""
+    clean_share: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """Share of a batch that comes from the clean public images of `--clean`, beside a release that holds none."""
+    clean_digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """Digest of the cohort of `--clean`, which is filled in when a run begins."""
+    second_digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """Digest of the release of `--second`, which is filled in when a run begins."""
     loss: Loss = "l1"
     """supervised: mean absolute error of pixels (`l1`), squared (`mse`), or squared only where it is small
     (`charbonnier`); or the absolute error and what is added to it: multi-scale structural similarity (`ms_ssim_l1`),
@@ -106,10 +132,12 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _loss_weight_by_loss(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "loss_weight" not in values:
-            return {**values, "loss_weight": LOSS_WEIGHTS.get(values.get("loss", "l1"), 0.0)}
-        return values
+    def _defaults_by_loss_and_objective(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        strength, count = RECORRUPTION.get(values.get("objective", "auto"), (0.0, 0))
+        weight = LOSS_WEIGHTS.get(values.get("loss", "l1"), 0.0)
+        return {"loss_weight": weight, "recorruption": strength, "recorruptions": count, **values}
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> TrainConfig:
@@ -123,6 +151,11 @@ class TrainConfig(BaseModel):
         for name, loss in _ONLY_FOR.items():
             if self.loss != loss and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} needs loss = '{loss}'")
+        if (self.objective in RECORRUPTION) != (self.recorruption > 0) or (self.recorruption > 0) != (
+            self.recorruptions > 0
+        ):
+            users = ", ".join(f"'{objective}'" for objective in RECORRUPTION)
+            raise ValueError(f"recorruption and recorruptions are positive for objective = {users}, and 0 for others")
         if self.start_sha256 and not self.start:
             raise ValueError("start_sha256 needs start")
         if self.loss == "perceptual" and 0 < self.crop < SMALLEST_PERCEPTUAL:
@@ -132,7 +165,11 @@ class TrainConfig(BaseModel):
     def unused(self) -> set[str]:
         """Names of the fields that this objective has no use for."""
         unused = {name for name, loss in _ONLY_FOR.items() if self.loss != loss}
-        unused |= {"probe_every"} if self.objective == "supervised" else {"loss", "loss_weight"}
+        unused |= set() if self.objective == "supervised" else {"loss", "loss_weight"}
+        unused |= set() if self.objective in PROBED else {"probe_every"}
+        unused |= set() if self.objective in RECORRUPTION else {"recorruption", "recorruptions"}
+        unused |= set() if self.clean_digest else {"clean_digest", "clean_share"}
+        unused |= set() if self.second_digest else {"second_digest"}
         return unused if self.loss in LOSS_WEIGHTS else unused | {"loss_weight"}
 
     @property

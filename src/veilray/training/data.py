@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,66 +15,21 @@ from torch import Tensor
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.open import open_data
 from veilray.cohort.release import Release
-from veilray.cohort.split import SPLITS, image_split, shared_patients
-from veilray.errors import CohortError, UsageError
+from veilray.cohort.split import shared_patients
 from veilray.images.radiograph import FloatImage
-from veilray.models.config import ModelConfig
-from veilray.models.layers import with_noise_maps
 from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.noise import apply_draws, keyed_draw
 from veilray.parallel.group import ALONE, Group, share
+from veilray.training.batch import Batch, TrainingParts, joined
+from veilray.training.companions import Gather, open_companions, public_config, second_gather, with_companions
 from veilray.training.config import RunConfig
 from veilray.training.degradation import other_task
-from veilray.training.draws import keyed, sign_fields
+from veilray.training.draws import fields, keyed
 from veilray.training.objectives.choose import choose_objective, with_objective
+from veilray.training.sets import Rows, noise_of, sets_of
 
-Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-SMALLEST = 11  # the window of SSIM
-Gather = Callable[[Rows], FloatImage]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Images of one step: (N, 1, H, W), float32; clean ones in [0, 1], `noisy` too where the noise is clamped."""
-
-    rows: Rows
-    noisy: Tensor
-    known: Tensor
-    """(N, 2), float32: mean and standard deviation of each image's noise."""
-    originals: Tensor | None
-    """The clean images; None where the data hold none."""
-    field: Tensor | None = None
-    """(N, 1, H, W), float32: what an objective that sees no clean image draws for each pixel; None for others."""
-    weight: Tensor | None = None
-    """(N,), float32: how much the probe of an image counts; 0 where there is none."""
-
-    @property
-    def clean(self) -> Tensor:
-        """The clean images, (N, 1, H, W); CohortError where the data hold none."""
-        if self.originals is None:
-            raise CohortError("these data hold no clean images to compare with; evaluate where the originals are")
-        return self.originals
-
-    def network_input(self, config: ModelConfig) -> Tensor:
-        """(N, C, H, W): the noisy images, with a constant map for each thing the network is told of their noise."""
-        return with_noise_maps(self.noisy, self.known[:, : config.channels_in - 1])
-
-    def arguments(self, config: ModelConfig) -> tuple[Tensor, ...]:
-        """What the training's objective takes: network input and clean images, or what it makes do without them."""
-        if self.field is None or self.weight is None:
-            return self.network_input(config), self.clean
-        return self.noisy, self.known, self.field, self.weight
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingParts:
-    """What one rank does of one optimiser step."""
-
-    images: int
-    """In the whole batch, over all parts and ranks."""
-    parts: list[Batch]
-    """As many on every rank."""
+_NONE = np.zeros(0, dtype=np.float32)
 
 
 class TrainingImages:
@@ -83,26 +38,47 @@ class TrainingImages:
     From a cohort the noise is drawn while training; from a release it is what was released. All that decides a batch
     is (seed, epoch, image), so batches can be made in any order and anywhere. `config` is the given one with the
     noise and the objective that the data decide.
+
+    Beside a release without clean images there may be `clean`, a cohort of public images, which get noise of the same
+    law and are trained on with their clean ones, or `second`, another release of the very images.
     """
 
-    def __init__(self, data: Cohort | Release, config: RunConfig) -> None:
+    def __init__(
+        self, data: Cohort | Release, config: RunConfig, *, clean: Cohort | None = None, second: Release | None = None
+    ) -> None:
         self.data = data
-        self.noise = _noise_of(data, config)
+        self.noise = noise_of(data, config)
         self.holds_clean = isinstance(data, Cohort) or data.pairs
-        self.choice = choose_objective(config, clip=self.noise.clip, clean=self.holds_clean, path=data.path)
-        self.config = with_objective(config.model_copy(update={"noise": self.noise}), self.choice)
-        self.sets = _sets(data, config)
+        self.choice = choose_objective(
+            config, clip=self.noise.clip, clean=self.holds_clean, second=second is not None, path=data.path
+        )
+        config = with_objective(config.model_copy(update={"noise": self.noise}), self.choice)
+        self.config = with_companions(config, clean=clean, second=second)
+        self.sets = sets_of(data, config)
+        self._public = None if clean is None else TrainingImages(clean, public_config(self.config))
+        self._second = None if second is None else second_gather(data, second)
 
     @classmethod
-    def open(cls, path: str | Path, config: RunConfig, *, verify: bool = True) -> TrainingImages:
-        """Open and verify a cohort or release. Raises CohortError where it is damaged or cannot be trained on.
+    def open(
+        cls,
+        path: str | Path,
+        config: RunConfig,
+        *,
+        clean: Path | None = None,
+        second: Path | None = None,
+        verify: bool = True,
+    ) -> TrainingImages:
+        """Open and verify a cohort or release, and what stands beside it.
 
-        One rank on each machine is enough to `verify`, which reads every pixel.
+        One rank on each machine is enough to `verify`, which reads every pixel. Raises CohortError where something is
+        damaged or cannot be trained on, UsageError where things do not go together.
         """
         data = open_data(path)
-        if verify:
-            data.verify()
-        return cls(data, config)
+        public, other = open_companions(clean=clean, second=second)
+        for one in (data, public, other):
+            if verify and one is not None:
+                one.verify()
+        return cls(data, config, clean=public, second=other)
 
     def patients(self) -> dict[str, int]:
         """How many patients each set shows."""
@@ -116,27 +92,59 @@ class TrainingImages:
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps in one pass over the training images; the last may be smaller."""
-        return -(-len(self.sets["train"]) // self.config.train.batch_size)
+        return -(-len(self.sets["train"]) // (self.config.train.batch_size - self._public_in_a_batch()))
+
+    def images_before(self, step: int) -> int:
+        """Images that have gone through the network after so many steps, public ones included."""
+        epoch, index = divmod(step, self.steps_per_epoch())
+        of_an_epoch = len(self.sets["train"]) + self.steps_per_epoch() * self._public_in_a_batch()
+        return epoch * of_an_epoch + index * self.config.train.batch_size
 
     def training_batch(self, epoch: int, index: int, device: torch.device) -> Batch:
         """Batch `index` of an epoch, epochs counted from 0: shuffled by (seed, epoch)."""
-        rows = self._batch_rows(epoch, index)
-        return self._training_images(rows, epoch, device, weights=self._weights(len(rows)))
+        (batch,) = self._parts(epoch, index, device, count=1, group=ALONE)
+        return batch
 
     def training_parts(self, epoch: int, index: int, device: torch.device, group: Group = ALONE) -> TrainingParts:
         """Batch `index` of an epoch in `train.accumulate` parts, and of each part the slice that is this rank's.
 
         The slices of all ranks are the batch of `training_batch`; in an epoch's last batch some may be empty.
         """
+        images = len(self._batch_rows(epoch, index))
+        parts = self._parts(epoch, index, device, count=min(self.config.train.accumulate, images), group=group)
+        return TrainingParts(images=images + self._public_in_a_batch(), parts=parts)
+
+    def _parts(self, epoch: int, index: int, device: torch.device, *, count: int, group: Group) -> list[Batch]:
         rows = self._batch_rows(epoch, index)
-        count = min(self.config.train.accumulate, len(rows))
-        bounds = [len(rows) * part // count for part in range(count + 1)]
         weights = self._weights(len(rows))
-        parts = []
-        for start, end in itertools.pairwise(bounds):
-            own = _slice(end - start, group)
-            parts.append(self._training_images(rows[start:end][own], epoch, device, weights=weights[start:end][own]))
-        return TrainingParts(images=len(rows), parts=parts)
+        own = [
+            self._training_images(rows[chosen], epoch, device, weights=weights[chosen])
+            for chosen in _shares(len(rows), count, group)
+        ]
+        if self._public is None:
+            return own
+        number = epoch * self.steps_per_epoch() + index
+        beside = self._public.beside(number, self._public_in_a_batch(), device, parts=count, group=group)
+        return [replace(batch, public=public) for batch, public in zip(own, beside, strict=True)]
+
+    def beside(self, number: int, size: int, device: torch.device, *, parts: int, group: Group) -> list[Batch]:
+        """The `number`-th `size` training images, counted over all passes, in parts; this rank's share of each."""
+        rows = self.sets["train"]
+        chosen = []
+        for place in range(number * size, (number + 1) * size):
+            turn, within = divmod(place, len(rows))
+            chosen.append((turn, rows[_generator(self.config.seed, "public", turn).permutation(len(rows))[within]]))
+        batches = []
+        for own in _shares(size, parts, group):
+            images = [self._training_images(np.array([row]), turn, device, weights=_NONE) for turn, row in chosen[own]]
+            batches.append(joined(images) if images else self._training_images(rows[:0], 0, device, weights=_NONE))
+        return batches
+
+    def _public_in_a_batch(self) -> int:
+        if self._public is None:
+            return 0
+        size = self.config.train.batch_size
+        return min(max(1, round(size * self.config.train.clean_share)), size - 1)
 
     def held_out_batches(
         self, name: str, device: torch.device, *, batch_size: int, group: Group = ALONE
@@ -152,6 +160,9 @@ class TrainingImages:
         batch = self._held_out(rows, device)
         if self.choice.objective == "supervised":
             return batch
+        if self._second is not None:
+            other = _tensor(self._second(rows)).to(device)
+            return replace(batch, field=other, weight=torch.ones(len(rows), device=device))
         names = [f"{self.config.evaluate.noise_seed}/held-out/{self.image_id(int(row))}" for row in rows]
         return self._with_field(batch, names, np.ones(len(rows), dtype=np.float32))
 
@@ -173,7 +184,7 @@ class TrainingImages:
     def _batch_rows(self, epoch: int, index: int) -> Rows:
         rows = self.sets["train"]
         order = _generator(self.config.seed, "order", epoch).permutation(len(rows))
-        size = self.config.train.batch_size
+        size = self.config.train.batch_size - self._public_in_a_batch()
         return rows[order[index * size : (index + 1) * size]]
 
     def _weights(self, images: int) -> Floats:
@@ -192,15 +203,17 @@ class TrainingImages:
             batch = self._training_pairs(rows, epoch, device)
         if self.choice.objective == "supervised":
             return batch
-        return self._with_field(
-            batch, [f"{self.config.seed}/{epoch}/{self.image_id(int(row))}" for row in rows], weights
-        )
+        if self._second is not None and len(rows):
+            other = self._augmented(self._second, rows, epoch, device)
+            return replace(batch, field=other, weight=torch.from_numpy(weights).to(device))
+        names = [f"{self.config.seed}/{epoch}/{self.image_id(int(row))}" for row in rows]
+        return self._with_field(batch, names, weights)
 
     def _with_field(self, batch: Batch, names: Sequence[str], weights: Floats) -> Batch:
         """The batch with what its objective draws, by the names of its images."""
         shape = batch.noisy.shape[-2], batch.noisy.shape[-1]
         device = batch.noisy.device
-        field = sign_fields(names, shape) if names else torch.empty_like(batch.noisy)
+        field = fields(self.choice.objective, names, shape) if names else torch.empty_like(batch.noisy)
         return replace(batch, field=field.to(device), weight=torch.from_numpy(weights).to(device))
 
     def _training_pairs(self, rows: Rows, epoch: int, device: torch.device) -> Batch:
@@ -259,61 +272,17 @@ class TrainingImages:
         return _tensor(np.stack(images)).to(device, non_blocking=True)
 
 
+def _shares(count: int, parts: int, group: Group) -> list[slice]:
+    """Of each of so many parts of `count` rows the slice that is this rank's; some may be empty."""
+    bounds = [count * part // parts for part in range(parts + 1)]
+    own = [(start, share(end - start, group)) for start, end in itertools.pairwise(bounds)]
+    return [slice(start + chosen.start, start + chosen.stop) for start, chosen in own]
+
+
 def _slice(count: int, group: Group) -> slice:
     """This rank's share of `count` rows."""
     own = share(count, group)
     return slice(own.start, own.stop)
-
-
-def _noise_of(data: Cohort | Release, config: RunConfig) -> NoiseConfig:
-    if isinstance(data, Cohort):
-        return config.noise
-    if config.train.degradation != "noise":
-        raise UsageError(
-            f"train.degradation = '{config.train.degradation}' is for cohorts: the noisy images of {data.path} are made"
-        )
-    wanted = config.noise
-    if "noise" in config.model_fields_set and (wanted.mean, wanted.std, wanted.clip) != (
-        data.noise.mean,
-        data.noise.std,
-        data.noise.clip,
-    ):
-        raise UsageError(
-            f"the configuration asks for noise mean {wanted.mean}, std {wanted.std}, clip {wanted.clip}, but the "
-            f"release was made with mean {data.noise.mean}, std {data.noise.std}, clip {data.noise.clip}; "
-            "set noise.mean, noise.std and noise.clip to the release's"
-        )
-    return data.noise
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def _sets(data: Cohort | Release, config: RunConfig) -> dict[str, Rows]:
-    crop = config.train.crop
-    if len(data.sizes) > 1 and not crop:
-        sizes = f"{len(data.sizes)} sizes, {_text(data.sizes[0])} to {_text(data.sizes[-1])}"
-        raise CohortError(f"{data.path} holds images of {sizes}; import them with --size, or set train.crop")
-    small = min(min(size) for size in data.sizes)
-    if crop > small:
-        raise UsageError(f"train.crop = {crop} is larger than the smallest side of an image, {small}")
-    if (crop or small) < SMALLEST:
-        raise CohortError(f"{data.path} holds images of {small} pixels a side; networks and metrics need {SMALLEST}")
-    codes = image_split(data.image_ids, seed=config.split.seed) if config.split.rule == "paper" else data.split_codes
-    sets: dict[str, Rows] = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
-    for name in ("train", "validation"):
-        if not len(sets[name]):
-            raise CohortError(f"{data.path} has no images in its {name} set; training needs some in both{_why(data)}")
-    return sets
-
-
-def _why(data: Cohort | Release) -> str:
-    """Why a set may be empty, where that is plain."""
-    if len(data) == 1:
-        return ", and this is one image"
-    patients = len({data.patient_id(row) for row in range(len(data))})
-    return f", and all its {len(data)} images are of one patient, who is in one set alone" if patients == 1 else ""
 
 
 def _tensor(pixels: FloatImage) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from veilray.errors import CutShortError, RunError
 from veilray.files import remove_parts
 from veilray.models.build import build_model
+from veilray.obfuscation.config import Recorruption
 from veilray.parallel.devices import peak_memory_bytes
 from veilray.parallel.group import Group, fails_together, lost_ranks_explained
 from veilray.training.config import RunConfig
@@ -83,8 +84,7 @@ def train(
     state = _start(config, run, setup, device, watcher)
     stepper = Stepper(state, config, setup, clock)
     counters, steps = state.counters, images.steps_per_epoch()
-    epoch, index = divmod(counters.step, steps)
-    watcher.begin(images=epoch * len(images.sets["train"]) + index * config.train.batch_size)
+    watcher.begin(images=images.images_before(counters.step))
     batches = prefetched(
         lambda step: images.training_parts(*divmod(step, steps), device, group),
         range(counters.step, config.train.epochs * steps),
@@ -93,7 +93,7 @@ def train(
     lap, since_checkpoint, signals = _Stopwatch(), _Stopwatch(), Signals()
 
     with (
-        CheckpointWriter(run, noise=images.noise) as writer,
+        CheckpointWriter(run, noise=images.noise, recorruption=_recorruption(config)) as writer,
         deferred_interruption(patient=group.joined) as interruption,
         closing(batches),
         lost_ranks_explained(),
@@ -170,6 +170,12 @@ def _start(config: RunConfig, run: RunFolder, setup: Setup, device: torch.device
     if config.train.start or setup.group.broadcast(state.counters.step):
         state.share(setup.group)
     return state
+
+
+def _recorruption(config: RunConfig) -> Recorruption | None:
+    """The noise that the network wants added at inference."""
+    train = config.train
+    return Recorruption(strength=train.recorruption, count=train.recorruptions) if train.recorruption else None
 
 
 def _restore_newest(state: TrainingState, run: RunFolder, watcher: Watcher) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
+from veilray.training.batch import Batch, TrainingParts
 from veilray.training.config import RunConfig
-from veilray.training.data import Batch, TrainingParts
 from veilray.training.objectives.build import build_objective
 from veilray.training.setup import Setup
 from veilray.training.state import TrainingState

@@ -11,7 +11,7 @@ from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.launch import autocast, laid_out
 from veilray.training.objectives import image_losses
-from veilray.training.objectives.build import build_objective, sees_no_clean
+from veilray.training.objectives.build import noisy_only
 from veilray.training.timing import PartClock
 
 
@@ -33,7 +33,7 @@ def validate(
     one size.
     """
     model.eval()
-    blind = build_objective(model, config) if sees_no_clean(config) else None
+    blind = noisy_only(model, config)
     clock = clock or PartClock(device)
     loss = decibels = 0.0
     batch_size = max(1, config.train.batch_size // group.world_size)
@@ -41,8 +41,11 @@ def validate(
         if blind is not None:
             loss += blind(*batch.arguments(config.model)).double().sum().item()
         if blind is None or images.holds_clean:
-            with autocast(config.launch, device):
-                output = model(laid_out(batch.network_input(config.model), config.launch)).float()
+            if blind is None:
+                with autocast(config.launch, device):
+                    output = model(laid_out(batch.network_input(config.model), config.launch)).float()
+            else:
+                output = blind.estimates(*batch.arguments(config.model)[:3])
             clock.lap("validation")
             decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
             if blind is None:

@@ -8,7 +8,7 @@ from types import TracebackType
 from torch import Tensor
 
 from veilray.models.weights import save_weights
-from veilray.obfuscation.config import NoiseConfig
+from veilray.obfuscation.config import NoiseConfig, Recorruption
 from veilray.training.run import RunFolder
 from veilray.training.state import TrainingState
 
@@ -21,9 +21,9 @@ class CheckpointWriter:
     dropped; at Ctrl-C it is left to its fate.
     """
 
-    def __init__(self, run: RunFolder, *, noise: NoiseConfig) -> None:
+    def __init__(self, run: RunFolder, *, noise: NoiseConfig, recorruption: Recorruption | None = None) -> None:
         self._run = run
-        self._noise = noise
+        self._noise, self._recorruption = noise, recorruption
         self._memory: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -54,7 +54,13 @@ class CheckpointWriter:
             try:
                 if best:  # before the checkpoint, which counts on their being there
                     weights = snapshot.weights()
-                    save_weights(self._run.best_weights, state.average.model, noise=self._noise, tensors=weights)
+                    save_weights(
+                        self._run.best_weights,
+                        state.average.model,
+                        noise=self._noise,
+                        recorruption=self._recorruption,
+                        tensors=weights,
+                    )
                 snapshot.save(self._run.checkpoints)
             except Exception as error:
                 self._failure = error

@@ -19,7 +19,8 @@ from veilray.evaluation.baselines.methods import KnownNoise
 from veilray.images.radiograph import FloatImage
 from veilray.parallel.devices import describe_device
 from veilray.parallel.workers import ordered_map
-from veilray.training.data import Rows, TrainingImages
+from veilray.training.data import TrainingImages
+from veilray.training.sets import Rows
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

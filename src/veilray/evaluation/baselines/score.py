@@ -21,7 +21,8 @@ from veilray.evaluation.scoring import score_images
 from veilray.evaluation.watching import Advance, Show, show_nothing
 from veilray.images.radiograph import FloatImage
 from veilray.metrics.lpips import LPIPS
-from veilray.training.data import Rows, TrainingImages
+from veilray.training.data import TrainingImages
+from veilray.training.sets import Rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ def export_model(run: Path, out: Path) -> ModelRecord:
         raise RunError(f"{run} has no weights yet: its first epoch is not done")
     weights = load_weights(folder.best_weights, expected=config.model)
     network = model_of(weights)
-    save_weights(out / WEIGHTS_FILE, network, noise=config.noise)
+    save_weights(out / WEIGHTS_FILE, network, noise=config.noise, recorruption=weights.recorruption)
     record = ModelRecord(
         veilray=veilray.__version__,
         weights_sha256=sha256_file(out / WEIGHTS_FILE),

@@ -10,9 +10,18 @@ from veilray.training.objectives.noisy_only import NoisyOnlyObjective
 from veilray.training.objectives.supervised import SupervisedObjective, criterion_of
 
 
-def sees_no_clean(config: RunConfig) -> bool:
-    """Whether the objective makes do without clean images."""
-    return config.train.objective not in ("auto", "supervised")
+def noisy_only(model: nn.Module, config: RunConfig) -> NoisyOnlyObjective | None:
+    """The network with an objective that makes do without clean images; None where the configuration has another."""
+    if config.train.objective in ("auto", "supervised"):
+        return None
+    return NoisyOnlyObjective(
+        model,
+        objective=config.train.objective,
+        config=config.model,
+        clip=config.noise.clip,
+        recorruption=config.train.recorruption,
+        launch=config.launch,
+    )
 
 
 def build_objective(
@@ -23,8 +32,9 @@ def build_objective(
     Its arguments are those of `Batch.arguments`. `discriminator`: of an adversarial loss. Raises DataError where the
     perceptual backbone is missing or altered.
     """
-    if sees_no_clean(config):
-        return NoisyOnlyObjective(model, objective=config.train.objective, config=config.model, launch=config.launch)
+    blind = noisy_only(model, config)
+    if blind is not None:
+        return blind
     criterion = criterion_of(config, discriminator=discriminator)
     return SupervisedObjective(
         model,

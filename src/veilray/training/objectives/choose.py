@@ -8,9 +8,9 @@ from pathlib import Path
 from veilray.errors import UsageError
 from veilray.training.config import LOSS_WEIGHTS, Objective, RunConfig
 
-UNCLAMPED: tuple[Objective, ...] = ("sure",)
+UNCLAMPED: tuple[Objective, ...] = ("sure", "r2r", "noisier2noise")
 """Objectives whose proofs need Gaussian noise that nothing has cut off."""
-CLAMPED: tuple[Objective, ...] = ("censored_sure",)
+CLAMPED: tuple[Objective, ...] = ("censored_sure", "censored_r2r", "blind_spot", "neighbor2neighbor")
 """Objectives made for the clamp."""
 
 
@@ -22,10 +22,11 @@ class Choice:
     why: str
 
 
-def choose_objective(config: RunConfig, *, clip: bool, clean: bool, path: Path) -> Choice:
+def choose_objective(config: RunConfig, *, clip: bool, clean: bool, second: bool, path: Path) -> Choice:
     """The objective of a training on the data at `path`.
 
-    `clip`: whether their noise is clamped. `clean`: whether clean images are there. Raises UsageError for an objective
+    `clip`: whether their noise is clamped. `clean`: whether clean images are there. `second`: whether a second release
+    of the same images is. Raises UsageError for an objective
     that is not valid for them, with the reason.
     """
     wanted = config.train.objective
@@ -37,6 +38,10 @@ def choose_objective(config: RunConfig, *, clip: bool, clean: bool, path: Path) 
         choice = Choice(objective=chosen, why=f"{path} holds noisy images alone, and {clamp}")
     else:
         choice = Choice(objective=wanted, why="the configuration asks for it")
+    if second != (choice.objective == "noise2noise"):
+        raise UsageError(
+            "train.objective = 'noise2noise' and a second release (--second) go together: give both, or neither"
+        )
     _check(choice.objective, config, clip=clip, clean=clean, path=path)
     return choice
 
@@ -57,8 +62,8 @@ def _check(objective: Objective, config: RunConfig, *, clip: bool, clean: bool, 
         )
     if objective in CLAMPED and not clip:
         raise UsageError(
-            f"train.objective = '{objective}' is for clamped noise, and that of {path} is not: set 'sure', which is "
-            "the same without a clamp, or 'auto'"
+            f"train.objective = '{objective}' is for clamped noise, and that of {path} is not, where objectives "
+            "hold that lose less: set 'sure', or 'auto'"
         )
     if train.loss in LOSS_WEIGHTS:
         raise UsageError(

@@ -10,6 +10,9 @@ from veilray.models.layers import with_noise_maps
 from veilray.models.unetpp import UNetPlusPlus
 from veilray.training.config import LaunchConfig, Objective
 from veilray.training.launch import autocast, laid_out
+from veilray.training.objectives.blind import blind_spot_losses, neighbour_losses, second_losses
+from veilray.training.objectives.pixel import image_losses
+from veilray.training.objectives.recorrupted import recorrupted, recorrupted_losses
 from veilray.training.objectives.sure import sure_losses
 
 
@@ -17,31 +20,77 @@ class NoisyOnlyObjective(nn.Module):
     """A network together with its objective, so that both run inside one forward pass, compiled or distributed."""
 
     def __init__(
-        self, model: nn.Module, *, objective: Objective, config: ModelConfig, launch: LaunchConfig | None = None
+        self,
+        model: nn.Module,
+        *,
+        objective: Objective,
+        config: ModelConfig,
+        clip: bool,
+        recorruption: float = 0.0,
+        launch: LaunchConfig | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self._objective = objective
         self._inputs = config.channels_in - 1
+        self._clip = clip
+        self._recorruption = recorruption
         # Here, because the threads of DataParallel do not see the arithmetic that is set around them.
         self._launch = launch
         if isinstance(model, UNetPlusPlus):
             model.heads[:-1].requires_grad_(False)  # unseen by the loss; ranks would wait for their gradients
 
-    def forward(self, noisy: Tensor, known: Tensor, field: Tensor, weight: Tensor) -> Tensor:
-        """The loss of each image, (N,), in units of the squared error.
+    def forward(
+        self,
+        noisy: Tensor,
+        known: Tensor,
+        field: Tensor,
+        weight: Tensor,
+        public_input: Tensor | None = None,
+        public: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each image, (N,), in units of the squared error; with M public images, (N + M,).
 
         `noisy`: (N, 1, H, W). `known`: (N, 2), mean and std of the noise. `field`: (N, 1, H, W), what the objective
         draws for each pixel. `weight`: (N,), how much an image's probe counts.
+        `public_input`: (M, C, H, W), noisy public images as the network takes them; `public`: (M, 1, H, W), the clean
+        ones, whose loss is the squared error.
         """
-        clip = self._objective == "censored_sure"
-        return sure_losses(self._network, noisy, known, signs=field, weight=weight, clip=clip)
+        losses = self._losses(noisy, known, field, weight)
+        if public_input is None or public is None:
+            return losses
+        return torch.cat([losses, image_losses("mse", self._run(public_input), public)])
+
+    def _losses(self, noisy: Tensor, known: Tensor, field: Tensor, weight: Tensor) -> Tensor:
+        network, clip = self._network, self._clip
+        match self._objective:
+            case "sure" | "censored_sure":
+                return sure_losses(network, noisy, known, signs=field, weight=weight, clip=clip)
+            case "r2r" | "noisier2noise" | "censored_r2r":
+                strength = self._recorruption
+                return recorrupted_losses(network, noisy, known, field=field, strength=strength, clip=clip)
+            case "blind_spot":
+                return blind_spot_losses(network, noisy, known, field=field)
+            case "neighbor2neighbor":
+                return neighbour_losses(network, noisy, known, field=field)
+            case "noise2noise":
+                return second_losses(network, noisy, known, second=field, clip=clip)
+            case "auto" | "supervised":
+                raise ValueError(f"{self._objective} is no objective without clean images")
+
+    def estimates(self, noisy: Tensor, known: Tensor, field: Tensor) -> Tensor:
+        """What the network makes of images as it sees them at inference, with one added noise: (N, 1, H, W)."""
+        if self._recorruption:
+            noisy, known = recorrupted(noisy, known, field=field, strength=self._recorruption)
+        return self._network(noisy, known)
 
     def _network(self, images: Tensor, known: Tensor) -> Tensor:
-        inputs = with_noise_maps(images, known[:, : self._inputs])
+        return self._run(with_noise_maps(images, known[:, : self._inputs]))
+
+    def _run(self, inputs: Tensor) -> Tensor:
         if self._launch is None:
             output: Tensor = self.model(inputs)
             return output
-        with autocast(self._launch, images.device):
+        with autocast(self._launch, inputs.device):
             output = self.model(laid_out(inputs, self._launch))
         return output.to(torch.promote_types(output.dtype, torch.float32))

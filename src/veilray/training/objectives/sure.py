@@ -26,18 +26,15 @@ for all: unbiased still, at 1 + 1/k times the supervised work.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from veilray.obfuscation.censored import inside, log_likelihood
+from veilray.training.objectives.network import Network
 
 STEP = 0.01
 """eps, as a multiple of the noise's standard deviation."""
-
-Network = Callable[[Tensor, Tensor], Tensor]
-"""From noisy images (N, 1, H, W) and what is known of their noise (N, 2) to estimates (N, 1, H, W)."""
 
 
 def sure_losses(network: Network, noisy: Tensor, known: Tensor, *, signs: Tensor, weight: Tensor, clip: bool) -> Tensor:

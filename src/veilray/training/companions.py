@@ -1,0 +1,99 @@
+"""Images beside those that a training is about: clean public ones, or a second noisy release of the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from veilray.cohort.cohort import Cohort
+from veilray.cohort.open import open_data
+from veilray.cohort.release import Release
+from veilray.errors import CohortError, UsageError
+from veilray.images.radiograph import FloatImage
+from veilray.training.config import RunConfig, SplitConfig
+from veilray.training.sets import Rows
+
+Gather = Callable[[Rows], FloatImage]
+
+
+def matching_rows(first: Release, second: Release) -> Rows:
+    """For each row of the first release the row of the same image in the second, (N,).
+
+    Raises UsageError where their noise is not independent, or one is clamped and the other not; CohortError where they
+    are not of the same images.
+    """
+    secret = [release.path for release in (first, second) if release.record.noise_source == "secret"]
+    if len(secret) == 2:
+        raise UsageError(
+            f"{first.path} and {second.path} have noise from a site's secret, which is nested: the stronger noise "
+            "holds the weaker; 'noise2noise' needs independent noise, so set train.objective = 'auto'"
+        )
+    if first.noise.clip != second.noise.clip:
+        raise UsageError(f"one of {first.path} and {second.path} is clamped and the other is not")
+    if first.record.release_id == second.record.release_id or first.digest == second.digest:
+        raise UsageError(f"{first.path} and {second.path} are the same release: 'noise2noise' needs a second draw")
+    rows = {name: row for row, name in enumerate(second.image_ids)}
+    missing = [name for name in first.image_ids if name not in rows]
+    if missing:
+        raise CohortError(
+            f"{len(missing)} of {len(first)} images of {first.path} are not in {second.path} by name: releases for "
+            "'noise2noise' are made with --keys for one receiver, so that names last, and with --seed"
+        )
+    matched = np.array([rows[name] for name in first.image_ids], dtype=np.int64)
+    for row, other in enumerate(matched):
+        if _shape(first, row) != _shape(second, int(other)):
+            raise CohortError(f"image {first.image_id(row)} has another size in {second.path} than in {first.path}")
+    return matched
+
+
+def open_companions(*, clean: Path | None, second: Path | None) -> tuple[Cohort | None, Release | None]:
+    """The clean public images and the second release at these paths. UsageError where one is of another kind."""
+    public = None if clean is None else open_data(clean)
+    other = None if second is None else open_data(second)
+    if isinstance(public, Release):
+        raise UsageError(f"--clean {clean}: clean public images are a cohort, and this is a release")
+    if isinstance(other, Cohort):
+        raise UsageError(f"--second {second}: this is a cohort, and 'noise2noise' needs a second release")
+    return public, other
+
+
+def with_companions(config: RunConfig, *, clean: Cohort | None, second: Release | None) -> RunConfig:
+    """The configuration with the digests of what stands beside the data.
+
+    Raises UsageError where it does not go with the objective, or a run was begun with other companions.
+    """
+    train = config.train
+    if clean is not None and train.objective == "supervised":
+        raise UsageError("--clean goes with an objective that sees no clean image; these data hold clean ones")
+    if clean is not None and train.batch_size < 2:
+        raise UsageError("--clean needs train.batch_size of 2 or more: each batch holds both kinds")
+    update = {}
+    for option, name, data in (("--clean", "clean_digest", clean), ("--second", "second_digest", second)):
+        digest, before = "" if data is None else data.digest, getattr(train, name)
+        if before and before != digest:
+            raise UsageError(f"the run was begun with {option} of digest {before[:12]}...: give the same again")
+        update[name] = digest
+    return config.model_copy(update={"train": train.model_copy(update=update)})
+
+
+def public_config(config: RunConfig) -> RunConfig:
+    """How clean public images are trained on beside others: with noise of the same law, drawn anew every pass."""
+    train = config.train.model_copy(
+        update={"objective": "supervised", "clean_digest": "", "recorruption": 0.0, "recorruptions": 0}
+    )
+    noise = config.noise.model_copy(update={"fresh": True})
+    return config.model_copy(update={"train": train, "noise": noise, "split": SplitConfig()})
+
+
+def second_gather(data: Cohort | Release, second: Release) -> Gather:
+    """From rows of a release to noisy images of a second one. Raises as `matching_rows`, UsageError for a cohort."""
+    if not isinstance(data, Release):
+        raise UsageError(f"--second goes with a release, and {data.path} is a cohort, which holds the clean images")
+    matched = matching_rows(data, second)
+    return lambda rows: second.gather_noisy(matched[rows])
+
+
+def _shape(release: Release, row: int) -> tuple[int, int]:
+    return release.pixels.files[int(release.table.places[0].codes[row])].size

@@ -1,0 +1,108 @@
+"""Objectives that compare a network's output with pixels that it has not seen, through the clamp's mean map g.
+
+Noisy pixels are independent given x, and E[y | x] = g(x) (`obfuscation.mean_map`). So a network that has not seen pixel
+i, and whose output there goes through g, is drawn to
+    g(f_i) = E[g(x_i) | what it saw],   f_i = g^-1(E[g(x_i) | what it saw]):
+it estimates g(x), with g inverted at the end, and the inversion is in the network: its output is an estimate of x, and
+nothing is left to invert at inference. Both hold for clamped releases; without a clamp g(x) is x + mean, which
+`sure` uses with less loss.
+
+`blind_spot` (Krull, Buchholz and Jug, "Noise2Void", CVPR 2019): one pixel in SPACING is replaced by one of its eight
+neighbours, and the loss is taken there alone,
+    mean over masked i of (g(f_i(masked y)) - y_i)^2.
+At inference the network sees every pixel, of which it has learnt to make little use.
+
+`neighbor2neighbor` (Huang, Li, Jia, Lu and Liu, CVPR 2021, equation 6): of each square of 2 x 2 pixels two neighbours
+go to two images of half the size, u and v,
+    mean (g(f(u)) - v)^2 + GAMMA mean (g(f(u)) - v - (U g(f(y)) - V g(f(y))))^2,
+where U and V take the same pixels from the estimate of the whole image, without a gradient; the second term makes up
+for u and v not showing the same.
+
+`noise2noise` (Lehtinen et al., ICML 2018): a second release of the same images, with noise of its own,
+    mean (g(f(y)) - y')^2.
+All three differ from the error of g(f) by the variance of a noisy pixel, which does not depend on f.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from veilray.obfuscation.mean_map import clamped_mean
+from veilray.training.objectives.network import Network
+
+SPACING = 16
+"""Pixels to one that is masked."""
+DIRECTIONS = 8
+"""Neighbours of a pixel; ways to take two adjacent pixels, in order, from a square of 2 x 2."""
+GAMMA = 1.0
+_NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+# Places in a square as row, column; each line is (place in u, place in v).
+_PAIRS = (
+    ((0, 0), (0, 1)),
+    ((0, 1), (0, 0)),
+    ((1, 0), (1, 1)),
+    ((1, 1), (1, 0)),
+    ((0, 0), (1, 0)),
+    ((1, 0), (0, 0)),
+    ((0, 1), (1, 1)),
+    ((1, 1), (0, 1)),
+)
+
+
+def blind_spot_losses(network: Network, noisy: Tensor, known: Tensor, *, field: Tensor) -> Tensor:
+    """The squared error of each image at its masked pixels, in units of g: (N,).
+
+    `field`: (N, 1, H, W), whole numbers, evenly from 0 to SPACING * DIRECTIONS - 1: below DIRECTIONS a pixel is masked,
+    by that neighbour.
+    """
+    masked = field < DIRECTIONS
+    errors = (_expected(network(_replaced(noisy, field), known), known) - noisy).square() * masked
+    counts = masked.sum(dim=(1, 2, 3)).clamp(min=1)
+    return errors.sum(dim=(1, 2, 3)) / counts
+
+
+def neighbour_losses(network: Network, noisy: Tensor, known: Tensor, *, field: Tensor) -> Tensor:
+    """The loss of each image, in units of g: (N,).
+
+    `field`: (N, 1, H, W), whole numbers, evenly from 0 to DIRECTIONS - 1, of which one for each square counts.
+    """
+    chosen = field[..., : noisy.shape[-2] // 2 * 2 : 2, : noisy.shape[-1] // 2 * 2 : 2].long()
+    u, v = _halves(noisy, chosen)
+    with torch.no_grad():
+        whole_u, whole_v = _halves(_expected(network(noisy, known), known), chosen)
+    error = _expected(network(u, known), known) - v
+    return (error.square() + GAMMA * (error - (whole_u - whole_v)).square()).mean(dim=(1, 2, 3))
+
+
+def second_losses(network: Network, noisy: Tensor, known: Tensor, *, second: Tensor, clip: bool) -> Tensor:
+    """The squared error of each image against a second noisy one, (N, 1, H, W): (N,), in units of g where clamped."""
+    estimate = network(noisy, known)
+    expected = _expected(estimate, known) if clip else estimate + known[:, :1, None, None].to(estimate.dtype)
+    return (expected - second).square().mean(dim=(1, 2, 3))
+
+
+def _expected(estimate: Tensor, known: Tensor) -> Tensor:
+    mean, std = (column.view(-1, 1, 1, 1) for column in known.to(estimate.dtype).unbind(dim=1))
+    return clamped_mean(estimate + mean, std)
+
+
+def _replaced(noisy: Tensor, field: Tensor) -> Tensor:
+    padded = F.pad(noisy, (1, 1, 1, 1), mode="reflect")
+    height, width = noisy.shape[-2:]
+    result = noisy
+    for number, (down, right) in enumerate(_NEIGHBOURS):
+        neighbour = padded[..., 1 + down : 1 + down + height, 1 + right : 1 + right + width]
+        result = torch.where(field == number, neighbour, result)
+    return result
+
+
+def _halves(image: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Two images of half the size, whose pixels were adjacent; `chosen`: (N, 1, H / 2, W / 2), places in _PAIRS."""
+    height, width = image.shape[-2] // 2 * 2, image.shape[-1] // 2 * 2
+    squares = F.pixel_unshuffle(image[..., :height, :width], 2)  # (N, 4, H / 2, W / 2), row by row
+    first, second = (
+        torch.tensor([2 * pair[side][0] + pair[side][1] for pair in _PAIRS], device=image.device) for side in (0, 1)
+    )
+    return squares.gather(1, first[chosen]), squares.gather(1, second[chosen])
