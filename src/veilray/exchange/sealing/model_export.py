@@ -41,7 +41,7 @@ def export_model(run: Path, out: Path) -> ModelRecord:
         noise=config.noise,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         epochs=config.train.epochs,
-        loss=config.train.loss,
+        loss=config.train.loss if config.train.objective in ("auto", "supervised") else config.train.objective,
         data=_counts(folder),
         score=_score(run),
         release=_release(folder),
