@@ -3,10 +3,12 @@
     python benchmarks/noisy_only.py --data COHORT --public FOLDER --out DIR [--split test] [--save]
 
 COHORT is the NIH radiographs at 256 px with the split of splits/nih256.csv, FOLDER another hospital's, as PNG. Every
-run sees one noisy copy of each training image, drawn once, as a release holds it; only `fresh`, for comparison, draws noise
-anew every epoch. All train the same NAFNet on the same crops with the same optimiser, from the same start, which was
-trained on FOLDER's clean images and has seen none of COHORT, and get the same work: as many epochs as EPOCHS supervised
-ones cost, by the multiply-adds of a step (`work`). Weights are those of the epoch that the run itself chose: by the
+run sees one noisy copy of each training image, drawn once, as a release holds it; only `fresh`, for comparison, draws
+noise anew every epoch. All train the same NAFNet on the same crops with the same optimiser, from the same start, which
+was trained on FOLDER's clean images and has seen none of COHORT, and get the same work: as many epochs as EPOCHS
+supervised ones cost, by the multiply-adds of a step (`work`).
+
+Weights are those of the epoch that the run itself chose: by the
 squared error on validation images where it sees clean ones, else by its own criterion, which sees none. Runs that are
 in DIR already are taken from there. The test patients are looked at once, at the end; `--split validation` is for
 trying.

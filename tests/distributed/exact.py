@@ -48,7 +48,7 @@ GRADIENTS: dict[str, dict[str, dict[str, Any]]] = {
     "adversarial": {"model": {"norm": "group"}, "train": {"loss": "adversarial", "discriminator_width": 4}},
     "censored_sure": {
         "model": {"norm": "group"},
-        "train": {"objective": "censored_sure", "probe_every": 2, "accumulate": 3, "batch_size": 12},
+        "train": {"objective": "censored_sure", "probe_every": 2, "accumulate": 2, "batch_size": 12},
     },
     "neighbor2neighbor": {"model": {"norm": "group"}, "train": {"objective": "neighbor2neighbor"}},
     "heads": {"model": {"name": "unetpp", "norm": "group", "deep_supervision": True}},

@@ -165,7 +165,7 @@ class TrainConfig(BaseModel):
     def unused(self) -> set[str]:
         """Names of the fields that this objective has no use for."""
         unused = {name for name, loss in _ONLY_FOR.items() if self.loss != loss}
-        unused |= set() if self.objective == "supervised" else {"loss", "loss_weight"}
+        unused |= set() if self.objective in ("auto", "supervised") else {"loss", "loss_weight"}
         unused |= set() if self.objective in PROBED else {"probe_every"}
         unused |= set() if self.objective in RECORRUPTION else {"recorruption", "recorruptions"}
         unused |= set() if self.clean_digest else {"clean_digest", "clean_share"}
