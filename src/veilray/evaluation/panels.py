@@ -18,7 +18,8 @@ from veilray.evaluation.restoring import restored
 from veilray.images.radiograph import FloatImage
 from veilray.inference.denoiser import Denoiser
 from veilray.metrics.psnr import psnr
-from veilray.training.data import Batch, TrainingImages
+from veilray.training.batch import Batch
+from veilray.training.data import TrainingImages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
