@@ -16,7 +16,7 @@ import veilray as vr
 SOURCE = Path(vr.__file__).parent
 
 SIGNATURES = {
-    "Denoiser": "model, *, noise, device, precision, tile, origin",
+    "Denoiser": "model, *, noise, device, precision, tile, origin, recorruption",
     "UNet": "*, width, depth, norm, block, residual, inputs",
     "UNetPlusPlus": "*, width, depth, norm, block, residual, deep_supervision, inputs",
     "add_gaussian": "x, *, mean, std, clip, generator",
