@@ -1,33 +1,46 @@
 """The privacy audit of real radiographs, and what docs/explanation/privacy-audit.md shows of it.
 
-python benchmarks/audit.py --real /path/to [--denoiser RUN] [--quick | --full]
+python benchmarks/audit.py --real /path/to --denoiser default                       the audit: results/audit.json
+python benchmarks/audit.py --real /path/to --denoiser default --hospital hannover   results/audit_hannover.json
+python benchmarks/audit.py --real /path/to --full [--images 480]                    results/audit_full.json
+python benchmarks/audit.py --real /path/to --denoiser default --quick               results/audit_quick.json
 python benchmarks/audit.py --pages
 
-`--real` holds `data/nih256`, `data/index.csv` (file, sex, age, view_position) and
+`--real` holds `data/nih256`, `data/hannover256`, `data/index.csv` (file, patient_id, sex, age, view_position) and
 `weights/alexnet_features.safetensors`. Attacks noise of 0.1, 0.2 and 0.3 with mean 0.1, by `veilray audit`, in a folder
-that is kept, so that a run that was stopped goes on. Records `results/audit.json`: the figures without any image.
-`--pages` only writes the page anew.
+that is kept, so that a run that was stopped goes on. The records are the figures without any image. `--full` also
+trains a small network (models/audited.toml), whose weights are then asked whom they were trained on. `--pages` only
+writes the page anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import resource
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS, save
-from veilray.privacy.results import Audit, read_audit
-from veilray.report.audit_text import figure, gate_sentence, headline, interval_text, metric_name, value_text, verdicts
+from veilray.privacy.results import AttackResult, Audit, read_audit
+from veilray.report.audit_figures import draw_frontier, frontier_points
+from veilray.report.audit_text import alike, figure, gate_sentence, headline, metric_name, value_text, verdicts
+from veilray.report.drawing import canvas, styled
 
-DOCS = Path(__file__).parent.parent / "docs"
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
 PAGE = DOCS / "explanation" / "privacy-audit.md"
-FIGURE = DOCS / "images" / "audit.svg"
-RECORD = RESULTS / "audit.json"
+CURVES = DOCS / "images" / "audit.svg"
+FRONTIER = DOCS / "images" / "audit_frontier.svg"
 LEVELS = "0.1,0.2,0.3"
-BEGIN, END = "<!-- figures: made by benchmarks/audit.py -->", "<!-- end of figures -->"
+HOSPITALS = {"nih": "nih256", "hannover": "hannover256"}
+RECORDS = ("audit", "audit_hannover", "audit_full")
+"""Each has a place in the page, between `<!-- NAME: made by benchmarks/audit.py -->` and `<!-- end of NAME -->`."""
 
 
 def main() -> None:
@@ -35,32 +48,64 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, help="folder with data/ and weights/")
     parser.add_argument("--work", type=Path, default=Path("audit-work"), help="folder for the cohort and the audit")
+    parser.add_argument("--hospital", choices=HOSPITALS, default="nih")
     parser.add_argument("--denoiser", help="run or model whose output is attacked as well")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--images", type=int, help="so many images at most, those of patients with several first")
+    parser.add_argument("--quick", action="store_true", help="records what it took alone, results/audit_quick.json")
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--pages", action="store_true", help="write the page from the record and measure nothing")
+    parser.add_argument("--pages", action="store_true", help="write the page from the records and measure nothing")
     options = parser.parse_args()
     if not options.pages:
         if options.real is None:
             parser.error("--real is missing")
-        audit = measure(options)
-        save("audit", {"audit": audit.model_dump(mode="json")})
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
-    write_page(Audit.model_validate(record["audit"]), record["hardware"])
+        name = "audit" + ("_hannover" if options.hospital == "hannover" else "") + ("_full" if options.full else "")
+        audit, took = measure(options, name + ("_quick" if options.quick else ""))
+        if options.quick:
+            save("audit_quick", {"n_images": audit.audited.n_images, "figures": len(audit.results), **took})
+            return
+        save(name, {**took, "audit": audit.model_dump(mode="json")})
+    write_page()
 
 
-def measure(options: argparse.Namespace) -> Audit:
-    """Import the radiographs where that was not done, and audit them."""
-    cohort, out = options.work / "cohort", options.work / "audit"
+def measure(options: argparse.Namespace, name: str) -> tuple[Audit, dict[str, float]]:
+    """Import the radiographs where that was not done, and audit them; with what the audit took, in this run."""
+    cohort, out = options.work / options.hospital, options.work / name
     if not cohort.is_dir():
-        veilray("import", options.real / "data" / "nih256", "--out", cohort)
+        import_radiographs(options, cohort)
     words: list[object] = ["audit", "--originals", cohort, "--out", out, "--std", LEVELS]
     words += ["--labels", options.real / "data" / "index.csv"]
     words += ["--lpips-backbone", options.real / "weights" / "alexnet_features.safetensors"]
     words += ["--denoiser", options.denoiser] if options.denoiser else []
+    words += ["--images", options.images] if options.images else []
     words += [f"--{effort}" for effort in ("quick", "full") if getattr(options, effort)]
+    if options.full:
+        run = options.work / f"{options.hospital}-model"
+        if not (run / "environment.json").is_file():
+            veilray("train", HERE / "models" / "audited.toml", "--data", cohort, "--out", run)
+        words += ["--model", run]
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     veilray(*words)
-    return read_audit(out)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    took = {"wall_seconds": time.monotonic() - began, "processor_seconds": processor}
+    return read_audit(out), {name: round(seconds, 1) for name, seconds in took.items()}
+
+
+def import_radiographs(options: argparse.Namespace, cohort: Path) -> None:
+    """A cohort of one hospital's radiographs; NIH by the committed split."""
+    folder = HOSPITALS[options.hospital]
+    words: list[object] = ["import", options.real / "data" / folder, "--out", cohort]
+    if options.hospital == "nih":
+        words += ["--split", HERE / "splits" / "nih256.csv"]
+    else:  # the names of the files do not say it in NIH's way
+        with (options.real / "data" / "index.csv").open(newline="", encoding="utf-8") as stream:
+            lines = [line for line in csv.DictReader(stream) if line["file"].startswith(f"{folder}/")]
+        patients = options.work / f"{folder}-patients.csv"
+        patients.parent.mkdir(parents=True, exist_ok=True)
+        known = "".join(f"{Path(line['file']).stem},{line['patient_id']}\n" for line in lines)
+        patients.write_text(f"image_id,patient_id\n{known}", encoding="utf-8")
+        words += ["--patients", patients]
+    veilray(*words)
 
 
 def veilray(*words: object) -> None:
@@ -69,17 +114,41 @@ def veilray(*words: object) -> None:
     subprocess.run(command, check=True)
 
 
-def write_page(audit: Audit, hardware: dict[str, Any]) -> None:
-    """The figure, and the block of figures in the page between its marks."""
-    drawn = draw(audit)
-    text = "\n\n".join(filter(None, [*_opening(audit, hardware), drawn, *_tables(audit), _not_tested(audit)]))
+def write_page() -> None:
+    """The figures, and the blocks of the page between their marks."""
     page = PAGE.read_text(encoding="utf-8")
-    before, found, rest = page.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not (found and closed):
-        raise SystemExit(f"{PAGE} has no place for the figures")
-    PAGE.write_text(f"{before}{BEGIN}\n{_plain(text)}\n{END}{after}", encoding="utf-8")
+    for name in RECORDS:
+        path = RESULTS / f"{name}.json"
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            audit = Audit.model_validate(record["audit"])
+            page = _replaced(page, name, "\n\n".join(filter(None, _block(name, audit, record["hardware"]))))
+    PAGE.write_text(page, encoding="utf-8")
     print(f"written: {PAGE}")
+
+
+def _replaced(page: str, name: str, text: str) -> str:
+    begin, end = f"<!-- {name}: made by benchmarks/audit.py -->", f"<!-- end of {name} -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{PAGE} has no place for {name}")
+    return f"{before}{begin}\n{_plain(text)}\n{end}{after}"
+
+
+def _block(name: str, audit: Audit, hardware: dict[str, Any]) -> list[str]:
+    """What stands in the page of one record."""
+    if name == "audit_full":
+        members = [one for one in audit.results if one.attack == "membership inference"]
+        return [
+            *_opening(audit, hardware)[:1],
+            draw_full(audit),
+            _frontier_table(audit),
+            _listed(members),
+            _not_tested(audit),
+        ]
+    drawn = [draw(audit)] if name == "audit" else []
+    return [*_opening(audit, hardware), *drawn, *_tables(audit), _not_tested(audit)]
 
 
 def _opening(audit: Audit, hardware: dict[str, Any]) -> list[str]:
@@ -112,25 +181,52 @@ def _tables(audit: Audit) -> list[str]:
     return found
 
 
+def _frontier_table(audit: Audit) -> str:
+    """A line for each protection: what is seen of it, and what a network makes of that."""
+    lines = [
+        ["protection", "PSNR as it leaves", "PSNR restored", "re-identification as it leaves, AUC", "restored, AUC"],
+        ["---"] * 5,
+    ]
+    metric = "auc_matched" if any(one.metric == "auc_matched" for one in audit.results) else "auc"
+
+    def told(wanted: str, attack: str, variant: str | None) -> str:
+        found = [
+            one
+            for one in audit.results
+            if (one.attack, one.metric, one.variant) == (attack, wanted, variant)
+            and not one.attacker.startswith(("part of", "sex, view"))
+        ]
+        return figure(max(found, key=lambda one: one.value)) if found else ""
+
+    made = {source: name for name, source in audit.audited.restored.items()}
+    for name in audit.audited.variants:
+        if name not in audit.audited.restored:
+            seen = [told("psnr", "reconstruction", one) for one in (name, made.get(name))]
+            seen += [told(metric, "re-identification", one) for one in (name, made.get(name))]
+            lines.append([name, *seen])
+    return "### The frontier\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _listed(results: Sequence[AttackResult]) -> str:
+    lines = [f"- {one.attacker}, {metric_name(one.metric)}: {figure(one)}; {'; '.join(one.notes)}." for one in results]
+    return "### Membership\n\n" + "\n".join(lines) if lines else ""
+
+
 def _not_tested(audit: Audit) -> str:
     reasons = dict.fromkeys(f"- {one.attack}: {one.reason}." for one in audit.skipped)
     return "### Not tested in this run\n\n" + "\n".join(reasons) if reasons else ""
 
 
+@styled
 def draw(audit: Audit) -> str:
     """ROC curves among matched impostors and linkage by the size of a patch; the line that shows them in the page."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams.update({"svg.hashsalt": "audit", "font.size": 9})
-    from matplotlib import pyplot as plt
-
     panels = [
-        ("auc_matched", "Re-identification, alike in sex, view and age", "False-positive rate", "True-positive rate"),
+        ("auc_matched", f"Re-identification, {alike(audit)}", "False-positive rate", "True-positive rate"),
         ("top_1_patch_16", "Linkage by a central patch", "Side of the patch, pixels", "Share found"),
     ]
-    figures, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained")
-    drawn = 0
+    sheet, first = canvas(width=9.0, height=3.6)
+    sheet.delaxes(first)
+    axes = sheet.subplots(1, 2)
     for axis, (metric, title, x_label, y_label) in zip(axes, panels, strict=True):
         lines = [one for one in audit.results if one.metric == metric and one.curve]
         if metric == "auc_matched":
@@ -138,19 +234,33 @@ def draw(audit: Audit) -> str:
             axis.plot([0, 1], [0, 1], color="#888888", linewidth=0.8)
         for one in lines:
             points = one.curve or ()
-            label = f"{one.variant}: {value_text(one.metric, one.value)} ({interval_text(one)})"
-            axis.plot([x for x, _ in points], [y for _, y in points], label=label, linewidth=1.2)
-            drawn += 1
+            axis.plot([x for x, _ in points], [y for _, y in points], label=f"{one.variant}: {figure(one)}", lw=1.2)
         axis.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(0, 1.02))
         if lines:
             axis.legend(fontsize=7, loc="lower right")
     axes[1].set_xscale("log", base=2)
-    if drawn:
-        FIGURE.parent.mkdir(exist_ok=True)
-        figures.savefig(FIGURE, metadata={"Date": None})
-        print(f"written: {FIGURE}")
-    plt.close(figures)
-    return f"![ROC curves of re-identification, and linkage by a patch](../images/{FIGURE.name})" if drawn else ""
+    return _saved(sheet, CURVES, "ROC curves of re-identification, and linkage by a patch")
+
+
+@styled
+def draw_full(audit: Audit) -> str:
+    """The frontier; the line that shows it in the page, or nothing where there is none."""
+    points = frontier_points(audit)
+    if not points:
+        return ""
+    sheet, axes = canvas(width=7.3, height=4.2)
+    draw_frontier(axes, audit, points)
+    return _saved(sheet, FRONTIER, "PSNR of each protection, restored, against re-identification")
+
+
+def _saved(sheet: Any, path: Path, alt: str) -> str:
+    import matplotlib as mpl
+
+    path.parent.mkdir(exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": path.stem}):
+        sheet.savefig(path, metadata={"Date": None})
+    print(f"written: {path}")
+    return f"![{alt}](../images/{path.name})"
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from tests.command_line import done, veilray
 from tests.exchange.sites import make_sites
 
+from veilray.privacy import reconstruction, restorers
 from veilray.privacy.results import read_audit
 
 POLICY = """
@@ -75,7 +77,7 @@ def test_levels_are_tried_without_a_release_and_a_second_run_computes_nothing(
 ) -> None:
     words = ["audit", "--originals", flow_cohort, "--out", tmp_path / "a", "--std", "0.1,0.3", "--quick"]
     first = done(*words)
-    assert "Who holds the originals: finds the right one of 40 originals in at least 100 %" in first.out
+    assert "Who holds the originals: finds the right one of 40 originals for at least 100 %" in first.out
     assert "from only 20 patients, fewer than 30" in first.out
     audit = read_audit(tmp_path / "a")
     assert list(audit.audited.variants) == ["original", "noise 0.1", "noise 0.3"]
@@ -109,6 +111,28 @@ def test_a_denoiser_and_a_ledger_are_taken_into_account(flow_cohort: Path, flow_
     assert not (tmp_path / "a" / "private").exists()
 
 
+@pytest.mark.slow
+def test_full_restores_each_protection_by_a_network_of_its_own_and_goes_on(
+    flow_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = functools.partial(restorers.restored_variant, steps=3)
+    monkeypatch.setattr(restorers, "restored_variant", short)
+    monkeypatch.setitem(reconstruction._SEEDS, "full", 1 << 10)
+    words = ["audit", "--originals", flow_cohort, "--out", tmp_path / "a", "--std", "0.2", "--full", "--images", 12]
+    done(*words)
+    audit = read_audit(tmp_path / "a")
+    protections = [name for name, kind in audit.audited.variants.items() if kind in ("noisy", "baseline")]
+    protections = [name for name in protections if name not in audit.audited.restored]
+    assert len(protections) == 8
+    assert sorted(audit.audited.restored.values()) == sorted(protections)
+    measured = {one.variant for one in audit.results if (one.attack, one.metric) == ("reconstruction", "psnr")}
+    assert {f"{name}, restored" for name in protections} <= measured
+    assert "The frontier" in (tmp_path / "a" / "audit.html").read_text()
+    assert "28 images, so that the audit takes less time" in audit.audited.left_out[-1]
+    second = veilray(*words)
+    assert second.err.count("from an earlier run") == 4 * len(audit.audited.variants)
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
@@ -119,6 +143,7 @@ def test_a_denoiser_and_a_ledger_are_taken_into_account(flow_cohort: Path, flow_
         (["--std", "0.2", "--gate", "missing.toml"], 2, "no such file"),
         (["--std", "0.2", "--labels", "missing.csv"], 3, "missing.csv"),
         (["--std", "0.2", "--denoiser", "missing"], 2, "missing"),
+        (["--std", "0.2", "--model", "missing"], 3, "missing"),
         (["missing"], 3, "not a release"),
     ],
 )

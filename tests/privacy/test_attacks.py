@@ -13,8 +13,8 @@ from veilray.cohort.cohort import Cohort
 from veilray.errors import DataError, RunError
 from veilray.images.phantom.write import write_phantoms
 from veilray.privacy import released_model
-from veilray.privacy.attacks import SHADOWS, attacks, membership_attack
-from veilray.privacy.data import Budget
+from veilray.privacy.attacks import attacks, membership_attack
+from veilray.privacy.data import Budget, Effort
 from veilray.training.config import RunConfig
 from veilray.training.run import RunFolder
 
@@ -44,26 +44,29 @@ def test_quick_audits_do_not_train_on_the_few_denoised_images() -> None:
     assert {name for name, kinds in quick.items() if "denoised" in kinds} == {"linkage", "reconstruction"}
 
 
-def test_a_run_is_asked_whom_it_was_trained_on(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("effort", "shadows", "most"), [("quick", 0, 30), ("default", 0, 150), ("full", 16, None)])
+def test_a_run_is_asked_whom_it_was_trained_on(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effort: Effort, shadows: int, most: int | None
+) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def answer(run: object, data: object, *, seed: int, progress: object, shadows: int) -> list[object]:
-        asked.append((run, data, seed, shadows))
+    def answer(run: object, data: object, *, seed: int, progress: object, **options: object) -> list[object]:
+        asked.append((run, data, seed, options))
         return [result(attack="membership inference")]
 
     monkeypatch.setattr(released_model, "attack_run", answer)
     run = _run_on(Cohort.open(cohort).digest, tmp_path / "run")
-    attack = membership_attack(run, cohort)
+    attack = membership_attack(run, cohort, effort=effort, folder=tmp_path)
     assert attack.kinds == {"clean"}
     data = phantom_data(2)
-    budget = Budget(effort="full", seconds=1.0)
+    budget = Budget(effort=effort, seconds=1.0)
     (found,) = attack.run(data, [], budget=budget, seeds=(4, 5), progress=lambda _: None)
     assert found.attack == "membership inference"
-    assert asked == [(run, cohort, 4, SHADOWS)]
+    assert asked == [(run, cohort, 4, {"release": None, "shadows": shadows, "most": most, "folder": tmp_path})]
 
 
 def test_a_run_of_another_cohort_is_not_asked(cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not trained on"):
-        membership_attack(_run_on("0" * 64, tmp_path / "run"), cohort)
+        membership_attack(_run_on("0" * 64, tmp_path / "run"), cohort, effort="full", folder=tmp_path)
     with pytest.raises(DataError):
-        membership_attack(tmp_path / "nothing", cohort)
+        membership_attack(tmp_path / "nothing", cohort, effort="full", folder=tmp_path)

@@ -86,6 +86,14 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     assert len(audit.results) == 4
 
 
+def test_what_takes_long_is_prepared_before_an_attack_and_not_for_what_is_finished(tmp_path: Path) -> None:
+    data, prepared = phantom_data(2), []
+    slow = dataclasses.replace(clean_variant(data), prepare=prepared.append)
+    for _ in range(2):
+        run_audit(_plan(_Counting("works"), variants=[slow]), tmp_path, _Watcher())
+        assert len(prepared) == 1
+
+
 def test_other_inputs_are_run_anew(tmp_path: Path) -> None:
     attack = _Counting("attack")
     data = phantom_data(2)

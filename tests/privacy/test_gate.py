@@ -57,6 +57,8 @@ def test_what_was_not_measured_does_not_pass() -> None:
 
 def test_a_figure_from_few_patients_does_not_pass() -> None:
     audit = small_audit([result(n_patients=12)])
+    (stopped,) = _judge(audit, limit=_limit(0.5)).breaches
+    assert stopped.reason.endswith("limit 0.5, from only 12 patients, fewer than 30")
     (breach,) = _judge(audit, limit=_limit(0.99)).breaches
     assert "12 patients" in breach.reason
     assert _judge(audit, limit=_limit(0.99, fewest_patients=10)).passed

@@ -43,6 +43,16 @@ def test_images_of_another_size_are_left_out_and_said_to_be(cohort: Cohort) -> N
     assert originals.grey_step == pytest.approx(1 / 255)
 
 
+def test_an_audit_of_some_images_takes_patients_with_several_first(cohort: Cohort) -> None:
+    originals = open_originals(cohort, most=7)
+    assert len(originals.data) == 7
+    counts = sorted(originals.data.patient_ids.count(one) for one in set(originals.data.patient_ids))
+    assert counts == [1, 2, 2, 2]
+    assert originals.left_out[1] == "5 images, so that the audit takes less time (--images 7)"
+    assert set(originals.data.sets) <= {"train", "validation", "test"}
+    assert open_originals(cohort, most=12).data.digest == open_originals(cohort).data.digest
+
+
 def test_each_released_image_lies_at_its_original(cohort: Cohort, tmp_path: Path) -> None:
     write_release(cohort, tmp_path / "r", noise=NOISE)
     originals, release = open_originals(cohort), Release.open(tmp_path / "r")

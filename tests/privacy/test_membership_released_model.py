@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.training.small import small_config, train_here, write_images
@@ -88,8 +89,8 @@ def test_a_run_on_noisy_images_alone_is_attacked_with_its_release(
     train_here(small_config(train={"epochs": 1}), release, run)
     assert RunFolder(run).config().train.objective != "supervised"
     with pytest.raises(RunError, match="nor on a release"):
-        membership_attack(run, cohort)
-    attack = membership_attack(run, cohort, releases=[release])
+        membership_attack(run, cohort, effort="full", folder=tmp_path)
+    attack = membership_attack(run, cohort, effort="full", folder=tmp_path, releases=[release])
     whole = functools.partial(released_model.attack_run, run, cohort)
     monkeypatch.setattr(released_model, "attack_run", lambda *_, shadows, **options: whole(shadows=0, **options))
     data = open_originals(Cohort.open(cohort)).data
@@ -104,6 +105,38 @@ def test_a_model_that_keeps_its_training_images_is_found_out(trained: tuple[Path
     found = loss_threshold(losses, question.member, model="memory")[0]
     assert isinstance(found, AttackResult)
     assert found.value == 1.0
+
+
+def test_no_more_patients_are_asked_about_than_wanted(trained: tuple[Path, Path]) -> None:
+    question = question_of(RunFolder(trained[0]), trained[1], most=10)
+    assert (int(question.member.sum()), int((~question.member).sum())) == (10, 10)
+    assert len(question.rows) == 40
+
+
+def test_a_stopped_attack_goes_on_where_it_was(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, cohort = trained
+    losses = iter(np.random.default_rng(1).uniform(0.1, 0.2, (18, 64)))
+    calls: list[int] = []
+
+    def told(*_: object, **__: object) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return next(losses)
+
+    monkeypatch.setattr(released_model, "image_losses", told)
+    monkeypatch.setattr(released_model, "train", lambda *_, **__: None)
+    monkeypatch.setattr(released_model.Denoiser, "load", lambda *_: None)
+    options = {"seed": 3, "progress": lambda _: None, "shadows": 16, "folder": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        attack_run(run, cohort, **options)  # type: ignore[arg-type]
+    assert len(list(tmp_path.glob("shadow-*.json"))) == 6  # the first call was about the released model
+    calls[:] = [1] * 8
+    outcomes = attack_run(run, cohort, **options)  # type: ignore[arg-type]
+    assert len(calls) - 8 == 1 + 10
+    assert {one.attacker for one in outcomes if isinstance(one, AttackResult)} == {LOSS, LIRA}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ from tests.privacy.records import result, small_audit
 from veilray.privacy.gate import Policy, judge
 from veilray.privacy.results import Audit, Skipped
 from veilray.report.audit import AuditPanel, audit_page
+from veilray.report.audit_figures import frontier_points, spread
 from veilray.report.audit_text import gate_sentence, headline, value_text, verdicts
 
 ROC = ((0.0, 0.0), (0.5, 0.8), (1.0, 1.0))
@@ -64,10 +66,76 @@ def test_every_kind_of_attacker_has_a_sentence() -> None:
     assert "predicted" not in said["Who sees two released images"]
     assert "Without any protection: 0.900" in said["Who sees two released images"]
     assert (
-        "+8.6 dB, to 22.9 dB (22.0 to 23.0 dB; from only 12 patients, fewer than 30)"
+        "+8.6 dB, to 22.9 dB (22.0 to 23.0 dB; noise 0.2; from only 12 patients, fewer than 30)"
         in (said["Who gets several releases of one image"])
     )
     assert "epsilon" in said["Formally"]
+
+
+def test_of_several_kinds_of_images_the_worst_speaks() -> None:
+    audit = small_audit(
+        [
+            result(metric="auc_matched", value=0.71, low=0.61, high=0.79),
+            result(metric="auc_matched", value=0.84, low=0.80, high=0.88, variant="noise 0.2, denoised"),
+        ]
+    )
+    (said,) = [one.plain for one in verdicts(audit) if one.attacker == "Who sees two released images"]
+    assert "at least 0.840 (0.800 to 0.880; noise 0.2, denoised)" in said
+    assert "0.710" not in said  # one number a sentence; the table has the others
+
+
+def test_people_are_alike_in_no_more_than_what_is_known_of_them() -> None:
+    known = result(metric="auc_matched", notes=("both images agree in sex and view",))
+    (said,) = [one.plain for one in verdicts(small_audit([known])) if one.attacker == "Who sees two released images"]
+    assert "among people alike in sex and view, with" in said
+
+
+def _protected() -> Audit:
+    """Two protections of which one was restored, and the originals."""
+    names = {
+        "original": "clean",
+        "noise 0.2": "noisy",
+        "noise 0.2, restored": "denoised",
+        "blur": "baseline",
+    }
+    figures = [("original", 0.9, None), ("noise 0.2", 0.7, 14.0), ("noise 0.2, restored", 0.8, 30.0)]
+    figures += [("blur", 0.75, 25.0)]
+    outcomes = []
+    for name, risk, utility in figures:
+        outcomes.append(result(metric="auc_matched", variant=name, value=risk, low=risk - 0.05, high=risk + 0.05))
+        if utility is not None:
+            outcomes.append(result(attack="reconstruction", metric="psnr", variant=name, value=utility, n_patients=12))
+    restored = {"noise 0.2, restored": "noise 0.2"}
+    return small_audit(outcomes, audited={"variants": names, "restored": restored})
+
+
+def test_the_frontier_is_of_restored_images_and_of_the_higher_risk() -> None:
+    points = {one.protection: one for one in frontier_points(_protected())}
+    assert set(points) == {"noise 0.2", "blur"}
+    noise, blur = points["noise 0.2"], points["blur"]
+    assert (noise.utility.value, noise.risk.value, noise.restored) == (30.0, 0.8, True)
+    assert (blur.utility.value, blur.risk.value, blur.restored) == (25.0, 0.75, False)
+
+
+def test_the_frontier_is_drawn_and_says_where_patients_are_few() -> None:
+    page = audit_page(_protected())
+    assert "The frontier" in page
+    assert "Some of it is from only 12 patients, fewer than 30." in page
+
+
+def test_names_of_the_frontier_do_not_lie_on_each_other() -> None:
+    for crowded in ([0.5] * 8, [0.97, 0.98, 0.99, 1.0], [0.0, 0.01, 0.9], [0.1, 0.5]):
+        placed = spread(crowded, apart=0.08)
+        assert min(upper - lower for lower, upper in itertools.pairwise(placed)) >= 0.08 - 1e-9
+        assert min(placed) >= -1e-9
+        assert max(placed) <= 1.0 + 1e-9
+    assert spread([0.1, 0.5], apart=0.08) == [0.1, 0.5]
+
+
+def test_notes_with_figures_from_few_patients_say_so() -> None:
+    few = result(n_patients=12, notes=("0.931 where every pair weighs the same",))
+    page = audit_page(small_audit([few]))
+    assert "0.931 where every pair weighs the same (from only 12 patients, fewer than 30)" in page
 
 
 def test_few_patients_are_said_beside_the_figure() -> None:

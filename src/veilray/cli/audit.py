@@ -37,6 +37,22 @@ def audit_command(
     denoiser: Annotated[
         str | None, typer.Option(help="Run or model: what it restores is attacked as well.", show_default=False)
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run on this cohort that is to leave: do its weights tell whom it was trained on? The denoiser's if "
+            "left out.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="So many images at most, those of patients with several first; all if left out.",
+            show_default=False,
+        ),
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="CSV: image_id or file, and sex, age, view.", show_default=False)
     ] = None,
@@ -46,7 +62,12 @@ def audit_command(
     passphrase_file: Annotated[Path | None, PASSPHRASE_FILE] = None,
     backbone: Annotated[Path | None, BACKBONE] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Minutes: fewer images and one seed.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Hours: more seeds, and other obfuscations for scale.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Hours: other obfuscations for scale, a network trained to undo each, shadow models."
+        ),
+    ] = False,
     gate: Annotated[
         Path | None, typer.Option(help="TOML file of limits; exit status 4 where one is exceeded.", show_default=False)
     ] = None,
@@ -78,6 +99,8 @@ def audit_command(
         out=out,
         keys=keys,
         passphrase_file=passphrase_file,
+        model=model,
+        images=images,
     )
     with Watching.over(prepared.plan) as watcher:
         audit = run_audit(prepared.plan, out, watcher)

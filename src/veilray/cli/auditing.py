@@ -73,6 +73,8 @@ def plan_audit(
     out: Path,
     keys: Path | None,
     passphrase_file: Path | None,
+    model: Path | None = None,
+    images: int | None = None,
 ) -> Prepared:
     """Open and check everything; UsageError where there is nothing to attack, DataError where it does not fit."""
     from veilray.cohort.cohort import Cohort
@@ -85,15 +87,15 @@ def plan_audit(
     opened = [Release.open(path) for path in releases]
     for folder in (cohort, *opened):
         folder.verify()
-    found = open_originals(cohort, labels=labels)
+    found = open_originals(cohort, labels=labels, most=images)
     of_releases = _of_releases(opened, cohort, found)
     noisy = [
         *of_releases,
         *(simulated_variant(found.data, mean=mean, std=level, seed=_NOISE_SEED) for level in levels),
     ]
     restored = _restored(noisy, denoiser, found.data, effort=effort, folder=out / PRIVATE)
-    others = baseline_variants(found.data, seed=_NOISE_SEED) if effort == "full" else []
-    membership, unasked = _membership(denoiser, originals, releases, effort)
+    others, unrestored = _for_scale(noisy, found.data, folder=out / PRIVATE) if effort == "full" else ([], [])
+    membership, unasked = _membership(model, denoiser, originals, releases, effort=effort, folder=out / PRIVATE)
     composition = _composition(cohort, found, opened, of_releases, keys, passphrase_file)
     plan = AuditPlan(
         data=found.data,
@@ -106,7 +108,7 @@ def plan_audit(
         subtractable=any(release.record.subtractable for release in opened),
         left_out=found.left_out,
         composition=composition,
-        not_possible=(*_beforehand(effort, denoiser, keys), *unasked),
+        not_possible=(*_beforehand(effort, denoiser, keys), *unrestored, *unasked),
     )
     return Prepared(plan=plan, private=out / PRIVATE)
 
@@ -180,6 +182,24 @@ def _restored(
     ]
 
 
+def _for_scale(noisy: Sequence[Variant], data: AuditData, *, folder: Path) -> tuple[list[Variant], list[Skipped]]:
+    """Other obfuscations, and each of them and of the noisy images restored by a network trained for it."""
+    from veilray.errors import DataError
+    from veilray.privacy.restorers import restored_variant
+    from veilray.privacy.scoring import RECONSTRUCTION
+
+    named = {one.name for one in noisy}
+    others = [one for one in baseline_variants(data, seed=_NOISE_SEED) if one.name not in named]
+    found, skipped = list(others), []
+    for one in (*noisy, *others):
+        try:
+            found.append(restored_variant(one, data=data, folder=folder))
+        except DataError as error:
+            reason = f"no network was trained for it: {str(error).rstrip('.')}"
+            skipped.append(Skipped(attack=RECONSTRUCTION, variant=one.name, reason=reason))
+    return found, skipped
+
+
 def _attacks(effort: Effort, backbone: Path | None) -> list[NamedAttack]:
     from veilray.metrics.lpips import load_lpips
     from veilray.privacy.attacks import attacks
@@ -223,14 +243,17 @@ def _exposures(cohort: Cohort, originals: Originals, keys: Path, passphrase_file
 def _beforehand(effort: Effort, denoiser: str | None, keys: Path | None) -> list[Skipped]:
     """What this audit does not even try."""
     found = []
-    if denoiser is None:
+    if denoiser is None and effort != "full":
         reason = "no denoiser was given (--denoiser): what a trained network makes of the images was not attacked"
         found.append(Skipped(attack="reconstruction", reason=reason))
     elif effort == "quick":
         reason = "under --quick denoised images are only linked and scored"
         found += [Skipped(attack=name, reason=reason) for name in ("re-identification", "attribute inference")]
     if effort != "full":
-        reason = "blur, down-sampling, pixelation and stronger noise are attacked for scale under --full"
+        reason = (
+            "blur, down-sampling, pixelation and stronger noise are attacked for scale, and a network is trained to "
+            "undo each, under --full"
+        )
         found.append(Skipped(attack="other obfuscations", reason=reason))
     if keys is None:
         reason = "no ledger was given (--keys): what left of these images in other releases is not in these figures"
@@ -239,19 +262,30 @@ def _beforehand(effort: Effort, denoiser: str | None, keys: Path | None) -> list
 
 
 def _membership(
-    denoiser: str | None, cohort: Path, releases: Sequence[Path], effort: Effort
+    model: Path | None,
+    denoiser: str | None,
+    cohort: Path,
+    releases: Sequence[Path],
+    *,
+    effort: Effort,
+    folder: Path,
 ) -> tuple[list[NamedAttack], list[Skipped]]:
-    """The attack on the denoiser as a released model; or why there is none."""
+    """The attack on the model that is to leave, the denoiser where none is named; or why there is none."""
     from veilray.errors import DataError
-    from veilray.privacy.attacks import membership_attack
-    from veilray.privacy.membership import ATTACK
+    from veilray.privacy.attacks import SHADOWS, membership_attack
+    from veilray.privacy.membership import ATTACK, LIRA
 
-    if denoiser is None or effort != "full":
-        reason = (
-            "whether a patient was in the training set of a released model is attacked under --full, with --denoiser"
-        )
+    asked = model or (Path(denoiser) if denoiser is not None else None)
+    if asked is None:
+        reason = "whether a patient was in the training set of a released model is attacked with --model RUN"
         return [], [Skipped(attack=ATTACK, reason=reason)]
     try:
-        return [membership_attack(Path(denoiser), cohort, releases=releases)], []
+        attack = membership_attack(asked, cohort, effort=effort, folder=folder, releases=releases)
     except (DataError, UsageError) as error:
-        return [], [Skipped(attack=ATTACK, reason=str(error).rstrip("."))]
+        if model is not None:
+            raise
+        told = str(error).rstrip(".")
+        reason = f"the denoiser is no run on this cohort, or cannot be asked ({told}); name a run with --model"
+        return [], [Skipped(attack=ATTACK, reason=reason)]
+    reason = f"the {LIRA} trains 16 networks or more, under --full"
+    return [attack], [] if SHADOWS[effort] else [Skipped(attack=ATTACK, reason=reason)]

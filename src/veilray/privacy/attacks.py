@@ -22,8 +22,11 @@ from veilray.privacy.results import AttackResult, Skipped
 _EVERY: frozenset[VariantKind] = frozenset({"clean", "noisy", "denoised", "baseline"})
 
 
-SHADOWS = 16
-"""Shadow models that the likelihood ratio attack trains."""
+SHADOWS: dict[Effort, int] = {"quick": 0, "default": 0, "full": 16}
+"""Shadow models that the likelihood ratio attack trains; none where it is not run."""
+
+_ASKED: dict[Effort, int | None] = {"quick": 30, "default": 150, "full": None}
+"""Members, and others, that membership inference asks about."""
 
 
 def attacks(*, effort: Effort, backbone: Path | None, perceptual: Perceptual | None) -> list[NamedAttack]:
@@ -49,16 +52,19 @@ def attacks(*, effort: Effort, backbone: Path | None, perceptual: Perceptual | N
     ]
 
 
-def membership_attack(run: Path, cohort: Path, *, releases: Sequence[Path] = ()) -> NamedAttack:
+def membership_attack(
+    run: Path, cohort: Path, *, effort: Effort, folder: Path, releases: Sequence[Path] = ()
+) -> NamedAttack:
     """Whether a run's weights tell which patients of a cohort it was trained on; trains as many networks as SHADOWS.
 
-    The run may have been trained on one of the `releases` of the cohort. It goes with the originals. Raises RunError
-    where `run` is no run folder or was trained on anything else.
+    The run may have been trained on one of the `releases` of the cohort. What each of those networks told of the
+    patients is kept in `folder`, so that an attack that was stopped goes on. It goes with the originals. Raises
+    RunError where `run` is no run folder or was trained on anything else.
     """
     from veilray.training.run import RunFolder
 
-    folder = RunFolder(run)
-    trained_on = str(folder.environment().get("cohort_digest", ""))
+    trained = RunFolder(run)
+    trained_on = str(trained.environment().get("cohort_digest", ""))
     known: dict[str, Path | None] = {Release.open(release).digest: release for release in releases}
     known[Cohort.open(cohort).digest] = None
     if trained_on not in known:
@@ -73,7 +79,16 @@ def membership_attack(run: Path, cohort: Path, *, releases: Sequence[Path] = ())
     ) -> list[AttackResult | Skipped]:
         from veilray.privacy.released_model import attack_run
 
-        return attack_run(run, cohort, release=release, seed=seeds[0], progress=progress, shadows=SHADOWS)
+        return attack_run(
+            run,
+            cohort,
+            release=release,
+            seed=seeds[0],
+            progress=progress,
+            folder=folder,
+            shadows=SHADOWS[effort],
+            most=_ASKED[effort],
+        )
 
-    inputs = sha256_file(folder.best_weights)
+    inputs = sha256_file(trained.best_weights)
     return NamedAttack(name=MEMBERSHIP, run=attack, share=0.5, kinds=frozenset({"clean"}), inputs=inputs)

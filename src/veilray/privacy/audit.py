@@ -37,7 +37,7 @@ ATTACKS = "attacks"
 MINUTES: dict[Effort, float] = {"quick": 3.0, "default": 30.0, "full": 360.0}
 """What an audit of some hundreds of images aims to take on two cores."""
 
-SEEDS: dict[Effort, tuple[int, ...]] = {"quick": (1,), "default": (1, 2, 3), "full": (1, 2, 3, 4, 5)}
+SEEDS: dict[Effort, tuple[int, ...]] = {"quick": (1,), "default": (1, 2, 3), "full": (1, 2, 3)}
 
 
 class Watcher(Protocol):
@@ -151,6 +151,8 @@ def _run(plan: AuditPlan, attack: NamedAttack, variant: Variant, watcher: Watche
     seconds = 60.0 * MINUTES[plan.effort] * attack.share / max(1, attacked)
     budget = Budget(effort=plan.effort, seconds=seconds)
     try:
+        if variant.prepare is not None:
+            variant.prepare(watcher.at)
         return attack.run(plan.data, [variant], budget=budget, seeds=plan.drawn, progress=watcher.at)
     except (DataError, UsageError) as error:
         return [Skipped(attack=attack.name, variant=variant.name, reason=str(error).rstrip("."))]
@@ -189,6 +191,7 @@ def _audited(plan: AuditPlan) -> Audited:
         height=plan.data.size[0],
         width=plan.data.size[1],
         variants={one.name: one.kind for one in plan.variants},
+        restored={one.name: one.source for one in plan.variants if one.source},
         holds_clean=plan.holds_clean,
         subtractable=plan.subtractable,
         left_out=plan.left_out,

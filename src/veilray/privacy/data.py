@@ -60,6 +60,8 @@ class AuditData:
     """Height and width."""
     digest: str
     """Names these images, these patients and these labels."""
+    sets: tuple[str, ...] = ()
+    """(N,): `train`, `validation` or `test`, by the cohort's split; empty where there is none."""
 
     def __len__(self) -> int:
         return len(self.patient_ids)
@@ -95,10 +97,21 @@ class Variant:
     """Whether `std` is the least of several levels, one drawn for each image."""
     rows: tuple[int, ...] | None = None
     """The rows that it has images of, where some are missing from a release; None for all."""
+    source: str = ""
+    """Name of the variant that it was restored from; empty where it was not restored."""
+    judged: tuple[int, ...] | None = None
+    """The rows whose fidelity counts, where a network was trained on the others; None for all."""
+    prepare: Callable[[Progress], None] | None = None
+    """What takes long before its first image is there, such as a training; may be called again and is then quick."""
 
     def available(self, data: AuditData) -> npt.NDArray[np.int64]:
         """The rows of `data` that it has images of, (n,), ascending."""
         return np.arange(len(data)) if self.rows is None else np.array(self.rows, dtype=np.int64)
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether its images are the originals under Gaussian noise of a known law."""
+        return self.std > 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,9 +78,10 @@ class AlexNetFeatures:
 
     def __init__(self, weights: Weights) -> None:
         """`weights`: features.N.weight and features.N.bias, as torchvision names them."""
-        self._weights = weights
+        # Channels last, in which convolutions and pooling take three quarters of the time.
+        self._weights = {name: _channels_last(tensor) for name, tensor in weights.items()}
         # An image that is grey in all three channels meets the sum of a filter over them.
-        self._first = weights["features.0.weight"].sum(dim=1, keepdim=True)
+        self._first = _channels_last(weights["features.0.weight"].sum(dim=1, keepdim=True))
 
     @classmethod
     def read(cls, backbone: Path) -> AlexNetFeatures:
@@ -89,7 +90,7 @@ class AlexNetFeatures:
 
     def __call__(self, images: Tensor, *, side: int) -> list[Tensor]:
         """(n, H, W) -> what the second to the fifth convolution say, each (n, channels * 36)."""
-        maps = standardised(shrunk(images, side))[:, None]
+        maps = _channels_last(standardised(shrunk(images, side))[:, None])
         maps = F.relu(F.conv2d(maps, self._first, self._weights["features.0.bias"], stride=4, padding=2))
         told = []
         for index, padding in ((3, 2), (6, 1), (8, 1), (10, 1)):
@@ -123,6 +124,10 @@ def banks(alexnet: AlexNetFeatures | None, *, quick: bool) -> dict[str, Bank]:
         if not quick:
             found["AlexNet at 224"] = lambda images: alexnet(images, side=_FINE)
     return found
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _enlarged(images: Tensor, side: int) -> Tensor:

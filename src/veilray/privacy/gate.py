@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from veilray.errors import RefusedError, UsageError, first_fault
-from veilray.privacy.results import AttackResult, Audit, Breach, GateOutcome
+from veilray.privacy.results import FEW_PATIENTS, AttackResult, Audit, Breach, GateOutcome, few_patients_note
 
 PASSED = "no tested attack exceeded its limit"
 
@@ -113,7 +113,8 @@ def _breaches(limit: Limit, audit: Audit) -> list[Breach]:
         figure = one.high if limit.compare == "upper" and one.high is not None else one.value
         of = f"{one.attack} of {one.variant}" + (f" by {one.attacker}" if one.attacker else "")
         if figure > limit.at_most:
-            reason = f"{of}: {one.metric} {one.value:.3g}, {limit.compare} {figure:.3g}, limit {limit.at_most:g}"
+            few = f", {few_patients_note(one.n_patients)}" if one.n_patients < FEW_PATIENTS else ""
+            reason = f"{of}: {one.metric} {one.value:.3g}, {limit.compare} {figure:.3g}, limit {limit.at_most:g}{few}"
             found.append(Breach(rule=limit.words, reason=reason))
         elif one.n_patients < limit.fewest_patients:
             reason = f"{of}: measured on {one.n_patients} patients only, fewer than {limit.fewest_patients}"

@@ -61,7 +61,7 @@ def run(
         if variant.mixed:
             reason = "the closed form was not compared: the level of noise differs from image to image"
             found.append(Skipped(attack=NAME, variant=variant.name, reason=reason))
-        elif variant.kind == "noisy":
+        elif variant.is_noise:
             progress("against the closed form")
             found.append(_check(data, variant, most=_CHECKED[budget.effort], seed=seeds[0]))
     return found
@@ -93,7 +93,7 @@ def _whole(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64]) -> At
 
 
 def _has_theory(variant: Variant) -> bool:
-    return variant.kind == "noisy" and not variant.mixed
+    return variant.is_noise and not variant.mixed
 
 
 def _nearest(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -109,7 +109,7 @@ def _nearest(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64]) -> 
 
 def _as_seen(images: FloatImage, variant: Variant) -> FloatImage:
     """What noisy images of these originals are on average; the originals themselves where there is no noise to see."""
-    if variant.kind != "noisy":
+    if not variant.is_noise:
         return images
     return mean_images(images, mean=variant.mean, std=variant.std, clip=variant.clip)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from veilray.cohort.matching import original_of, read_pseudonyms
 from veilray.cohort.records import INDEX_FILE
 from veilray.cohort.release import Release
 from veilray.cohort.table import iterate_index
-from veilray.errors import CohortError, DataError
+from veilray.errors import CohortError, DataError, UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.privacy.accounting import composed_std
 from veilray.privacy.data import AuditData, Labels, Rows, Variant
@@ -38,8 +39,10 @@ class Originals:
     """Which images of the cohort are not among them, and why."""
 
 
-def open_originals(cohort: Cohort, *, labels: Path | None = None) -> Originals:
+def open_originals(cohort: Cohort, *, labels: Path | None = None, most: int | None = None) -> Originals:
     """The images of the size that most images of a cohort have, with the labels of its index or of a CSV file.
+
+    `most`: so many of them at most, those of patients with several images first; UsageError below 2.
 
     The file names images in a column `image_id`, or `file`, of which the stem counts; it has any of the columns `sex`,
     `age` and `view` or `view_position`. Raises CohortError where the cohort is damaged, DataError for a file that is
@@ -49,7 +52,10 @@ def open_originals(cohort: Cohort, *, labels: Path | None = None) -> Originals:
     rows = max(groups, key=len)
     size = cohort.pixels.files[int(cohort.table.places[0].codes[rows[0]])].size
     others = len(cohort) - len(rows)
-    left_out = (f"{others:,} images of another size than {size[0]} x {size[1]} pixels",) if others else ()
+    left_out = [f"{others:,} images of another size than {size[0]} x {size[1]} pixels"] if others else []
+    if most is not None and len(rows) > most:
+        left_out.append(f"{len(rows) - most:,} images, so that the audit takes less time (--images {most})")
+        rows = _several_first(cohort, rows, most)
     known = _labels(cohort, rows, labels)
     told = json.dumps([known.sex, known.age, known.view])
     depth = min(np.iinfo(cohort.dtype(int(row))).max for row in rows)
@@ -60,8 +66,9 @@ def open_originals(cohort: Cohort, *, labels: Path | None = None) -> Originals:
         labels=known,
         size=size,
         digest=hashlib.sha256(f"{cohort.digest}\n{rows.tolist()}\n{told}".encode()).hexdigest(),
+        sets=tuple(line.get("split", "") for line in _lines(cohort, rows)),
     )
-    return Originals(data=data, rows=rows, grey_step=1.0 / float(depth), left_out=left_out)
+    return Originals(data=data, rows=rows, grey_step=1.0 / float(depth), left_out=tuple(left_out))
 
 
 def release_variant(release: Release, cohort: Cohort, originals: Originals, *, name: str) -> Variant:
@@ -123,19 +130,32 @@ def releases_together(releases: Sequence[Release], variants: Sequence[Variant], 
     return [composed_std(of_image.values()) for of_image in fields]
 
 
-def _labels(cohort: Cohort, rows: npt.NDArray[np.int64], path: Path | None) -> Labels:
+def _several_first(cohort: Cohort, rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """So many of the rows, ascending, by patients with several images, then by their order in the cohort."""
+    if most < 2:
+        raise UsageError(f"--images {most}: an audit takes two images or more")
+    owners = [cohort.patient_id(int(row)) for row in rows]
+    count = Counter(owners)
+    alone = np.array([count[owner] == 1 for owner in owners])
+    return np.sort(rows[np.argsort(alone, kind="stable")][:most])
+
+
+def _lines(cohort: Cohort, rows: npt.NDArray[np.int64]) -> list[dict[str, str]]:
+    """The lines of a cohort's index for some of its rows."""
     lines = list(iterate_index(cohort.path / INDEX_FILE))
+    return [lines[row] for row in rows.tolist()]
+
+
+def _labels(cohort: Cohort, rows: npt.NDArray[np.int64], path: Path | None) -> Labels:
+    lines = _lines(cohort, rows)
     told = _read_labels(path) if path is not None else {}
     sex, age, view = [], [], []
-    for row in rows.tolist():
-        line = lines[row]
+    for line in lines:
         given = told.get(line.get("source", "")) or told.get(line["image_id"]) or line
         sex.append(_sex(given.get("sex", "")))
         age.append(_age(given.get("age", "")))
         view.append((given.get("view") or given.get("view_position") or "").strip().upper() or None)
-    if path is not None and not any(
-        told.get(key) for row in rows for key in (lines[row]["image_id"], lines[row]["source"])
-    ):
+    if path is not None and not any(told.get(key) for line in lines for key in (line["image_id"], line["source"])):
         raise DataError(f"{path} names none of the images of {cohort.path}; its image_id or file must be theirs")
     return Labels(sex=tuple(sex), age=tuple(age), view=tuple(view))
 

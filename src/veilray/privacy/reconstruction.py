@@ -47,7 +47,8 @@ def run(
     for variant in variants:
         if variant.kind == "clean":
             continue  # there is nothing to reconstruct
-        rows = _spread(variant.available(data), _SCORED[budget.effort])
+        judged = variant.available(data) if variant.judged is None else np.array(variant.judged, dtype=np.int64)
+        rows = _spread(judged, _SCORED[budget.effort])
         if not len(rows):
             found.append(Skipped(attack=NAME, variant=variant.name, reason="it has none of the images"))
             continue
@@ -62,7 +63,7 @@ def _fidelity(
     data: AuditData, variant: Variant, rows: npt.NDArray[np.int64], perceptual: Perceptual | None
 ) -> list[AttackResult | Skipped]:
     """PSNR, SSIM and LPIPS of the variant's images as they are, against the originals."""
-    attacker = {"denoised": "the denoiser", "noisy": "none: the noisy image itself"}.get(variant.kind, "none")
+    attacker = _restorer(variant)
     scores: dict[str, list[float]] = {"psnr": [], "ssim": [], "lpips": []}
     for block in np.split(rows, range(_BLOCK, len(rows), _BLOCK)):
         output, target = (as_batch(images) for images in (variant.draw(block, 0), data.clean(block)))
@@ -77,10 +78,16 @@ def _fidelity(
     for metric, values in scores.items():
         if values:
             found.append(score_record(data, variant.name, rows, np.array(values), metric=metric, attacker=attacker))
-        elif metric == "lpips" and variant.kind == "denoised":
+        elif metric == "lpips" and variant.source:
             reason = "no LPIPS: name AlexNet's convolutions with --lpips-backbone"
             found.append(Skipped(attack=NAME, variant=variant.name, reason=reason))
     return found
+
+
+def _restorer(variant: Variant) -> str:
+    if variant.source:
+        return "the denoiser" if variant.judged is None else "a network trained for it"
+    return "none: the noisy image itself" if variant.is_noise else "none: the image itself"
 
 
 def _without_network(

@@ -6,7 +6,9 @@ the model restores them.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +21,8 @@ from torch import Tensor
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.matching import with_originals
 from veilray.cohort.release import Release
+from veilray.errors import DataError
+from veilray.files import read_json, write_json
 from veilray.images.radiograph import FloatImage
 from veilray.inference.denoiser import Denoiser
 from veilray.obfuscation.noise import apply_draws, keyed_draw
@@ -40,7 +44,7 @@ class Restores(Protocol):
         """(N, 1, H, W) and the noise's mean and std, (N,) each -> (N, 1, H, W)."""
 
 
-DRAWS = 4
+DRAWS = 2
 """Noise fields over which an image's loss is averaged."""
 
 
@@ -71,22 +75,26 @@ def attack_run(
     seed: int,
     progress: Progress,
     shadows: int = 0,
+    most: int | None = None,
+    folder: Path | None = None,
 ) -> list[AttackResult | Skipped]:
     """Whether a run's weights tell which patients of `cohort` it was trained on.
 
     Members are the patients of its training set, the others those of its test set. By a threshold on the loss, and with
-    `shadows` (16 or more, even) also by the likelihood ratio attack, which trains as many networks as that run was.
-    `release`: the one of this cohort that the run was trained on; sets and training images then are the release's, and
-    the cohort is that of its originals. Raises what opening the run and its data raises.
+    `shadows` (16 or more, even) also by the likelihood ratio attack, which trains as many networks as that run was, and
+    keeps in `folder`, where one is given, what each told, so that a stopped attack goes on. `most`: how many members,
+    and how many others, are asked about at most. `release`: the one of this cohort that the run was trained on; sets
+    and training images then are the release's, and the cohort is that of its originals. Raises what opening the run
+    and its data raises.
     """
-    folder = RunFolder(run)
-    question = question_of(folder, Path(cohort), release=None if release is None else Path(release))
+    trained = RunFolder(run)
+    question = question_of(trained, Path(cohort), release=None if release is None else Path(release), most=most)
     progress("losses of the released model")
     losses = patient_losses(image_losses(Denoiser.load(run), question, seed=seed), question.patients)
-    found = loss_threshold(losses, question.member, model=folder.path.name)
+    name = trained.path.name
+    found = loss_threshold(losses, question.member, model=name)
     if shadows:
-        shadow = _shadow_trainer(question, seed=seed)
-        name = folder.path.name
+        shadow = _shadow_trainer(question, seed=seed, folder=folder, progress=progress)
         found += lira(losses, question.member, shadow, model=name, shadows=shadows, seed=seed, progress=progress)
     seen = {"n_images": len(question.rows)}
     return [one.model_copy(update=seen) if isinstance(one, AttackResult) else one for one in found]
@@ -107,7 +115,7 @@ def image_losses(denoiser: Restores, question: Question, *, seed: int) -> Floats
     return losses
 
 
-def question_of(folder: RunFolder, cohort: Path, *, release: Path | None = None) -> Question:
+def question_of(folder: RunFolder, cohort: Path, *, release: Path | None = None, most: int | None = None) -> Question:
     """Whom a run and its data let ask about; see `attack_run`."""
     data: Cohort | Release = Cohort.open(cohort)
     data.verify()
@@ -118,31 +126,64 @@ def question_of(folder: RunFolder, cohort: Path, *, release: Path | None = None)
     images = TrainingImages(data, folder.config())
     names = {row: images.data.patient_id(int(row)) for part in ("train", "test") for row in images.sets[part]}
     trained = {names[row] for row in images.sets["train"]}
-    rows = np.array(sorted(names), dtype=np.int64)
+    others = set(names.values()) - trained
+    draw = np.random.default_rng(0)
+    asked = {patient for group in (trained, others) for patient in draw.permutation(sorted(group))[:most].tolist()}
+    rows = np.array(sorted(row for row, patient in names.items() if patient in asked), dtype=np.int64)
     patients = patient_codes([names[row] for row in rows])
     member = np.zeros(int(patients.max()) + 1, dtype=np.bool_)
     member[patients[[names[row] in trained for row in rows]]] = True
     return Question(images=images, rows=rows, patients=patients, member=member)
 
 
-def _shadow_trainer(question: Question, *, seed: int) -> Train:
+def _shadow_trainer(question: Question, *, seed: int, folder: Path | None, progress: Progress) -> Train:
     """Trains a network as the run was, on other patients, and gives every patient's loss under it."""
 
     def shadow(mask: Mask, shadow_seed: int) -> Floats:
+        told = [
+            question.images.data.digest,
+            question.images.config.model_dump_json(),
+            question.rows.tolist(),
+            DRAWS,
+            seed,
+        ]
+        name = hashlib.sha256(repr([*told, mask.tolist(), shadow_seed]).encode()).hexdigest()
+        kept = None if folder is None else folder / f"shadow-{name[:16]}.json"
+        losses = None if kept is None else _kept_losses(kept, len(mask))
+        if losses is None:
+            losses = trained(mask, shadow_seed)
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                write_json(kept, losses.tolist())
+        return losses
+
+    def trained(mask: Mask, shadow_seed: int) -> Floats:
         config = question.images.config.model_copy(update={"seed": shadow_seed})
         images = TrainingImages(question.images.data, config)
         images.sets["train"] = question.rows[mask[question.patients]]
         with tempfile.TemporaryDirectory() as scratch:
             run = RunFolder.create(Path(scratch) / "shadow", config)
             run.write_environment({}, device=torch.device("cpu"))
-            train(config, images, run, device=torch.device("cpu"), watcher=_Silent())
+            train(config, images, run, device=torch.device("cpu"), watcher=_Telling(progress))
             return patient_losses(image_losses(Denoiser.load(run.path), question, seed=seed), question.patients)
 
     return shadow
 
 
-class _Silent:
-    """Watches a training and says nothing."""
+def _kept_losses(path: Path, patients: int) -> Floats | None:
+    """What an earlier run kept of a shadow model, (P,); None where there is nothing or it was cut short."""
+    with suppress(DataError, ValueError, TypeError):
+        losses = np.array(read_json(path), dtype=np.float64)
+        if losses.shape == (patients,) and np.isfinite(losses).all():
+            return losses
+    return None
+
+
+class _Telling:
+    """Watches the training of a shadow model."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
 
     def begin(self, *, images: int) -> None:
         """Training begins."""
@@ -152,6 +193,7 @@ class _Silent:
 
     def epoch(self, record: EpochRecord) -> None:
         """An epoch is done."""
+        self._progress(f"shadow model, epoch {record.epoch} done")
 
     def note(self, message: str) -> None:
         """Something to say."""

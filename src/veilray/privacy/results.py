@@ -154,6 +154,8 @@ class Audited(AuditModel):
     width: int
     variants: dict[str, Literal["clean", "noisy", "denoised", "baseline"]]
     """Name and kind of each."""
+    restored: dict[str, str] = Field(default_factory=dict)
+    """Of each variant that a network restored, the one that it was restored from."""
     holds_clean: bool = False
     """Whether the release holds the clean images too: then nothing protects them."""
     subtractable: bool = False

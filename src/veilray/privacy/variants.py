@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +16,16 @@ import torch
 from veilray.errors import UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.obfuscation.noise import fill_standard_normal
-from veilray.privacy.data import AuditData, Rows, Variant
-
-if TYPE_CHECKING:
-    from veilray.inference.denoiser import Denoiser
+from veilray.privacy.data import AuditData, Rows, Variant, VariantKind
 
 LEVELS_OF_GREY = 255
+
+
+class Restoring(Protocol):
+    """A network that takes away what was done to images, such as `veilray.Denoiser`."""
+
+    def several(self, pixels: FloatImage, *, mean: float | None = None) -> FloatImage:
+        """(N, H, W) under noise of this mean -> (N, H, W), [0, 1]."""
 
 
 def clean_variant(data: AuditData) -> Variant:
@@ -29,11 +33,13 @@ def clean_variant(data: AuditData) -> Variant:
     return Variant(name="original", kind="clean", draw=lambda rows, _: data.clean(rows), digest=data.digest, draws=1)
 
 
-def simulated_variant(data: AuditData, *, mean: float, std: float, clip: bool = True, seed: int) -> Variant:
+def simulated_variant(
+    data: AuditData, *, mean: float, std: float, clip: bool = True, seed: int, kind: VariantKind = "noisy"
+) -> Variant:
     """The originals under Gaussian noise drawn for the audit alone, as `veilray obfuscate` would release them.
 
-    Rounded to 8 bits where they are clamped. The noise of a row and a draw is a function of `seed` and both.
-    UsageError for a std that is not positive.
+    Rounded to 8 bits where they are clamped. `kind` is `baseline` where the noise is there for scale alone. The noise
+    of a row and a draw is a function of `seed` and both. UsageError for a std that is not positive.
     """
     if not 0.0 < std <= 10.0:
         raise UsageError(f"std {std:g} must be positive and at most 10")
@@ -48,11 +54,11 @@ def simulated_variant(data: AuditData, *, mean: float, std: float, clip: bool = 
         return _rounded(images) if clip else images
 
     digest = _digest(data.digest, f"simulated {mean} {std} {clip} {seed}")
-    return Variant(name=name, kind="noisy", draw=draw, digest=digest, mean=mean, std=std, clip=clip)
+    return Variant(name=name, kind=kind, draw=draw, digest=digest, mean=mean, std=std, clip=clip)
 
 
 def denoised_variant(
-    noisy: Variant, denoiser: Denoiser, *, folder: Path, data: AuditData, digest: str, most: int | None = None
+    noisy: Variant, denoiser: Restoring, *, folder: Path, data: AuditData, digest: str, most: int | None = None
 ) -> Variant:
     """What a denoiser makes of a variant's first draw: each image once, kept in `folder` while the audit runs.
 
@@ -75,8 +81,9 @@ def denoised_variant(
     )
     return Variant(
         name=f"{noisy.name}, denoised",
-        kind="denoised",
+        kind="denoised" if noisy.kind == "noisy" else "baseline",
         draw=store.draw,
+        source=noisy.name,
         digest=_digest(whole, f"of {rows.tolist()}"),
         draws=1,
         rows=tuple(rows.tolist()),
@@ -142,8 +149,8 @@ def baseline_variants(data: AuditData, *, seed: int) -> list[Variant]:
     return [
         *found,
         dp_pix_variant(data, block=16, differing=16, epsilon=0.5, seed=seed),
-        simulated_variant(data, mean=0.0, std=0.5, seed=seed),
-        simulated_variant(data, mean=0.0, std=1.0, seed=seed),
+        simulated_variant(data, mean=0.0, std=0.5, seed=seed, kind="baseline"),
+        simulated_variant(data, mean=0.0, std=1.0, seed=seed, kind="baseline"),
     ]
 
 

@@ -122,9 +122,11 @@ def _notes(results: Sequence[AttackResult]) -> list[str]:
     """What the records say of themselves, each once, beside what it is said of."""
     said: dict[str, list[str]] = {}
     for one in results:
+        few = few_patients_note(one.n_patients)
+        beside = f" ({few})" if few in one.notes else ""
         for note in one.notes:
-            if not note.startswith("from only"):  # stands beside the figure
-                said.setdefault(note, []).append(f"{audit_text.metric_name(one.metric)} ({one.variant})")
+            if note != few:  # stands beside each figure and each note
+                said.setdefault(f"{note}{beside}", []).append(f"{audit_text.metric_name(one.metric)} ({one.variant})")
     return [
         f"{', '.join(dict.fromkeys(whose)) if len(whose) < 4 else 'several'}: {note}." for note, whose in said.items()
     ]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from veilray.privacy.results import AttackResult, Audit
+from veilray.privacy.results import FEW_PATIENTS, AttackResult, Audit, few_patients_note
+from veilray.report.audit_text import alike
 from veilray.report.drawing import COLOURS, DASHES, FAINT, INK, canvas, styled, svg
 
 _NOT_DRAWN = "part of the network"
@@ -41,11 +42,11 @@ def _roc(audit: Audit) -> Drawing | None:
     axes.plot([0, 1], [0, 1], color=FAINT, lw=0.6)
     legend = _lines(axes, lines)
     axes.set(xlabel="False-positive rate", ylabel="True-positive rate", xlim=(0, 1), ylim=(0, 1.01))
-    among = "among people alike in sex, view and age" if metric == "auc_matched" else "among all pairs"
+    among = f"among people {alike(audit)}" if metric == "auc_matched" else "among all pairs"
     return Drawing(
         image=svg(figure, "roc"),
         caption=f"Re-identification: are two images of one patient? {among}; the strongest attacker on each kind of "
-        "image. The thin line is guessing.",
+        "image. The thin line is guessing." + _few(lines),
         legend=legend,
     )
 
@@ -64,7 +65,7 @@ def _patches(audit: Audit) -> Drawing | None:
     axes.set(xlabel="Side of the central patch, pixels", ylabel="Share found", ylim=(0, 1.02))
     return Drawing(
         image=svg(figure, "patches"),
-        caption="Linkage: how small a patch is enough to find the original among all of them.",
+        caption="Linkage: how small a patch is enough to find the original among all of them." + _few(lines),
         legend=legend,
     )
 
@@ -84,45 +85,117 @@ def _releases(audit: Audit) -> Drawing | None:
     axes.set(xlabel="Releases of one image", ylabel="PSNR of their average, dB")
     return Drawing(
         image=svg(figure, "releases"),
-        caption="Averaging: fresh noise wears off with every release; Veilray's secret noise is the same again.",
+        caption="Averaging: fresh noise wears off with every release; Veilray's secret noise is the same again."
+        + _few(lines),
         legend=legend,
     )
 
 
 @styled
 def _frontier(audit: Audit) -> Drawing | None:
-    """Utility against re-identification, a point for each kind of image that has both figures."""
-    metric = "auc_matched" if any(one.metric == "auc_matched" for one in audit.results) else "auc"
-    known = _strongest(
-        [one for one in audit.results if one.attack == "re-identification" and one.metric == metric], curves=False
-    )
-    quality = {one.variant: one for one in audit.results if (one.attack, one.metric) == ("reconstruction", "psnr")}
-    points = [(quality[one.variant], one) for one in known if one.variant in quality]
+    points = frontier_points(audit)
     if len(points) < 2:
         return None
     figure, axes = canvas(height=3.6)
-    for utility, risk in points:
-        colour = COLOURS[{"noisy": 0, "denoised": 2}.get(audit.audited.variants[risk.variant], 1)]
-        if risk.low is not None and risk.high is not None:
-            axes.plot([utility.value] * 2, [risk.low, risk.high], color=colour, lw=0.8)
-        axes.plot([utility.value], [risk.value], "o", ms=4, color=colour)
-        axes.annotate(
-            risk.variant, (utility.value, risk.value), xytext=(4, 3), textcoords="offset points", color=INK, size=7
-        )
-    axes.axhline(0.5, color=FAINT, lw=0.6)
-    axes.margins(x=0.3, y=0.12)
-    axes.set(xlabel="PSNR of the images, dB (utility)", ylabel="Re-identification, AUC (risk)")
+    draw_frontier(axes, audit, points)
     return Drawing(
         image=svg(figure, "frontier"),
         caption="The frontier: what images are worth against what they give away, with 95 % intervals of the risk. "
-        "The lower right would be useful and private; the thin line is guessing. PSNR is that of the images as they "
-        "are: those of another obfuscation were not restored by a network trained for it.",
-        legend=(
-            ("as released", COLOURS[0], "solid"),
-            ("denoised", COLOURS[2], "solid"),
-            ("others", COLOURS[1], "solid"),
-        ),
+        "The lower right would be useful and private. The risk is that of the images as they leave or as a network "
+        "restored them, whichever is higher; the broken line is that of images without protection, the thin one "
+        "guessing. Filled: the PSNR that a network trained for it, or a given one, restores; hollow: as they leave."
+        + _few([one for point in points for one in (point.utility, point.risk)]),
+        legend=(("noise", COLOURS[0], "solid"), ("other obfuscations", COLOURS[1], "solid")),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierPoint:
+    """What one protection is worth, and what it gives away."""
+
+    protection: str
+    """Name of the images as they leave."""
+    utility: AttackResult
+    """PSNR, of the restored images where a network restored them."""
+    risk: AttackResult
+    """AUC of re-identification by the strongest attacker, on the images as they leave or restored."""
+    restored: bool
+
+
+def frontier_points(audit: Audit) -> list[FrontierPoint]:
+    """A point for each protection that has both figures, in the audit's order."""
+    quality = {one.variant: one for one in audit.results if (one.attack, one.metric) == ("reconstruction", "psnr")}
+    known = {one.variant: one for one in _risks(audit)}
+    found = []
+    for name, kind in audit.audited.variants.items():
+        if kind == "clean" or name in audit.audited.restored:
+            continue
+        made = [one for one, source in audit.audited.restored.items() if source == name]
+        utilities = [quality[one] for one in made if one in quality] or [
+            quality[one] for one in (name,) if one in quality
+        ]
+        risks = [known[one] for one in (name, *made) if one in known]
+        if utilities and risks:
+            utility, risk = (max(some, key=lambda one: one.value) for some in (utilities, risks))
+            found.append(FrontierPoint(protection=name, utility=utility, risk=risk, restored=utility.variant != name))
+    return found
+
+
+def draw_frontier(axes: Axes, audit: Audit, points: Sequence[FrontierPoint]) -> None:
+    """The points with their names in a column at the right, so that none lies on another."""
+    for one in _risks(audit):
+        if audit.audited.variants.get(one.variant) == "clean":
+            axes.axhline(one.value, color=INK, lw=0.8, ls="--")
+    axes.axhline(0.5, color=FAINT, lw=0.6)
+    for point in points:
+        x, risk, colour = point.utility.value, point.risk, _colour(point)
+        if risk.low is not None and risk.high is not None:
+            axes.plot([x, x], [risk.low, risk.high], color=colour, lw=0.8)
+        axes.plot([x], [risk.value], "o", ms=4, color=colour, mfc=colour if point.restored else "white")
+    axes.margins(x=0.08, y=0.08)
+    low, high = axes.get_ylim()
+    axes.set(xlabel="PSNR, restored, dB (utility)", ylabel="Re-identification, AUC (risk)", ylim=(low, high))
+    ordered = sorted(points, key=lambda one: (one.risk.value, one.utility.value))
+    heights = spread([(one.risk.value - low) / (high - low) for one in ordered], apart=0.075)
+    for point, height in zip(ordered, heights, strict=True):
+        axes.annotate(
+            point.protection,
+            (point.utility.value, point.risk.value),
+            xytext=(1.03, height),
+            textcoords="axes fraction",
+            va="center",
+            color=_colour(point),
+            size=7,
+            arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.4, "shrinkA": 1, "shrinkB": 3},
+        )
+
+
+def _risks(audit: Audit) -> list[AttackResult]:
+    metric = "auc_matched" if any(one.metric == "auc_matched" for one in audit.results) else "auc"
+    found = [one for one in audit.results if one.attack == "re-identification" and one.metric == metric]
+    return _strongest(found, curves=False)
+
+
+def _colour(point: FrontierPoint) -> str:
+    return COLOURS[0 if "noise" in point.protection else 1]
+
+
+def spread(heights: Sequence[float], *, apart: float) -> list[float]:
+    """Ascending heights from 0 to 1, moved as little as it takes to lie apart."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + apart) if placed else max(height, 0.0))
+    ceiling = 1.0
+    for place in reversed(range(len(placed))):
+        placed[place] = min(placed[place], ceiling)
+        ceiling = placed[place] - apart
+    return placed
+
+
+def _few(results: Sequence[AttackResult]) -> str:
+    """What a caption says where a figure of its drawing is from few patients."""
+    few = [one.n_patients for one in results if one.n_patients < FEW_PATIENTS]
+    return f" Some of it is {few_patients_note(min(few))}." if few else ""
 
 
 def _strongest(results: Sequence[AttackResult], *, curves: bool = True) -> list[AttackResult]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from veilray.privacy.gate import PASSED
 from veilray.privacy.results import FEW_PATIENTS, AttackResult, Audit, FormalLevel, few_patients_note
-from veilray.report.text import listed, number
+from veilray.report.text import number
 
 METADATA = "sex, view and age alone"
 """The attacker who sees no pixels, as re-identification names it."""
+AGREEING = "both images agree in "
+"""How the note of a figure among matched impostors begins."""
 _PARTS = "part of the network"
 _NBSP = "\N{NO-BREAK SPACE}"
 
@@ -88,10 +90,17 @@ def gate_sentence(audit: Audit) -> str:
     return "Gate not passed: " + "; ".join(breach.reason for breach in audit.gate.breaches) + "."
 
 
-def figure(result: AttackResult) -> str:
-    """A figure with its interval, and in the same breath where it is from few patients."""
+def alike(audit: Audit) -> str:
+    """In what the people among whom re-identification was measured are alike, as far as it was known of them."""
+    notes = [note for one in audit.results if one.metric == "auc_matched" for note in one.notes]
+    told = [note.removeprefix(AGREEING) for note in notes if note.startswith(AGREEING)]
+    return f"alike in {told[0] if told else 'sex, view and age'}"
+
+
+def figure(result: AttackResult, *, of: str = "") -> str:
+    """A figure with its interval, what it is `of`, and in the same breath where it is from few patients."""
     few = few_patients_note(result.n_patients) if result.n_patients < FEW_PATIENTS else ""
-    beside = "; ".join(filter(None, [interval_text(result), few]))
+    beside = "; ".join(filter(None, [interval_text(result), of, few]))
     text = value_text(result.metric, result.value)
     return f"{text} ({beside})" if beside else text
 
@@ -145,40 +154,29 @@ def _of_release(audit: Audit) -> Verdict:
 
 def _linkage(audit: Audit) -> Verdict:
     sentences = []
-    whole = _seen(audit, "linkage", "top_1")
-    if whole:
-        gallery = number(audit.audited.n_images, 0)
-        sentences.append(f"finds the right one of {gallery} originals in at least {_each(whole)}.")
+    gallery = number(audit.audited.n_images, 0)
+    if said := _worst(_seen(audit, "linkage", "top_1")):
+        sentences.append(f"finds the right one of {gallery} originals for at least {said} of the images.")
     for metric in sorted({one.metric for one in audit.results if one.metric.startswith("top_1_patch_")})[:1]:
-        small = _seen(audit, "linkage", metric)
         side = metric.removeprefix("top_1_patch_")
-        if small:
-            sentences.append(f"The central {side} × {side} pixels alone are enough in at least {_each(small)}.")
-    checked = _by_variant(audit, "linkage", "top_1_checked")
-    if checked:
-        pairs = "; ".join(
-            f"measured {figure(one)}, predicted {value_text(one.metric, one.predicted or 0.0)} for {name}"
-            for name, one in checked.items()
-        )
-        sentences.append(f"Where it is made hard on purpose, to check theory: {pairs}.")
+        if said := _worst(_seen(audit, "linkage", metric)):
+            sentences.append(f"The central {side} × {side} pixels alone are enough for at least {said} of them.")
     return Verdict(attacker="Who holds the originals", sentences=tuple(sentences))
 
 
 def _identity(audit: Audit) -> Verdict:
     sentences = []
-    matched = _seen(audit, "re-identification", "auc_matched")
-    if matched:
+    if said := _worst(_seen(audit, "re-identification", "auc_matched")):
         sentences.append(
-            f"tells whether two images are of one patient, among people alike in sex, view and age, with an AUC of at "
-            f"least {_each(matched)}; guessing has 0.5.{_clean(audit, 're-identification', 'auc_matched')}"
+            f"tells whether two images are of one patient, among people {alike(audit)}, with an AUC of at least "
+            f"{said}; guessing has 0.5.{_clean(audit, 're-identification', 'auc_matched')}"
         )
-    whole = _seen(audit, "re-identification", "auc")
-    if whole:
+    if said := _worst(_seen(audit, "re-identification", "auc")):
+        sentences.append(f"Among all patients: at least {said}.{_clean(audit, 're-identification', 'auc')}")
         blind = [one for one in _all(audit, "re-identification", "auc") if one.attacker == METADATA]
-        beside = f" Sex, view and age alone, without any pixel, have {figure(blind[0])}." if blind else ""
-        sentences.append(
-            f"Among all patients: at least {_each(whole)}.{_clean(audit, 're-identification', 'auc')}{beside}"
-        )
+        sentences += [
+            f"What is known of sex, view and age alone, without any pixel, has {figure(one)}." for one in blind
+        ]
     return Verdict(attacker="Who sees two released images", sentences=tuple(sentences))
 
 
@@ -186,42 +184,45 @@ def _attributes(audit: Audit) -> Verdict:
     sentences = []
     for metric, what in (("sex_auc", "sex"), ("view_auc", "view"), ("age_group_accuracy", "age group")):
         seen = _seen(audit, "attribute inference", metric)
-        if seen:
+        if said := _worst(seen):
             kind = "AUC" if metric.endswith("auc") else "accuracy"
             chance = next(iter(seen.values())).chance
             guess = "" if chance is None else f"; guessing has {value_text(metric, chance)}"
-            sentences.append(f"{what}: {kind} of at least {_each(seen)}{guess}.")
+            sentences.append(f"{what}: {kind} of at least {said}{guess}.")
     return Verdict(attacker="Who infers what the patient is like", sentences=tuple(sentences))
 
 
 def _restoring(audit: Audit) -> Verdict:
-    restored = _seen(audit, "reconstruction", "psnr", kinds=("denoised",))
-    if not restored:
-        return Verdict(attacker="Who has a denoiser", sentences=())
-    noisy = _seen(audit, "reconstruction", "psnr", kinds=("noisy",))
-    before = f", from {_each(noisy)}" if noisy else ""
-    return Verdict(
-        attacker="Who has a denoiser",
-        sentences=(f"restores the images to a PSNR of at least {_each(restored)}{before}.",),
-    )
+    said = _worst(_seen(audit, "reconstruction", "psnr", kinds=("denoised",)))
+    sentences = (f"restores the images to a PSNR of at least {said}.",) if said else ()
+    return Verdict(attacker="Who has a denoiser", sentences=sentences)
 
 
 def _averaging(audit: Audit) -> Verdict:
-    grouped: dict[str, list[str]] = {}
+    """Averaging and subtraction: of each way of making noise the image that gave most away."""
+    worst: dict[str, AttackResult] = {}
     for one in audit.results:
-        if one.attacker.startswith("averaging") and one.curve:
-            gain = number(one.curve[-1][1] - one.curve[0][1], 1, sign=True)
-            grouped.setdefault(one.attacker, []).append(f"{gain}{_NBSP}dB, to {figure(one)}, for {one.variant}")
-    sentences = tuple(f"{attacker}: {'; '.join(gains)}." for attacker, gains in grouped.items())
-    return Verdict(attacker="Who gets several releases of one image", sentences=sentences)
+        gaining = one.attacker.startswith("averaging") and one.curve
+        if gaining or one.metric == "psnr_of_two_levels":
+            worst[one.attacker] = max(worst.get(one.attacker, one), one, key=_gain)
+    sentences = []
+    for attacker, one in worst.items():
+        gain = f"{number(_gain(one), 1, sign=True)}{_NBSP}dB, to " if one.curve else "to "
+        sentences.append(f"{attacker}: {gain}{figure(one, of=one.variant)}.")
+    return Verdict(attacker="Who gets several releases of one image", sentences=tuple(sentences))
+
+
+def _gain(result: AttackResult) -> float:
+    """In dB, against one release; of what has no curve its value."""
+    return result.curve[-1][1] - result.curve[0][1] if result.curve else result.value
 
 
 def _keys(audit: Audit) -> Verdict:
-    grouped: dict[str, list[str]] = {}
+    grouped: dict[str, dict[str, AttackResult]] = {}
     for one in audit.results:
         if one.metric == "seeds_found":
-            grouped.setdefault(one.attacker, []).append(f"{figure(one)} for {one.variant}")
-    sentences = tuple(f"{attacker}: found in {listed(shares)}." for attacker, shares in grouped.items())
+            grouped.setdefault(one.attacker, {})[one.variant] = one
+    sentences = tuple(f"{attacker}: found in {_worst(each)}." for attacker, each in grouped.items())
     return Verdict(attacker="Who guesses how the noise was made", sentences=sentences)
 
 
@@ -237,13 +238,14 @@ def _members(audit: Audit) -> Verdict:
 def _formally(audit: Audit) -> Verdict:
     if audit.formal is None or not audit.formal.levels:
         return Verdict(attacker="Formally", sentences=())
-    formal = audit.formal
-    levels = listed([f"{epsilon_text(_whole_image(level))} ({level.name})" for level in formal.levels])
+    best = min(audit.formal.levels, key=_whole_image)
+    where = f" ({best.name})" if len(audit.formal.levels) > 1 else ""
     return Verdict(
         attacker="Formally",
         sentences=(
-            f"hiding which image it was costs an epsilon of {levels}, where 1 is protection and 10 hardly any; "
-            f"epsilon 1 would take noise of std {formal.needed_std_at_1:,.0f}.",
+            f"hiding which image it was costs an epsilon of {epsilon_text(_whole_image(best))} or more{where}, where 1 "
+            "is protection and 10 hardly any.",
+            f"Epsilon 1 would take noise of std {audit.formal.needed_std_at_1:,.0f}.",
         ),
     )
 
@@ -279,10 +281,13 @@ def _seen(
     return _by_variant(audit, attack, metric, names)
 
 
-def _each(found: dict[str, AttackResult]) -> str:
-    if len(found) > 1 and len({figure(one) for one in found.values()}) == 1:
-        return f"{figure(next(iter(found.values())))} for each of {listed(list(found))}"
-    return listed([f"{figure(one)} for {name}" for name, one in found.items()])
+def _worst(found: dict[str, AttackResult]) -> str:
+    """The highest of these figures, and of which images it is; empty where there is none."""
+    if not found:
+        return ""
+    worst = max(found.values(), key=lambda one: one.value)
+    alike = len({figure(one) for one in found.values()}) == 1
+    return figure(worst, of="" if len(found) == 1 else "all of them alike" if alike else worst.variant)
 
 
 def _clean(audit: Audit, attack: str, metric: str) -> str:
