@@ -2,7 +2,7 @@
 
 python benchmarks/audit.py --real /path/to --denoiser default                       the audit: results/audit.json
 python benchmarks/audit.py --real /path/to --denoiser default --hospital hannover   results/audit_hannover.json
-python benchmarks/audit.py --real /path/to --full [--images 480]                    results/audit_full.json
+python benchmarks/audit.py --real /path/to --full [--images 320]                    results/audit_full.json
 python benchmarks/audit.py --real /path/to --denoiser default --quick               results/audit_quick.json
 python benchmarks/audit.py --pages
 
