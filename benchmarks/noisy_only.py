@@ -36,11 +36,13 @@ from veilray.cohort.split import Shares
 from veilray.inference.denoiser import Denoiser
 from veilray.metrics.psnr import psnr
 from veilray.metrics.statistics import clustered_bootstrap, paired_comparison
+from veilray.models.weights import load_model
 from veilray.training.config import PROBED, RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.loop import train
 from veilray.training.run import EpochRecord, RunFolder
 from veilray.training.start import with_pinned_start
+from veilray.training.validation import validate
 
 EPOCHS = 4
 PROBE_EVERY = 4
@@ -184,6 +186,7 @@ def main() -> None:
     print(table(header, rows))
     if options.save:
         draw(record)
+        record |= {"validation_by_epoch": curves(cells, options.out), "start": scores_of_start(cells, options)}
         save("noisy_only", {"split": options.split, "epochs_of_a_supervised_run": EPOCHS, **record})
 
 
@@ -254,6 +257,26 @@ def choice(run: RunFolder) -> dict[str, float]:
     ranks = [np.argsort(np.argsort(values)) for values in (-losses, np.array(true, dtype=np.float64))]
     agreement = float(np.corrcoef(*ranks)[0, 1]) if len(records) > 2 else 1.0
     return {"gap_db": best - own, "rank_correlation": agreement, "epochs": len(records)}
+
+
+def curves(cells: list[Cell], out: Path) -> dict[str, list[list[float | None]]]:
+    """What each finished run chose by, and true PSNR, on the validation images after each epoch."""
+    done = [cell for cell in cells if (out / cell.name / "processor.json").exists()]
+    return {
+        cell.name: [[one.validation_loss, one.validation_psnr] for one in RunFolder(out / cell.name).epochs()]
+        for cell in done
+    }
+
+
+def scores_of_start(cells: list[Cell], options: argparse.Namespace) -> dict[str, list[float | None]]:
+    """The same of the weights that all began from, by the criterion of each finished run without clean images."""
+    model = load_model(RunFolder(options.out / "start").best_weights)
+    found = {}
+    for cell in cells:
+        if cell.arm.objective in BEST.values() and result_path(cell, options).is_file():
+            images = TrainingImages.open(options.data, cell.config(options.out / "start"), verify=False)
+            found[cell.name] = list(validate(model, images, images.config, CPU))
+    return found
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
