@@ -19,7 +19,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
     path = tmp_path / "plan.toml"
-    path.write_text(f'{TINY}\n[factors]\nsetup = ["single", "dp:2"]\nlayout = "contiguous"\n', encoding="utf-8")
+    path.write_text(f'{TINY}\n[factors]\nsetup = ["single", "dp:2"]\nlayout = ["contiguous"]\n', encoding="utf-8")
     return path
 
 
