@@ -1,9 +1,9 @@
 """The privacy audit of real radiographs, and what docs/explanation/privacy-audit.md shows of it.
 
 python benchmarks/audit.py --real /path/to --denoiser default                       the audit: results/audit.json
-python benchmarks/audit.py --real /path/to --denoiser default --hospital hannover   results/audit_hannover.json
-python benchmarks/audit.py --real /path/to --full [--images 320]                    results/audit_full.json
-python benchmarks/audit.py --real /path/to --denoiser default --quick               results/audit_quick.json
+python benchmarks/audit.py --real /path/to --denoiser default --hospital hannover   results/audit-hannover.json
+python benchmarks/audit.py --real /path/to --full [--images 320]                    results/audit-full.json
+python benchmarks/audit.py --real /path/to --denoiser default --quick               results/audit-quick.json
 python benchmarks/audit.py --pages
 
 `--real` holds `data/nih256`, `data/hannover256`, `data/index.csv` (file, patient_id, sex, age, view_position) and
@@ -39,7 +39,7 @@ CURVES = DOCS / "images" / "audit.svg"
 FRONTIER = DOCS / "images" / "audit_frontier.svg"
 LEVELS = "0.1,0.2,0.3"
 HOSPITALS = {"nih": "nih256", "hannover": "hannover256"}
-RECORDS = ("audit", "audit_hannover", "audit_full")
+RECORDS = ("audit", "audit-hannover", "audit-full")
 """Each has a place in the page, between `<!-- NAME: made by benchmarks/audit.py -->` and `<!-- end of NAME -->`."""
 
 
@@ -51,17 +51,17 @@ def main() -> None:
     parser.add_argument("--hospital", choices=HOSPITALS, default="nih")
     parser.add_argument("--denoiser", help="run or model whose output is attacked as well")
     parser.add_argument("--images", type=int, help="so many images at most, those of patients with several first")
-    parser.add_argument("--quick", action="store_true", help="records what it took alone, results/audit_quick.json")
+    parser.add_argument("--quick", action="store_true", help="records what it took alone, results/audit-quick.json")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--pages", action="store_true", help="write the page from the records and measure nothing")
     options = parser.parse_args()
     if not options.pages:
         if options.real is None:
             parser.error("--real is missing")
-        name = "audit" + ("_hannover" if options.hospital == "hannover" else "") + ("_full" if options.full else "")
-        audit, took = measure(options, name + ("_quick" if options.quick else ""))
+        name = "audit" + ("-hannover" if options.hospital == "hannover" else "") + ("-full" if options.full else "")
+        audit, took = measure(options, name + ("-quick" if options.quick else ""))
         if options.quick:
-            save("audit_quick", {"n_images": audit.audited.n_images, "figures": len(audit.results), **took})
+            save("audit-quick", {"n_images": audit.audited.n_images, "figures": len(audit.results), **took})
             return
         save(name, {**took, "audit": audit.model_dump(mode="json")})
     write_page()
@@ -138,7 +138,7 @@ def _replaced(page: str, name: str, text: str) -> str:
 
 def _block(name: str, audit: Audit, hardware: dict[str, Any]) -> list[str]:
     """What stands in the page of one record."""
-    if name == "audit_full":
+    if name == "audit-full":
         members = [one for one in audit.results if one.attack == "membership inference"]
         return [
             *_opening(audit, hardware)[:1],
