@@ -67,18 +67,18 @@ def test_what_must_stay_is_refused_with_status_4(flow_cohort: Path, tmp_path: Pa
 
 def test_a_tampered_bundle_is_refused_with_status_4(tmp_path: Path, keys: Path) -> None:
     bundle = tmp_path / "a.veil"
-    done("seal", denoised_folder(tmp_path / "images"), "--out", bundle, "--keys", keys / "one", "--to", "two")
+    done("seal", denoised_folder(tmp_path / "images"), "--out", bundle, "--keys", keys / "two", "--to", "one")
     data = bytearray(bundle.read_bytes())
     data[len(data) // 2] ^= 1
     bundle.write_bytes(data)
-    said = veilray("open", bundle, "--out", tmp_path / "out", "--keys", keys / "two")
+    said = veilray("open", bundle, "--out", tmp_path / "out", "--keys", keys / "one")
     assert (said.status, len(said.lines)) == (4, 1)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_a_passphrase_comes_from_a_private_file_only(tmp_path: Path, keys: Path) -> None:
-    locked = KeyFolder.create(tmp_path / "locked", name="locked", passphrase="open sesame")
+    locked = KeyFolder.create(tmp_path / "locked", name="locked", role="site-two", passphrase="open sesame")
     locked.pin(KeyFolder.open(keys / "two").card)
     words = (
         "seal",

@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 import pyrage
 
+from veilray.cohort.records import ReleasedNoise
 from veilray.exchange.keys.folder import KeyFolder
 from veilray.exchange.sealing.seal import seal
 from veilray.images.write import write_png
-from veilray.inference.record import DenoiseSettings, new_batch, note_denoised
+from veilray.inference.record import DenoisedRelease, DenoiseSettings, new_batch, note_denoised
+
+RELEASE = DenoisedRelease(release_id="5e" * 16, digest="d1" * 32, noise=ReleasedNoise(mean=0.1, std=0.2, clip=True))
+"""What `denoised_folder` names where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,16 @@ def copied_sites(keys: Path, folder: Path) -> Sites:
     return Sites(*(KeyFolder.open(folder / name) for name in ("one", "two", "stranger")))
 
 
-def denoised_folder(folder: Path, *, images: int = 3, side: int = 16, seed: int = 1) -> Path:
+def denoised_folder(
+    folder: Path, *, images: int = 3, side: int = 16, seed: int = 1, release: DenoisedRelease | None = RELEASE
+) -> Path:
     """Images as `veilray denoise` leaves them, under pseudonyms."""
     random = np.random.default_rng(seed)
     names = [f"{random.bytes(16).hex()}.png" for _ in range(images)]
     for name in names:
         write_png(folder / name, random.integers(0, 256, (side, side), dtype=np.uint8))
     settings = DenoiseSettings(mean=None, tile=1024, precision="fp32")
-    note_denoised(folder, new_batch(weights_sha256="ab" * 32, settings=settings), names)
+    note_denoised(folder, new_batch(weights_sha256="ab" * 32, settings=settings, release=release), names)
     return folder
 
 

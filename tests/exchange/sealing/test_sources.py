@@ -13,9 +13,11 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors import safe_open
 from tests.command_line import done
-from tests.exchange.sites import denoised_folder, make_sites
+from tests.exchange.sites import RELEASE, denoised_folder, make_sites
 
 from veilray.errors import DataError, RefusedError, RunError, VeilrayError
+from veilray.exchange.ledger.records import Image as LedgerImage
+from veilray.exchange.ledger.records import Override, Release
 from veilray.exchange.sealing.manifest import Kind
 from veilray.exchange.sealing.model_export import export_model
 from veilray.exchange.sealing.seal import seal
@@ -207,6 +209,51 @@ def test_denoised_images_that_hold_more_stay(
     change(source)
     with pytest.raises(error, match=message):
         found(source, tmp_path)
+
+
+def test_images_of_no_release_stay(tmp_path: Path) -> None:
+    """Names alone make no pseudonyms: any picture can be named by 32 hexadecimal digits."""
+    keys = make_sites(tmp_path / "keys")
+    source = denoised_folder(tmp_path / "source", release=None)
+    for site, other in ((keys.one, keys.two), (keys.two, keys.one)):
+        with pytest.raises(RefusedError, match="not denoised from a release") as caught:
+            seal(source, tmp_path / "a.veil", keys=site, receivers=[other.card])
+        assert caught.value.exit_status == 4
+    denoised_folder(source, seed=2)  # nor do they leave among others
+    with pytest.raises(RefusedError, match="not denoised from a release"):
+        found(source, tmp_path)
+
+
+def test_the_ledger_is_asked_about_the_release_of_denoised_images(tmp_path: Path) -> None:
+    keys = make_sites(tmp_path / "keys")
+    source, out = denoised_folder(tmp_path / "source"), tmp_path / "a.veil"
+    with pytest.raises(RefusedError, match="does not know it"):
+        seal(source, out, keys=keys.one, receivers=[keys.two.card])
+    assert not out.exists()
+    made = Release(
+        release_id=RELEASE.release_id, receivers=(keys.two.card.fingerprint,), mode="noisy", source="entropy", mean=0.1
+    )
+    image = LedgerImage(sop_uid="1.2", digest=bytes(32), likeness=bytes(32), geometry="native", std=0.2)
+    with keys.one.ledger() as ledger:
+        ledger.reserve(made, [image])
+        ledger.commit(made.release_id, digest=RELEASE.digest or "")
+    altered = RELEASE.model_copy(update={"digest": None})
+    with pytest.raises(RefusedError, match="altered since"):
+        seal(denoised_folder(tmp_path / "b", release=altered), out, keys=keys.one, receivers=[keys.two.card])
+    keys.one.pin(keys.stranger.card)
+    with pytest.raises(RefusedError, match="not made for stranger"):
+        seal(source, out, keys=keys.one, receivers=[keys.stranger.card])
+    assert seal(source, out, keys=keys.one, receivers=[keys.two.card]).notes == ()
+    who = Override(name="Dr Who", reason="agreed")
+    noted = seal(source, tmp_path / "c.veil", keys=keys.one, receivers=[keys.stranger.card], override=who).notes
+    assert "not made for stranger" in noted[0]
+    with keys.one.ledger() as ledger:
+        events = [event.what for event in ledger.events()]
+    assert events[2:] == [
+        "denoised images sealed: 3 images, for two",
+        "sealing overridden",
+        "denoised images sealed: 3 images, for stranger",
+    ]
 
 
 def test_a_cohort_and_any_other_folder_stay(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from veilray.exchange.ledger.exposure import Given, Mode, NoiseSource, composed_
 
 EVALUATION_SEALED = "evaluation sealed"
 """How the event begins that notes an evaluation which left."""
+DENOISED_SEALED = "denoised images sealed"
+"""How the event begins that notes denoised images of a release which left."""
 
 Status = Literal["reserved", "committed", "abandoned"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veilray.errors import DataError, RefusedError, UsageError
-from veilray.exchange.ledger.records import EVALUATION_SEALED, Evaluated, Model, Override
+from veilray.exchange.ledger.records import DENOISED_SEALED, EVALUATION_SEALED, Evaluated, Model, Override
 from veilray.exchange.sealing.bundle import BundleSource, Faithful, measure, streams_first
 from veilray.exchange.sealing.manifest import MAX_PARTS, MAX_RECEIVERS, Manifest, Part, encode_manifest
 from veilray.exchange.sealing.sequences import Sequences, log
@@ -20,7 +21,6 @@ from veilray.exchange.watching import ignore
 from veilray.files import replacing
 
 if TYPE_CHECKING:
-    from veilray.cohort.records import ReleaseRecord
     from veilray.exchange.keys.folder import KeyFolder, PublicCard
 
 ENDING = ".veil"
@@ -49,7 +49,8 @@ def seal(
 
     Signed by the key folder's Ed25519 key, encrypted by age to every receiver; anyone else, the sender included, cannot
     open it. Memory does not grow with the size. `advance` is called with the bytes that were encrypted. At Site One the
-    ledger is asked: it must know a release as made for these receivers, unless there is an `override`, which it keeps.
+    ledger is asked: it must know a release, or the one that images were denoised from, as made for these receivers,
+    unless there is an `override`, which it keeps.
     A model that leaves is written into it, under the bundle's id; an evaluation's leaving, under its release's.
 
     Nothing is left behind when it fails. Raises RefusedError for a folder that must not leave, DataError where a file
@@ -62,9 +63,7 @@ def seal(
         raise UsageError(f"{out} already exists; name a new file or remove that one")
     with ExitStack() as stack:
         found = _admit(stack, source, out, keys)
-        notes = list(found.notes)
-        if found.release is not None and keys.role == "site-one":
-            notes += _ask_ledger(found.release, keys, receivers, override)
+        notes = [*found.notes, *_ask_ledger(found, keys, receivers, override)]
         manifest = _manifest(found, keys, fingerprints)
         if found.evaluated is not None and keys.role == "site-one":
             notes += _note_evaluation(found.evaluated, manifest, keys, receivers, override)
@@ -98,13 +97,28 @@ def seal(
 
 
 def _ask_ledger(
-    release: ReleaseRecord, keys: KeyFolder, receivers: Sequence[PublicCard], override: Override | None
+    found: Source, keys: KeyFolder, receivers: Sequence[PublicCard], override: Override | None
 ) -> list[str]:
-    """RefusedError where the ledger objects to a release's leaving; what was overridden, in a sentence."""
+    """RefusedError where Site One's ledger objects to the leaving of a release or of images denoised from one.
+
+    Gives what was overridden, in sentences. Site Two has no ledger.
+    """
+    asked = {(found.release.release_id, found.release.digest): "sealed"} if found.release is not None else {}
     known = {card.name: keys.fingerprints_of(card) for card in receivers}
+    counts: Counter[tuple[str, str]] = Counter()
+    for batch in found.denoised:
+        if batch.release is not None:
+            counts[batch.release.release_id, batch.release.digest or ""] += len(batch.files)
+    for release, count in counts.items():
+        asked[release] = f"{DENOISED_SEALED}: {count} images, for {', '.join(sorted(known))}"
+    if keys.role != "site-one" or not asked:
+        return []
     with _logging_refusals(keys, "ledger"), keys.ledger() as ledger:
-        overridden = ledger.admit(release.release_id, digest=release.digest, receivers=known, override=override)
-    return _overridden(overridden)
+        objections = [
+            ledger.admit(release_id, digest=digest, receivers=known, override=override, event=event)
+            for (release_id, digest), event in asked.items()
+        ]
+    return [note for objection in objections for note in _overridden(objection)]
 
 
 def _note_evaluation(

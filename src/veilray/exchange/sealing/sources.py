@@ -16,7 +16,7 @@ from veilray.errors import DataError, RefusedError
 from veilray.exchange.ledger.records import Evaluated, Model
 from veilray.exchange.sealing.bundle import open_source
 from veilray.exchange.sealing.manifest import Kind
-from veilray.inference.record import DENOISED_RECORD, read_denoised
+from veilray.inference.record import DENOISED_RECORD, DenoisedBatch, read_denoised
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What a PNG of Veilray's consists of: no text, no time, nothing private (PNG third edition, 11).
@@ -36,6 +36,8 @@ class Source:
     """What whoever sends it must know."""
     release: ReleaseRecord | None = None
     """What the ledger is asked about a release."""
+    denoised: tuple[DenoisedBatch, ...] = ()
+    """Whose releases the ledger is asked about."""
     model: Model | None = None
     """What the ledger is told of a model."""
     evaluated: Evaluated | None = None
@@ -123,11 +125,15 @@ def _denoised(folder: Path) -> Source:
             f"{len(clear)} images in {folder} have names that are no pseudonyms of a release; only images denoised "
             "from a release may be sealed"
         )
+    if any(batch.release is None for batch in record.batches):
+        raise RefusedError(
+            f"{folder / DENOISED_RECORD} names images that were not denoised from a release; denoise the release itself"
+        )
     names = (DENOISED_RECORD, *record.files)
     _refuse_others(folder, names)
     for name in record.files:
         _check_png(folder, name)
-    return Source(kind="denoised", folder=folder, names=names)
+    return Source(kind="denoised", folder=folder, names=names, denoised=record.batches)
 
 
 def _refuse_others(folder: Path, names: tuple[str, ...]) -> None:
