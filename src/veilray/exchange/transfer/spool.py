@@ -31,6 +31,8 @@ MAX_UPLOADS = 16
 """Uploads of one sender at once."""
 STALE_SECONDS = 7 * 24 * 3600.0
 """An upload that nobody went on with for so long gives way."""
+EMPTY_SECONDS = 3600.0
+"""So does, after this time, one that was offered and of which nothing came."""
 
 
 class NoRoomError(VeilrayError):
@@ -144,6 +146,7 @@ class Spool:
         self.keep_free = keep_free
         self._uploads: dict[tuple[str, str], Upload] = {}
         self._offering = threading.Lock()
+        self._damaged: set[Path] = set()
         for sender in senders:
             for folder in (self.folder(sender), self.folder(sender) / ".parts", self.folder(sender) / ".done"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -182,7 +185,7 @@ class Spool:
     def _begin(self, sender: Sender, ticket: Ticket) -> Upload:
         if ticket.size > sender.largest:
             raise NoRoomError(f"the bundle has {ticket.size / GB:.2f} GB; {sender.largest / GB:.2f} are allowed")
-        self._drop_stale(sender)
+        self._drop_stale()
         if sum(name == sender.card.name for name, _ in self._uploads) >= MAX_UPLOADS:
             raise NoRoomError(f"{MAX_UPLOADS} uploads are open already; finish one first")
         self._check_room(sender, ticket)
@@ -206,17 +209,43 @@ class Spool:
 
     def _promised(self, folder: Path, *, but: str, left: bool = False) -> int:
         """Bytes of the uploads that have begun in a folder; what is `left` of them."""
-        total = 0
-        for file in (folder / ".parts").glob("*.json"):
-            if file.stem != but:
-                state = _PartState.model_validate_json(file.read_bytes())
-                total += state.size - (state.offset if left else 0)
-        return total
+        known = [self._progress(file) for file in (folder / ".parts").glob("*.json") if file.stem != but]
+        return sum(size - (offset if left else 0) for size, offset in known)
 
-    def _drop_stale(self, sender: Sender) -> None:
-        for file in (self.folder(sender) / ".parts").glob("*.json"):
-            upload = self._uploads.get((sender.card.name, file.stem))
-            if time.time() - file.stat().st_mtime > STALE_SECONDS and not (upload and upload.busy):
-                self.close(sender, file.stem)
-                file.with_suffix(".part").unlink(missing_ok=True)
-                file.unlink(missing_ok=True)
+    def _progress(self, state: Path) -> tuple[int, int]:
+        """Size of an upload and how much of it is safe; where that is damaged, what lies there, and a line in the log.
+
+        The sender heals it by offering the bundle again; others need not wait for that.
+        """
+        try:
+            return part_progress(state)
+        except DataError:
+            if state not in self._damaged:
+                self._damaged.add(state)
+                self.log("damaged", reason="state", sender=state.parents[1].name)
+            part = _stat(state.with_suffix(".part"))
+            there = part.st_size if part is not None else 0
+            return there, there
+        except FileNotFoundError:
+            return 0, 0  # it became whole meanwhile
+
+    def _drop_stale(self) -> None:
+        """Drop the uploads that nobody goes on with, of all senders: they share the disk."""
+        for state in self.path.glob("*/.parts/*.json"):
+            key = (state.parents[1].name, state.stem)
+            upload, part = self._uploads.get(key), state.with_suffix(".part")
+            if upload is not None and upload.busy:
+                continue
+            changed = [found.st_mtime for found in (_stat(state), _stat(part)) if found is not None]
+            _, offset = self._progress(state)
+            if changed and time.time() - max(changed) > (STALE_SECONDS if offset else EMPTY_SECONDS):
+                self._uploads.pop(key, None)
+                part.unlink(missing_ok=True)
+                state.unlink(missing_ok=True)
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except FileNotFoundError:
+        return None
