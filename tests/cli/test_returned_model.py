@@ -120,6 +120,10 @@ def test_a_model_of_a_release_is_scored_on_nothing_else(exchange: Exchange, tmp_
 
 def test_a_run_is_scored_on_its_noisy_release_too(exchange: Exchange) -> None:
     own = Path(shutil.copytree(exchange.run, exchange.root / "own-run"))
+    config = (own / "config.toml").read_text()
+    assert 'objective = "auto"' in config
+    # By which objective it was trained, and that two releases stood beside each other then, does not matter.
+    (own / "config.toml").write_text(config.replace('objective = "auto"', 'objective = "noise2noise"'))
     done("evaluate", own, "--data", exchange.release, "--originals", exchange.cohort, *EVALUATE)
     assert read_summary(own).methods == read_summary(exchange.evaluation).methods
 
@@ -130,6 +134,16 @@ def test_the_scores_are_compared_with_and_without_the_originals(exchange: Exchan
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64") >= 3
     assert "no pictures" in done(*words).err
     assert veilray(*words, "--originals", exchange.cohort).status == 2
+
+
+def test_a_model_of_any_objective_is_scored(exchange: Exchange, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(exchange.model, tmp_path / "model"))
+    record = read_json(model / "model.json")
+    record["config"]["train"]["objective"] = "noise2noise"
+    write_json(model / "model.json", record)
+    words = ["--data", exchange.release, "--originals", exchange.cohort, "--out", tmp_path / "e", *EVALUATE]
+    done("evaluate", model, *words)
+    assert read_summary(tmp_path / "e").methods == read_summary(exchange.evaluation).methods
 
 
 def test_an_opened_model_that_was_altered_is_an_error(exchange: Exchange, tmp_path: Path) -> None:

@@ -50,5 +50,9 @@ def at_noise(config: RunConfig, noise: NoiseConfig) -> RunConfig:
 
 
 def for_scoring(config: RunConfig) -> RunConfig:
-    """A run's configuration for data that need not fit its training: images are scored whole, whatever it cut out."""
-    return config.model_copy(update={"train": config.train.model_copy(update={"crop": SMALLEST})})
+    """A run's configuration for data that need not fit its training: images are scored whole, whatever it cut out.
+
+    Nor does it matter by which objective it was trained, or what stood beside its data then.
+    """
+    own = {"crop": SMALLEST, "objective": "auto", "clean_digest": "", "second_digest": ""}
+    return config.model_copy(update={"train": config.train.model_copy(update=own)})

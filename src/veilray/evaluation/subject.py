@@ -94,7 +94,7 @@ def open_images(
     """
     data = open_scored(path, originals=originals, verify=verify)
     if subject.kind == "run":
-        return TrainingImages(data, subject.config)
+        return TrainingImages(data, subject.config if originals is None else for_scoring(subject.config))
     # A release's noise is compared with that of a configuration only where it is set there.
     names = [name for name in RunConfig.model_fields if name != "noise" or isinstance(data, Cohort)]
     return TrainingImages(data, for_scoring(RunConfig(**{name: getattr(subject.config, name) for name in names})))
