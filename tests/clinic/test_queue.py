@@ -80,18 +80,47 @@ def test_neither_names_nor_rows_hold_the_uid_and_others_cannot_read(queue: Queue
     assert Queue(state).name_of(UID) != Queue(tmp_path / "other").name_of(UID)
 
 
-def test_after_a_stop_work_is_given_back_and_stray_files_go(tmp_path: Path) -> None:
+def test_after_a_stop_work_is_given_back_and_strays_are_set_aside(tmp_path: Path) -> None:
     queue = Queue(tmp_path / "state")
     first, second = _take(queue, 2)
     queue.ready(second, b"derived", ["a"])
     (queue.received / f"{'0' * 32}.dcm").write_bytes(b"never acknowledged")
     (queue.derived / ".half.part").write_bytes(b"half")
     again = Queue(tmp_path / "state")  # as after a kill: nothing was closed
-    again.recover(["a"])
+    assert again.recover(["a"]) == 1
+    assert _names(tmp_path / "state" / "orphans") == {f"received-{'0' * 32}.dcm"}
     assert [image.id for image in again.claim(10)] == [first.id]
     assert _names(again.received) == {f"{image.name}.dcm" for image in (first, second)}
     assert _names(again.derived) == {f"{second.name}.dcm"}
     assert again.due("a", 10)[0].id == second.id
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_queue_that_lost_its_database_keeps_the_images(tmp_path: Path, emptied: bool) -> None:
+    state = tmp_path / "state"
+    queue = Queue(state)
+    _take(queue, 2)
+    queue.close()
+    before = _names(queue.received)
+    for path in state.glob("queue.sqlite*"):
+        path.unlink()
+    if emptied:
+        (state / "queue.sqlite").touch()
+    for _ in range(2):  # the refusal makes no database that would be believed the next time
+        with pytest.raises(DataError, match=r"queue\.sqlite is missing while .* holds images: restore it, or move"):
+            Queue(state)
+    assert _names(queue.received) == before
+    assert len(before) == 2
+
+
+def test_a_file_that_is_done_with_is_no_orphan(queue: Queue, tmp_path: Path) -> None:
+    (image,) = _take(queue)
+    queue.ready(image, b"derived", ["a"])
+    queue.delivered(image, "a")
+    (queue.received / f"{image.name}.dcm").write_bytes(b"image")  # as a kill before the clean-up leaves it
+    assert queue.recover(["a"]) == 0
+    assert _names(queue.received) == set()
+    assert not (tmp_path / "state" / "orphans").exists()
 
 
 def test_a_kill_between_the_last_delivery_and_the_clean_up_is_made_up_for(queue: Queue, tmp_path: Path) -> None:

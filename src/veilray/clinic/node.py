@@ -40,9 +40,11 @@ def serve(config: ServeConfig, *, until: Callable[[], bool] = lambda: False) -> 
         stack.enter_context(_alone(config.node.state))
         queue = Queue(config.node.state)
         stack.callback(queue.close)
-        queue.recover([destination.name for destination in config.destinations])
+        orphans = queue.recover([destination.name for destination in config.destinations])
         start_log(config.log)
         stack.callback(stop_log)
+        if orphans:
+            LOG.warning("%d files that the queue does not know were moved to orphans/ in the state folder", orphans)
         for host, port in ((config.node.host, config.node.port), (config.http.host, config.http.port)):
             _check_free(host, port)  # before the model is loaded, which takes a while
         counters = Counters()

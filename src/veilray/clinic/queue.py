@@ -5,6 +5,7 @@
       uid.key               32 bytes: the key of derived UIDs and of the hashes below
       received/NAME.dcm     as received; until the derived object is delivered
       derived/NAME.dcm      what goes on
+      orphans/              files of the two that the database does not know, set aside at a start
       lock                  held by the running node
 
 NAME is a keyed hash of the SOP Instance UID, so neither file names nor the database name a patient. A row comes after
@@ -22,7 +23,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +57,7 @@ class QueuedImage:
 class Queue:
     """The queue of one state folder. Safe between threads and processes; every change is on the disk when it returns.
 
-    Raises DataError where the folder's database is damaged or of another version.
+    Raises DataError where the folder's database is damaged or of another version, or missing while there are images.
     """
 
     def __init__(self, state: Path) -> None:
@@ -64,8 +65,11 @@ class Queue:
         self._state = state
         for folder in (self.received, self.derived):
             folder.mkdir(mode=0o700, exist_ok=True)
+        path = state / "queue.sqlite"
+        if not (path.exists() and path.stat().st_size) and any(self._images()):
+            raise DataError(f"{path} is missing while {state} holds images: restore it, or move the folder away")
         self.key = _load_key(state / "uid.key")
-        self._database = Database(state / "queue.sqlite")
+        self._database = Database(path)
         self.given_up = GivenUp(self._database, self.received, self._finish)
         """What ended without success, for an operator."""
 
@@ -78,6 +82,9 @@ class Queue:
     def derived(self) -> Path:
         """Folder of derived objects."""
         return self._state / "derived"
+
+    def _images(self) -> Iterator[Path]:
+        return (path for folder in (self.received, self.derived) for path in folder.glob("[!.]*.dcm"))
 
     def close(self) -> None:
         """Close the database."""
@@ -118,10 +125,11 @@ class Queue:
                 return "known" if kept == digest else "other"
         return None
 
-    def recover(self, destinations: Sequence[str]) -> None:
-        """After a stop of whatever kind: give back what a worker had, drop files that nothing refers to.
+    def recover(self, destinations: Sequence[str]) -> int:
+        """After a stop of whatever kind: give back what a worker had, drop files that are done with or half written.
 
-        Deliveries to destinations that are configured no longer become dead letters.
+        Deliveries to destinations that are configured no longer become dead letters. Images that the database does not
+        know go to `orphans/`; gives how many.
         """
         self.give_back(NODE_TRIES)
         with self._database.writing() as database:
@@ -131,13 +139,19 @@ class Queue:
                 f"WHERE state = 'due' AND destination NOT IN ({marks})",
                 tuple(destinations),
             )
-            rows = database.execute("SELECT name FROM images WHERE state <> 'done'").fetchall()
-        wanted = {f"{name}.dcm" for (name,) in rows}
+            rows = database.execute("SELECT name, state FROM images").fetchall()
+        states = {f"{name}.dcm": state for name, state in rows}
+        orphans = [path for path in self._images() if path.name not in states]
+        for path in orphans:
+            aside = self._state / "orphans"
+            aside.mkdir(mode=0o700, exist_ok=True)
+            path.replace(aside / f"{path.parent.name}-{path.name}")
         for folder in (self.received, self.derived):
             for path in folder.iterdir():
-                if path.name not in wanted:
+                if states.get(path.name, "done") == "done":
                     path.unlink()
         self._finish()
+        return len(orphans)
 
     def give_back(self, tries: int = WORKER_TRIES) -> None:
         """Give back what a dead worker had; an image that it had `tries` times before is dead."""
