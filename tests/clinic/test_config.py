@@ -64,7 +64,7 @@ def test_credentials_in_an_address_and_files_that_others_read_are_refused(tmp_pa
     (tmp_path / "token").chmod(0o644)
     extra = f'{destination}url = "https://pacs.example"\nauthorization_file = "token"'
     result = veilray("serve", write_config(tmp_path, port=1, extra=extra))
-    assert (result.status, "chmod 600" in result.err, "secret" in result.err) == (2, True, False)
+    assert (result.status, "chmod go-rwx" in result.err, "secret" in result.err) == (4, True, False)
 
 
 def test_status_of_a_node_that_never_ran(tmp_path: Path) -> None:

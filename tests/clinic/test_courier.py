@@ -174,6 +174,18 @@ authorization_file = "token"
     assert queue.counts()["done"] == 1
 
 
+def test_stow_goes_where_the_configuration_says_and_by_no_proxy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with _web() as (_, port):
+        extra = f'[[destinations]]\nkind = "stow"\nname = "web"\nurl = "http://127.0.0.1:{port}"'
+        courier, queue = _courier(write_config(folder, port=1, extra=extra))
+        _fill(queue, 1, "web")
+        assert courier.deliver() == 1
+
+
 def test_stow_with_warnings_has_stored_where_the_answer_lists_it(folder: Path) -> None:
     with _web() as (web, port):
         extra = f'[[destinations]]\nkind = "stow"\nname = "web"\nurl = "http://127.0.0.1:{port}"'

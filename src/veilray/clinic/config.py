@@ -128,7 +128,7 @@ class StowDestination(_Table):
     url: str = Field(pattern=r"^https?://[^\s@]+$")
     """Root of the DICOMweb service, such as https://pacs.example/dicom-web; objects go to URL/studies."""
     tls: ClientTls | None = None
-    """Authorities and certificate for https; without it those that httpx trusts."""
+    """Authorities and certificate for https; without it those that come with httpx, whatever the environment says."""
     authorization_file: Path | None = None
     """File whose one line is the Authorization header, such as `Bearer ...`; readable by the node's user alone."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import secrets
 import ssl
 import warnings
@@ -20,6 +21,7 @@ from pynetdicom import AE
 from veilray.clinic.config import ClientTls, Destination, DicomDestination, StowDestination
 from veilray.clinic.receiver import SOP_CLASSES
 from veilray.errors import UsageError, VeilrayError
+from veilray.exchange.keys.keyfile import check_private
 from veilray.exchange.tls import client_context
 from veilray.images.derived import IMPLEMENTATION_UID
 
@@ -51,7 +53,10 @@ def send(destination: Destination, paths: Iterable[Path], *, ae_title: str) -> G
 
 
 def check_destination(destination: Destination) -> None:
-    """Read the files that a destination's configuration names; UsageError where one cannot be used."""
+    """Read the files that a destination's configuration names.
+
+    Raises UsageError where one cannot be used, RefusedError where others can read what should be secret.
+    """
     if destination.tls is not None:
         _tls_context(destination.tls)
     if isinstance(destination, StowDestination):
@@ -136,7 +141,10 @@ def _stow(destination: StowDestination, paths: Iterable[Path]) -> Iterator[str]:
     verify: ssl.SSLContext | bool = _tls_context(destination.tls) if destination.tls else True
     headers = _headers(destination)
     timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-    with httpx.Client(verify=verify, timeout=timeout, headers=headers, follow_redirects=False) as client:
+    # The configuration alone says where images go: no proxies, authorities or passwords out of the environment.
+    with httpx.Client(
+        verify=verify, timeout=timeout, headers=headers, follow_redirects=False, trust_env=False
+    ) as client:
         for path in paths:
             boundary = secrets.token_hex(16)
             try:
@@ -200,12 +208,11 @@ def _headers(destination: StowDestination) -> dict[str, str]:
         return {}
     path = destination.authorization_file
     try:
-        status = path.stat()
-        text = path.read_text(encoding="ascii").strip()
+        with path.open(encoding="ascii") as stream:
+            check_private(path, os.fstat(stream.fileno()))
+            text = stream.read().strip()
     except (OSError, UnicodeDecodeError):
         raise UsageError(f"{path} cannot be read: one line, such as Bearer ..., is wanted") from None
-    if status.st_mode & 0o077:
-        raise UsageError(f"{path} can be read by others: chmod 600 {path}")
     if not text or "\n" in text:
         raise UsageError(f"{path} does not hold one line")
     return {"Authorization": text}

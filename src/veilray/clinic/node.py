@@ -32,7 +32,7 @@ def serve(config: ServeConfig, *, until: Callable[[], bool] = lambda: False) -> 
     """Run a node until KeyboardInterrupt, or `until` says so; then end what is under way and return.
 
     Raises UsageError where the configuration cannot be used or another node has the state folder, DataError where the
-    queue is damaged.
+    queue is damaged, RefusedError where others can read a private file.
     """
     for destination in config.destinations:
         check_destination(destination)
