@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +297,14 @@ def test_releases_that_are_not_independent_or_not_of_the_same_images_are_refused
         matching_rows(*nested)
     with pytest.raises(UsageError, match="same release"):
         matching_rows(first, first)
+    shutil.copytree(two[0], tmp_path / "again")
+    again = Release.open(tmp_path / "again")
+    again = replaced(again, record=again.record.model_copy(update={"release_id": "0" * 32, "digest": "0" * 64}))
+    with pytest.raises(UsageError, match="same noise"):
+        matching_rows(first, again)
+    louder = replaced(second, record=second.record.model_copy(update={"noise": NoiseConfig(mean=0.1, std=0.3)}))
+    with pytest.raises(UsageError, match="mean or std"):
+        matching_rows(first, louder)
     other = write_release(Cohort.open(cohort), tmp_path / "other", noise=NoiseConfig())
     with pytest.raises(CohortError, match=r"not in .* by name"):
         matching_rows(first, Release.open(other.path))

@@ -184,7 +184,9 @@ def test_a_wrong_std_is_told_with_the_estimate(large: dict[bool, Path], tmp_path
     (line,) = noise_warnings(wrong)
     assert "has std 0.3" in line
     looks = float(line.split("looks like ")[1].split()[0])
-    assert looks == pytest.approx(0.2, abs=0.03)
+    assert looks == pytest.approx(0.2, abs=0.02)
+    near = TrainingImages(Release.open(_restated(large[clip], tmp_path / "near", std=0.23)), small_config())
+    assert "has std 0.23" in noise_warnings(near)[0]
 
 
 def test_clamped_noise_that_is_stated_without_a_clamp_is_refused(large: dict[bool, Path], tmp_path: Path) -> None:

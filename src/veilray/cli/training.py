@@ -100,13 +100,14 @@ def run_training(
                 config = with_pinned_files(config)
                 images = data.open(config, verify=group.local_rank == 0)
                 images.config = resolved(images.config, device)  # once the objective is known
+                doubts = noise_warnings(images) if group.is_lead else []
             check_agreement(group, config=images.config, digest=images.data.digest)
             run, before = RunFolder(out), []
             with fails_together(group):
                 if group.is_lead:
                     run = _opened(out, images, setup, data=data.data, resume=resume, device=device)
                     before = run.epochs()
-                    _announce(images, run, setup, device=device)
+                    _announce(images, run, setup, doubts, device=device)
             outcome = _trained(images, run, setup, device=device, beat=watchdog.beat)
             if group.is_lead:
                 typer.echo(_ending(outcome))
@@ -213,7 +214,8 @@ def _facts(images: TrainingImages, data: Path) -> dict[str, Any]:
     }
 
 
-def _announce(images: TrainingImages, run: RunFolder, setup: Setup, *, device: torch.device) -> None:
+def _announce(images: TrainingImages, run: RunFolder, setup: Setup, doubts: list[str], *, device: torch.device) -> None:
+    """What the user is told before the first step; `doubts`: of the noise that a release states."""
     environment = run.environment()
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in images.sets.items())
     typer.echo(f"{images.config.model.name} with {environment['parameters']:,} parameters on {describe_device(device)}")
@@ -223,7 +225,7 @@ def _announce(images: TrainingImages, run: RunFolder, setup: Setup, *, device: t
     choice = images.choice
     if choice.objective != "supervised":
         typer.echo(f"objective: {choice.objective}, for {choice.why}; train.loss has no effect")
-    for line in noise_warnings(images):
+    for line in doubts:
         typer.echo(line, err=True)
     for line in statements(images.config, setup, device):
         typer.echo(line)

@@ -17,6 +17,9 @@ from veilray.training.sets import Rows
 
 Gather = Callable[[Rows], FloatImage]
 
+SAMPLE = 4
+"""Images of two releases whose noise is held against each other."""
+
 
 def matching_rows(first: Release, second: Release) -> Rows:
     """For each row of the first release the row of the same image in the second, (N,).
@@ -32,6 +35,14 @@ def matching_rows(first: Release, second: Release) -> Rows:
         )
     if first.noise.clip != second.noise.clip:
         raise UsageError(f"one of {first.path} and {second.path} is clamped and the other is not")
+    if (first.noise.mean, first.noise.std) != (second.noise.mean, second.noise.std):
+        raise UsageError(
+            f"{first.path} and {second.path} differ in the noise's mean or std: 'noise2noise' compares an estimate "
+            "with the second image as if its noise were of the first's law"
+        )
+    std = first.noise.std
+    if isinstance(std, tuple):
+        raise UsageError(f"{first.path} has another std for each image; 'noise2noise' needs one std for both releases")
     if first.record.release_id == second.record.release_id or first.digest == second.digest:
         raise UsageError(f"{first.path} and {second.path} are the same release: 'noise2noise' needs a second draw")
     rows = {name: row for row, name in enumerate(second.image_ids)}
@@ -39,13 +50,31 @@ def matching_rows(first: Release, second: Release) -> Rows:
     if missing:
         raise CohortError(
             f"{len(missing)} of {len(first)} images of {first.path} are not in {second.path} by name: releases for "
-            "'noise2noise' are made with --keys for one receiver, so that names last, and with --seed"
+            "'noise2noise' are made with --keys for one receiver, so that names last, and each with a --seed of its own"
         )
     matched = np.array([rows[name] for name in first.image_ids], dtype=np.int64)
     for row, other in enumerate(matched):
         if _shape(first, row) != _shape(second, int(other)):
             raise CohortError(f"image {first.image_id(row)} has another size in {second.path} than in {first.path}")
+    _check_own_draws(first, second, matched, std=std)
     return matched
+
+
+def _check_own_draws(first: Release, second: Release, matched: Rows, *, std: float) -> None:
+    """UsageError where images differ by far less than two draws of the noise do: both were made with one seed."""
+    differences = []
+    for row in range(min(len(matched), SAMPLE)):
+        own, other = (
+            data.gather_noisy(np.array([place]))[0] for data, place in ((first, row), (second, int(matched[row])))
+        )
+        inside = (own > 0) & (own < 1) & (other > 0) & (other < 1)
+        differences.append(float((own - other)[inside].std()) if inside.any() else np.inf)
+    # Where both lie between black and white their noise is narrower than std, but not by half.
+    if np.median(differences) < 0.5 * std:
+        raise UsageError(
+            f"{first.path} and {second.path} have the same noise, or nearly: 'noise2noise' needs a draw of its own for "
+            "each, with another --seed"
+        )
 
 
 def open_companions(*, clean: Path | None, second: Path | None) -> tuple[Cohort | None, Release | None]:

@@ -12,8 +12,9 @@ from veilray.training.data import TrainingImages
 
 SAMPLE = 16
 """Training images that are looked at."""
-RATIO = 1.25
-"""Of estimated to stated std, or the other way round, from which it is told; the estimate is right within 15 %."""
+RATIO = 1.07
+"""Of estimated to stated std, or the other way round, from which it is told: the median over so many radiographs is
+right within 3 %, and an objective that goes by a std that is wrong by more keeps noise or takes detail away."""
 PILED_UP = 0.005
 """Share of pixels at the two ends of what occurs that no noise without a clamp comes near."""
 
@@ -25,7 +26,8 @@ def noise_warnings(images: TrainingImages) -> list[str]:
     """
     if not isinstance(images.data, Release) or images.choice.objective == "supervised":
         return []
-    rows = images.sets["train"][:SAMPLE]
+    own = images.sets["train"]
+    rows = own[np.linspace(0, len(own) - 1, min(SAMPLE, len(own))).astype(int)]  # of many patients
     stated = images.data.stds(rows)
     ratios = []
     for row, std in zip(rows, stated, strict=True):

@@ -20,7 +20,10 @@ for u and v not showing the same.
 
 `noise2noise` (Lehtinen et al., ICML 2018): a second release of the same images, with noise of its own,
     mean (g(f(y)) - y')^2.
-All three differ from the error of g(f) by the variance of a noisy pixel, which does not depend on f.
+The first and the last differ from an error of g(f) by the variance of a noisy pixel, which does not depend on f:
+`noise2noise` from that of the network as it is used, `blind_spot` from that of the network on masked images, where it
+is told less. `neighbor2neighbor` is the error at half the resolution, and its second term. So what `blind_spot` and
+`neighbor2neighbor` find on validation images ranks networks of one kind, and is no estimate of the error at inference.
 """
 
 from __future__ import annotations
