@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from veilray.inference.denoiser import Denoiser
     from veilray.inference.files import Denoised
 
+LEFT_OUT_FILE = "left_out.csv"
+"""Beside derived objects: the returned images that have none, and why."""
 MOST_WARNINGS = 5
 """Images whose warnings are shown one by one."""
 
@@ -70,6 +72,9 @@ def denoise_command(
         typer.Option(help="Pinned site that the images were released to and came back from.", show_default=False),
     ] = None,
     passphrase_file: Annotated[Path | None, PASSPHRASE_FILE] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="With --reattach: exit status 3 unless every returned image has its object.")
+    ] = False,
 ) -> None:
     """Denoise images of any size into PNG files of the same size and bit depth, or into derived DICOM objects.
 
@@ -87,7 +92,7 @@ def denoise_command(
                 _refuse("--reattach takes images that are denoised already", {**given, "--id-from": id_from})
                 results = _reattached(inputs, reattach, out, _opened(keys, passphrase_file), receiver)
             else:
-                _refuse("only --reattach has a receiver", {"--receiver": receiver})
+                _refuse("only --reattach takes it", {"--receiver": receiver, "--all": every or None})
                 if dicom:
                     _refuse("derived objects are named by their UIDs", {"--id-from": id_from})
                 else:
@@ -95,7 +100,9 @@ def denoise_command(
                 uid_key = _uid_key(_opened(keys, passphrase_file)) if dicom else None
                 denoiser = _loaded(model, device, tile, head, group)
                 results = _denoised(inputs, out, denoiser, mean, uid_key, id_from or "stem", group)
-        _report(results, out, "attached" if reattach else "denoised", group)
+        left_out = _report(results, out, "attached" if reattach else "denoised", group)
+    if reattach:
+        _list_left_out(left_out, out, every)
 
 
 def _loaded(model: str | None, device: str, tile: int | None, head: int | None, group: Group) -> Denoiser:
@@ -166,16 +173,18 @@ def _refuse(why: str, given: Mapping[str, object]) -> None:
         raise UsageError(f"{why}: leave {wrong[0]} out")
 
 
-def _report(results: Iterable[Denoised], out: Path, verb: str, group: Group = ALONE) -> None:
+def _report(results: Iterable[Denoised], out: Path, verb: str, group: Group = ALONE) -> list[Denoised]:
+    """Tell what became of the inputs; gives those that were left out. DataError where nothing was or is there."""
     from veilray.cli.ranks import shown_by_lead
     from veilray.errors import DataError
 
-    done = failed = doubtful = 0
+    done = doubtful = 0
+    left_out: list[Denoised] = []
     with shown_by_lead(group, None, verb, "images") as bar:
         for result in results:
             bar.advance(1)
             if result.target is None:
-                failed += 1
+                left_out.append(result)
                 bar.say(f"left out {result.source}: {result.reason}")
             else:
                 done += 1
@@ -183,9 +192,35 @@ def _report(results: Iterable[Denoised], out: Path, verb: str, group: Group = AL
                 bar.say(f"warning: {result.source}: {warning}")
             doubtful += bool(result.warnings)
     with fails_together(group):
-        if group.is_lead and not done:
-            raise DataError(f"nothing was {verb}; {failed} inputs were left out" if failed else "no images were found")
+        if group.is_lead and not done and not any(result.made_before for result in left_out):
+            raise DataError(
+                f"nothing was {verb}; {len(left_out)} inputs were left out" if left_out else "no images were found"
+            )
     if group.is_lead:
         if doubtful > MOST_WARNINGS:
             typer.echo(f"warning: as for these, the result is doubtful for {doubtful} images in all", err=True)
-        typer.echo(f"{done} images {verb} into {out}" + (f", {failed} left out" if failed else ""))
+        typer.echo(f"{done} images {verb} into {out}" + (f", {len(left_out)} left out" if left_out else ""))
+    return left_out
+
+
+def _list_left_out(left_out: list[Denoised], out: Path, every: bool) -> None:
+    """Write the returned images that have no derived object beside the others'; with `every`, DataError for any."""
+    import csv
+
+    from veilray.errors import DataError
+    from veilray.files import replacing
+
+    missing = [result for result in left_out if not result.made_before]
+    if not missing:
+        (out / LEFT_OUT_FILE).unlink(missing_ok=True)
+        return
+    with (
+        replacing(out / LEFT_OUT_FILE, mode=0o600) as part,
+        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows([("image", "reason"), *((result.source, result.reason) for result in missing)])
+    count = f"{len(missing)} returned images have no derived object; {out / LEFT_OUT_FILE} lists them with reasons"
+    if every:
+        raise DataError(count)
+    typer.echo(f"warning: {count}", err=True)

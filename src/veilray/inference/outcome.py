@@ -15,5 +15,7 @@ class Denoised:
     """The file that was written; None where there is none."""
     reason: str = ""
     """Why there is none."""
+    made_before: bool = False
+    """Whether the file that would have been written is there already."""
     warnings: tuple[str, ...] = ()
     """What makes the result doubtful."""

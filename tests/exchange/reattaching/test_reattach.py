@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import zipfile
@@ -150,6 +151,37 @@ def test_a_record_can_name_no_path_and_no_image_of_no_release(originals: Path, t
     with pytest.raises(UsageError, match="inside"):
         _run(back, originals, back / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_left_out_is_listed_and_can_be_an_error(originals: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyrage")
+    pseudonyms = pytest.importorskip("veilray.exchange.release.pseudonyms")
+    from veilray.exchange.keys.folder import KeyFolder
+
+    keys = KeyFolder.create(tmp_path / "keys", name="ward")
+    other = KeyFolder.create(tmp_path / "other", name="centre", role="site-two")
+    keys.pin(other.card)
+    names = pseudonyms.Pseudonyms(keys.pseudonym_key(other.card.fingerprint).reveal())
+    back, out = _back(tmp_path / "back", _all_three(names.image)), tmp_path / "out"
+    words = ["denoise", back, "--keys", tmp_path / "keys", "--receiver", "centre", "--out", out]
+    some = ["--reattach", originals / "0.dcm", "--reattach", originals / "1.dcm"]
+    said = done(*words, *some)
+    assert "2 images attached" in said.out
+    assert "1 returned images have no derived object" in said.err
+    with (out / "left_out.csv").open(newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert rows[0] == ["image", "reason"]
+    assert [(Path(source).stem, "pseudonym" in why) for source, why in rows[1:]] == [(names.image(f"{ROOT}.9.2"), True)]
+    assert (out / "left_out.csv").stat().st_mode & 0o777 == 0o600
+    failed = veilray(*words, *some, "--all")  # the two are there already, which is no fault
+    assert failed.status == 3
+    assert "1 returned images have no derived object" in failed.err
+    for attached in ("1 images attached", "0 images attached"):
+        said = done(*words, "--reattach", originals, "--all")
+        assert attached in said.out
+        assert {path.suffix for path in out.iterdir()} == {".dcm"}
+    assert len(list(out.iterdir())) == 3
+    assert veilray("denoise", back, "--out", tmp_path / "no", "--all").status == 2
 
 
 def test_the_command_finds_originals_by_this_site_s_keys_before_and_after_rotations(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from veilray.errors import DataError, ImageError, UsageError
+from veilray.errors import DataError, UsageError
 from veilray.files import replacing
 from veilray.images.derived import derived_object, derived_uid, encode_dicom
 from veilray.images.dicom import is_dicom, parse_dicom
@@ -101,9 +101,14 @@ def _match(
         for name in names(uid):
             for image in waiting.pop(name, []):
                 try:
-                    target = _target(image, uid, out, key)
+                    provenance = image.batch.provenance()
+                    target = out / f"{derived_uid('instance', uid, provenance=provenance, key=key)}.dcm"
+                    if target.exists():
+                        reason = f"{target} exists already; remove it to make it again"
+                        yield _left(image, reason, made_before=True)
+                        continue
                     pixels = read_radiograph(image.path).pixels
-                    derived = derived_object(original, pixels, provenance=image.batch.provenance(), key=key)
+                    derived = derived_object(original, pixels, provenance=provenance, key=key)
                     out.mkdir(mode=0o700, parents=True, exist_ok=True)
                     with replacing(target, mode=0o600) as part:
                         part.write_bytes(encode_dicom(derived))
@@ -115,12 +120,5 @@ def _match(
                     yield Denoised(source=str(image.path), target=target)
 
 
-def _target(image: _Returned, uid: str, out: Path, key: bytes) -> Path:
-    target = out / f"{derived_uid('instance', uid, provenance=image.batch.provenance(), key=key)}.dcm"
-    if target.exists():
-        raise ImageError(f"{target} exists already; remove it to make it again")
-    return target
-
-
-def _left(image: _Returned, reason: str) -> Denoised:
-    return Denoised(source=str(image.path), target=None, reason=reason)
+def _left(image: _Returned, reason: str, *, made_before: bool = False) -> Denoised:
+    return Denoised(source=str(image.path), target=None, reason=reason, made_before=made_before)
