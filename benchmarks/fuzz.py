@@ -27,6 +27,7 @@ import pyrage
 
 from fuzz_files import read_mutated_dicom
 from fuzz_keys import Locked, keys_as_they_are, make_locked, mutated_backup, mutated_keys, mutated_locked_keys
+from veilray.cohort.records import ReleasedNoise
 from veilray.errors import DataError, RefusedError
 from veilray.exchange.keys.card import parse_card
 from veilray.exchange.keys.folder import KeyFolder
@@ -35,7 +36,7 @@ from veilray.exchange.sealing.open_ import open_bundle
 from veilray.exchange.sealing.seal import seal
 from veilray.exchange.transfer.ticket import check_ticket, make_ticket
 from veilray.images.write import write_png
-from veilray.inference.record import DenoiseSettings, new_batch, note_denoised
+from veilray.inference.record import DenoisedRelease, DenoiseSettings, new_batch, note_denoised
 
 LIMIT = 5.0
 """Seconds that a case may take."""
@@ -81,7 +82,9 @@ def make_genuine(folder: Path) -> Genuine:
     for name in names:
         write_png(folder / "source" / name, pixels)
     settings = DenoiseSettings(mean=None, tile=64, precision="fp32")
-    note_denoised(folder / "source", new_batch(weights_sha256="ab" * 32, settings=settings), names)
+    release = DenoisedRelease(release_id="5e" * 16, digest="d1" * 32, noise=ReleasedNoise(mean=0.1, std=0.2, clip=True))
+    batch = new_batch(weights_sha256="ab" * 32, settings=settings, release=release)
+    note_denoised(folder / "source", batch, names)
     seal(folder / "source", folder / "a.veil", keys=sender, receivers=[receiver.card])
     bundle = (folder / "a.veil").read_bytes()
     content = {file.name: file.read_bytes() for file in (folder / "source").iterdir()}
