@@ -93,6 +93,8 @@ class Archive:
     def __init__(self) -> None:
         self.taken: list[Dataset] = []
         self.answer: Callable[[Dataset], int] = lambda dataset: 0x0000
+        self.deadly: str | None = None
+        """SOP Instance UID of an object at which it aborts the association."""
 
     @property
     def sources(self) -> list[str]:
@@ -103,7 +105,9 @@ class Archive:
         dataset = event.dataset
         dataset.file_meta = event.file_meta
         dataset.decode()
-        status = self.answer(dataset)
+        if dataset.SOPInstanceUID == self.deadly:
+            event.assoc.abort()
+        status = 0xC000 if dataset.SOPInstanceUID == self.deadly else self.answer(dataset)
         if status == 0x0000:
             self.taken.append(dataset)
         return status

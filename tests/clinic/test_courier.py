@@ -17,7 +17,7 @@ from tests.ports import free_port
 
 from veilray.clinic.config import load_serve_config
 from veilray.clinic.counters import Counters
-from veilray.clinic.courier import Courier
+from veilray.clinic.courier import STRIKES, Courier
 from veilray.clinic.destinations import DestinationDown, unprotected
 from veilray.clinic.queue import Queue
 
@@ -28,9 +28,9 @@ def _courier(config: Path) -> tuple[Courier, Queue]:
     return Courier(settings.destinations[-1], settings, queue, Counters()), queue
 
 
-def _fill(queue: Queue, count: int, destination: str = "archive") -> None:
+def _fill(queue: Queue, count: int, destination: str = "archive", *, first: int = 0) -> None:
     """Ready objects; plain images serve, since a courier does not look inside."""
-    for index in range(count):
+    for index in range(first, first + count):
         queue.accept(str(index), b"as received")
     for each in queue.claim(count):
         queue.ready(each, save(image(each.id)), [destination])
@@ -102,11 +102,55 @@ def test_a_damaged_file_is_refused_and_not_tried_for_ever(folder: Path) -> None:
     assert "damaged" in letter.reason
 
 
+def _at_once(queue: Queue) -> None:
+    """Make what waits for another try due now."""
+    with queue._database.writing() as database:
+        database.execute("UPDATE deliveries SET due = 0")
+
+
+def test_an_image_that_makes_the_archive_abort_lets_the_others_go_and_ends_as_a_dead_letter(folder: Path) -> None:
+    with archive() as (found, port):
+        courier, queue = _courier(write_config(folder, port=port))
+        _fill(queue, 2)
+        found.deadly = image(1).SOPInstanceUID
+        for _ in range(STRIKES):
+            with pytest.raises(DestinationDown):
+                courier.deliver()
+        assert found.taken == []
+        assert courier.deliver() == 1  # the second goes first; the first is counted, once
+        assert [image.attempts for image in queue.due("archive", 10)] == []
+        _at_once(queue)
+        assert [image.attempts for image in queue.due("archive", 10)] == [1]
+        for index in (2, 3):  # three tries are configured
+            _fill(queue, 1, first=index)
+            _at_once(queue)
+            assert courier.deliver() == 1
+        (letter,) = queue.given_up.letters()
+        assert letter.state == "dead letter"
+        assert len(found.taken) == 3
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_an_archive_that_was_down_for_long_counts_against_none_of_several_images(folder: Path) -> None:
+    port = free_port()
+    courier, queue = _courier(write_config(folder, port=port))
+    _fill(queue, 3)
+    for _ in range(3 * STRIKES + 2):
+        with pytest.raises(DestinationDown):
+            courier.deliver()
+    assert [image.attempts for image in queue.due("archive", 10)] == [0, 0, 0]
+    with archive(port) as (found, _):
+        assert courier.deliver() == 3
+    assert len(found.taken) == 3
+
+
 class _Web:
     """A STOW-RS service that keeps what it is sent."""
 
     def __init__(self) -> None:
         self.status = 200
+        self.choke_on: bytes | None = None
+        """Content of an object that it answers with 500."""
         self.answer: dict[str, object] = {}
         self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
@@ -121,7 +165,8 @@ def _web() -> Iterator[tuple[_Web, int]]:
             web.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
             web.headers.append({**dict(self.headers), "path": self.path})
             body = json.dumps(web.answer).encode()
-            self.send_response(web.status)
+            chokes = web.choke_on is not None and web.choke_on in web.bodies[-1]
+            self.send_response(500 if chokes else web.status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -172,6 +217,21 @@ authorization_file = "token"
     assert web.headers[-1]["path"] == "/dicom-web/studies"
     assert web.headers[-1]["Authorization"] == "Bearer secret"
     assert queue.counts()["done"] == 1
+
+
+def test_stow_that_answers_500_to_one_image_takes_the_others(folder: Path) -> None:
+    with _web() as (web, port):
+        extra = f'[[destinations]]\nkind = "stow"\nname = "web"\nurl = "http://127.0.0.1:{port}"'
+        courier, queue = _courier(write_config(folder, port=1, extra=extra))
+        _fill(queue, 3, "web")
+        web.choke_on = str(image(1).SOPInstanceUID).encode()
+        assert courier.deliver() == 2
+        for _ in range(2):
+            _at_once(queue)
+            assert courier.deliver() == 0
+    (letter,) = queue.given_up.letters()
+    assert (letter.state, letter.reason) == ("dead letter", "it answered with 500")
+    assert queue.counts()["done"] == 2
 
 
 def test_stow_goes_where_the_configuration_says_and_by_no_proxy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,14 @@ LOG = logging.getLogger(LOG_NAME)
 
 AT_ONCE = 50
 IDLE_SECONDS = 0.1
+STRIKES = 5
+"""How often in succession a destination may fail at one image before that image lets the others go first."""
 
 
 class Courier:
     """Delivers to one destination. An image that is refused waits and is tried again; a destination that is down waits
-    as a whole, and counts against no image."""
+    as a whole, and counts against no image; but where it takes others and fails at one time and again, that one is
+    refused."""
 
     def __init__(self, destination: Destination, config: ServeConfig, queue: Queue, counters: Counters) -> None:
         self.name = destination.name
@@ -29,6 +32,7 @@ class Courier:
         """Whether the destination answered the last time; None before the first time."""
         self._destination, self._config, self._queue, self._counters = destination, config, queue, counters
         self._failures = 0
+        self._strikes: dict[int, int] = {}  # of images: how often the destination failed there and then
         self._stopping = threading.Event()
         self._random = random.Random()  # spreads retries; decides nothing that anyone could want to repeat
         self._thread = threading.Thread(target=self._run, name=f"courier {destination.name}", daemon=True)
@@ -47,28 +51,44 @@ class Courier:
         images = self._queue.due(self._destination.name, AT_ONCE)
         if not images:
             return 0
+        images.sort(key=lambda image: self._strikes.get(image.id, 0) >= STRIKES)  # stable: else as they came
         paths = (self._queue.derived / f"{image.name}.dcm" for image in images)
-        taken = 0
+        answered = taken = 0
         answers = send(self._destination, paths, ae_title=self._config.node.ae_title)
-        for image, reason in zip(images, answers, strict=False):
-            self.up = True
-            if reason:
-                self._refused(image, reason)
-            else:
-                self._queue.delivered(image, self._destination.name)
-                self._counters.add("delivered", self._destination.name)
-                LOG.info("image %s: delivered to %s", image.name[:12], self._destination.name)
-                taken += 1
-            if self._stopping.is_set():
-                answers.close()
-                break
+        try:
+            for image, reason in zip(images, answers, strict=False):
+                answered += 1
+                taken += self._answered(image, reason)
+                if self._stopping.is_set():
+                    answers.close()
+                    break
+        except DestinationDown as error:
+            image = images[answered]
+            self._strikes[image.id] = self._strikes.get(image.id, 0) + 1
+            if not taken or self._strikes[image.id] <= STRIKES:
+                raise
+            self._refused(image, str(error))  # others went through just now: it is this one's doing
         return taken
+
+    def _answered(self, image: QueuedImage, reason: str) -> bool:
+        """Note what the destination said of an image; gives whether it took it."""
+        self.up = True
+        self._strikes.pop(image.id, None)
+        if reason:
+            self._refused(image, reason)
+            return False
+        self._queue.delivered(image, self._destination.name)
+        self._counters.add("delivered", self._destination.name)
+        LOG.info("image %s: delivered to %s", image.name[:12], self._destination.name)
+        return True
 
     def _refused(self, image: QueuedImage, reason: str) -> None:
         retry = self._config.retry
         wait = self._wait(image.attempts)
         dead = self._queue.refused(image, self._destination.name, reason, wait=wait, tries=retry.tries)
         self._counters.add("failed", self._destination.name)
+        if dead:
+            self._strikes.pop(image.id, None)
         after = "given up, kept as a dead letter" if dead else f"next try in {wait:.0f} s"
         LOG.warning("image %s: %s: %s; %s", image.name[:12], self._destination.name, reason, after)
 

@@ -163,7 +163,8 @@ def _stow(destination: StowDestination, paths: Iterable[Path]) -> Iterator[str]:
                 )
             except httpx.HTTPError as error:
                 raise DestinationDown(f"no connection ({type(error).__name__})") from None
-            if answer.status_code in (401, 403, 404, 408, 429, 500, 502, 503, 504):
+            # 500 is what many archives answer where they choke on the object: it counts against the image.
+            if answer.status_code in (401, 403, 404, 408, 429, 502, 503, 504):
                 raise DestinationDown(f"it answered with {answer.status_code}")
             yield "" if _stored(answer) else f"it answered with {answer.status_code}"
 
