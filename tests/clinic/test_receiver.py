@@ -22,6 +22,7 @@ from pynetdicom import AE
 from tests.clinic.nodes import eventually, image, send_all
 from tests.images.clinical_files import cr, dx
 
+from veilray.clinic import bounds
 from veilray.clinic.config import HttpConfig, NodeConfig
 from veilray.clinic.counters import Counters
 from veilray.clinic.health import Health
@@ -191,6 +192,55 @@ def test_a_sender_that_stalls_or_drips_is_cut_off(listening: Callable[..., _Open
     assert drip(15.0)
     with socket.create_connection(("127.0.0.1", node.port), timeout=20) as client:
         assert client.recv(100) == b""  # nothing was ever sent: closed by the node
+
+
+def _drip(port: int, seconds: float) -> bool:
+    """Send a command in data units of one byte each, ten a second; gives whether the node ended the association."""
+    entity = AE(ae_title="MODALITY")
+    entity.add_requested_context(image(0).SOPClassUID, ExplicitVRLittleEndian)
+    association = entity.associate("127.0.0.1", port, ae_title="VEILRAY")
+    assert association.is_established
+    (context,) = association.accepted_contexts
+    connection = association.dul.socket.socket
+    # P-DATA-TF with one value: its length, the context, "a command, more follows" (PS3.8 9.3.5, annex E.2).
+    unit = struct.pack(">BBLLBB", 4, 0, 7, 3, context.context_id, 0x01) + b"\0"
+    until = time.monotonic() + seconds
+    with contextlib.suppress(OSError):
+        while association.is_established and time.monotonic() < until:
+            connection.sendall(unit)
+            time.sleep(0.1)
+    ended = time.monotonic() < until
+    association.abort()
+    connection.close()
+    return ended
+
+
+def test_an_object_that_drips_in_units_of_one_byte_is_cut_off_and_its_place_is_free(
+    listening: Callable[..., _Open], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "OBJECT_SECONDS", 1.0)
+    node = listening(max_associations=1)
+    assert _drip(node.port, 30.0)
+    eventually(lambda: node.count("refused", "too_slow") == 1)
+    eventually(lambda: send_all(node.port, [image(0)]) == [0])
+
+
+def test_pauses_between_objects_count_for_none(
+    listening: Callable[..., _Open], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "OBJECT_SECONDS", 2.0)
+    node = listening()
+    entity = AE(ae_title="MODALITY")
+    for uid in ("1.2.840.10008.1.1", image(0).SOPClassUID):
+        entity.add_requested_context(uid, ExplicitVRLittleEndian)
+    association = entity.associate("127.0.0.1", node.port, ae_title="VEILRAY")
+    for index in range(2):
+        assert association.send_c_echo().Status == 0
+        time.sleep(2.2)
+        assert association.send_c_store(image(index)).Status == 0
+        time.sleep(2.2)
+    association.release()
+    assert node.count("refused", "too_slow") == 0
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -1,14 +1,15 @@
 """How much a sender may ask of the node: sockets with deadlines and ceilings, and a bounded number of them.
 
 pynetdicom reads as many bytes as a PDU's header announces, waits for them for ever, and does TLS handshakes in the
-thread that accepts connections. Here a PDU has a deadline, an object a ceiling, all objects together another, and a
-handshake its own thread. Who says nothing shuts nobody out: of those that have no association yet, the one that has had
-its connection longest goes when there are too many.
+thread that accepts connections. Here a PDU has a deadline, an object a ceiling and a least pace, all objects together
+another ceiling, and a handshake its own thread. Who says nothing shuts nobody out: of those that have no association
+yet, the one that has had its connection longest goes when there are too many.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
 import threading
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 
 MAX_PDU = 1 << 20
 """Bytes of a protocol data unit that the node announces and accepts, and of an association request (PS3.8 9.3)."""
+OBJECT_SECONDS = 30.0
+"""Seconds that any object may take from its first unit on, however small."""
+OBJECT_SECONDS_A_MIB = 1.0
+"""Seconds that each MiB of an object adds to those: no sender may be slower."""
 _BLOCK = 1 << 16
+_DATA_UNIT = 0x04  # P-DATA-TF (PS3.8 9.3.5)
 
 
 class Allowance:
@@ -68,6 +74,9 @@ class BoundedSocket(AssociationSocket):
         """Bytes read since the last whole object."""
         self.too_large = False
         """Whether the connection ended because an object was too large, or all together."""
+        self.too_slow = False
+        """Whether the connection ended because an object came too slowly."""
+        self._began: float | None = None  # when the first unit of an unfinished object came
         self._allowance = allowance
         self._seconds = seconds
         allowance.enter(self)
@@ -79,21 +88,36 @@ class BoundedSocket(AssociationSocket):
         if nr_bytes > MAX_PDU or not self._allowance.allows(self, nr_bytes):
             self.too_large = True
             raise OSError("too many bytes")
-        deadline = time.monotonic() + self._seconds
+        now = time.monotonic()
+        last = math.inf if self._began is None else self._began + self._object_seconds()
+        deadline = min(now + self._seconds, last)
         data, place = bytearray(nr_bytes), 0
         with memoryview(data) as view:
             while place < nr_bytes:
                 left = deadline - time.monotonic()
                 if left <= 0:
+                    self.too_slow = deadline == last
                     raise TimeoutError("the sender is too slow")
                 self.socket.settimeout(left)
-                count = self.socket.recv_into(view[place : place + _BLOCK])
+                try:
+                    count = self.socket.recv_into(view[place : place + _BLOCK])
+                except TimeoutError:
+                    continue
                 if not count:
                     break
                 place += count
         self.socket.settimeout(self._seconds)  # sending has a deadline too
         del data[place:]
+        if self._began is None and nr_bytes == 6 and data[:1] == bytes([_DATA_UNIT]):  # the header of a unit
+            self._began = now
         return data
+
+    def _object_seconds(self) -> float:
+        return OBJECT_SECONDS + OBJECT_SECONDS_A_MIB * self.taken / (1 << 20)
+
+    def whole(self) -> None:
+        """An object came to its end: its bytes and its time count no longer."""
+        self.taken, self._began = 0, None
 
     def close(self) -> None:
         """Close the connection and give back what it held."""

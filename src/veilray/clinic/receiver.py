@@ -65,6 +65,7 @@ class Receiver:
             ssl_context=_tls_context(config.tls) if config.tls else None,
             handlers=[
                 (evt.EVT_C_STORE, self._store),
+                (evt.EVT_C_ECHO, self._echo),
                 (evt.EVT_ACCEPTED, self._accepted),
                 (evt.EVT_REJECTED, self._rejected),
                 (evt.EVT_CONN_CLOSE, self._closed),
@@ -95,10 +96,12 @@ class Receiver:
         except OSError as error:
             LOG.error("an image could not be stored: %s", error.strerror or type(error).__name__)
         finally:
-            connection = event.assoc.dul.socket
-            if isinstance(connection, BoundedSocket):
-                connection.taken = 0
+            _whole(event)
         return self._no("storage", event, OUT_OF_RESOURCES)
+
+    def _echo(self, event: Event) -> int:
+        _whole(event)
+        return SUCCESS
 
     def _take(self, event: Event) -> int:
         if self._full():
@@ -153,6 +156,9 @@ class Receiver:
         if isinstance(connection, BoundedSocket) and connection.too_large:
             self._counters.add("refused", "too_large")
             LOG.warning("connection of %s closed: too many bytes", _caller(event))
+        if isinstance(connection, BoundedSocket) and connection.too_slow:
+            self._counters.add("refused", "too_slow")
+            LOG.warning("connection of %s closed: an object came too slowly", _caller(event))
 
     def _refused(self, reason: str, address: Any) -> None:
         self._counters.add("refused", reason)
@@ -177,6 +183,12 @@ def _header(data: bytes) -> Dataset | None:
         except Exception:  # pydicom raises anything on damaged data
             return None
     return header
+
+
+def _whole(event: Event) -> None:
+    connection = event.assoc.dul.socket
+    if isinstance(connection, BoundedSocket):
+        connection.whole()
 
 
 def _caller(event: Event) -> str:
