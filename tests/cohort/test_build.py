@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -393,8 +394,9 @@ def _alive(pid: int) -> bool:
 def test_a_killed_worker_ends_the_import_with_a_clear_error(radiographs: Path, tmp_path: Path) -> None:
     def kill_a_worker(_: int) -> None:
         for child in _children(os.getpid()):
-            if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
-                os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # those killed before are gone
+                if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                    os.kill(child, signal.SIGKILL)
 
     with pytest.raises(VeilrayError, match="worker process ended"):
         _import([radiographs], tmp_path / "out", workers=2, advance=kill_a_worker)
