@@ -181,6 +181,15 @@ def test_early_stopping(cohort: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(RunFolder(tmp_path / "run").epochs()) == 4
 
 
+def test_validations_may_lie_epochs_apart(cohort: Path, tmp_path: Path) -> None:
+    train_here(small_config(train={"epochs": 5}), cohort, tmp_path / "each")
+    train_here(small_config(train={"epochs": 5, "validate_every": 2}), cohort, tmp_path / "some")
+    each, some = RunFolder(tmp_path / "each").epochs(), RunFolder(tmp_path / "some").epochs()
+    assert [record.epoch for record in some] == [2, 4, 5]
+    assert [record.validation_loss for record in some] == [each[index].validation_loss for index in (1, 3, 4)]
+    assert some[0].train_loss == pytest.approx((each[0].train_loss + each[1].train_loss) / 2)
+
+
 def test_validation_is_exact_whatever_the_batch_size(cohort: Path, tmp_path: Path) -> None:
     config = small_config(train={"epochs": 1})
     images = TrainingImages.open(cohort, config)

@@ -114,6 +114,9 @@ class TrainConfig(BaseModel):
     """Decay a step of the moving average of the weights, which is then what is evaluated; 0 turns it off."""
     clip_norm: float = Field(default=1.0, ge=0.0)
     """Largest L2 norm of the gradient; larger ones are scaled down to it; 0 turns it off."""
+    validate_every: int = Field(default=1, ge=1)
+    """Epochs from one validation to the next, each of which may choose the weights and writes a checkpoint; the last
+    epoch always ends in one."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many epochs without a better validation loss; 0 never stops early."""
     crop: int = Field(default=0, ge=0)
@@ -171,6 +174,10 @@ class TrainConfig(BaseModel):
         unused |= set() if self.clean_digest else {"clean_digest", "clean_share"}
         unused |= set() if self.second_digest else {"second_digest"}
         return unused if self.loss in LOSS_WEIGHTS else unused | {"loss_weight"}
+
+    def validates_after(self, epoch: int) -> bool:
+        """Whether epoch number `epoch`, counted from 1, ends in a validation."""
+        return epoch % self.validate_every == 0 or epoch == self.epochs
 
     @property
     def peak_learning_rate(self) -> float:

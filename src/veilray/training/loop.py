@@ -110,8 +110,8 @@ def train(
             counters.take(loss=taken.loss, images=batch.images, seconds=lap.restart())
             watcher.step(step=counters.step, images=batch.images, loss=taken.loss)
 
-            epoch_ends = index + 1 == steps
-            if epoch_ends:
+            validates = index + 1 == steps and config.train.validates_after(epoch + 1)
+            if validates:
                 validation_loss, validation_psnr = validate(state.average.model, images, config, device, group, clock)
                 counters.seconds += lap.restart()
                 counters.spend(clock.take())
@@ -126,9 +126,9 @@ def train(
                 _on_lead(group, signals, lambda: run.append(record))  # noqa: B023 - called at once
                 watcher.epoch(record)
             stop = taken.interrupted if group.joined else interruption.requested
-            if epoch_ends or stop or since_checkpoint.minutes() > config.launch.checkpoint_minutes:
+            if validates or stop or since_checkpoint.minutes() > config.launch.checkpoint_minutes:
                 counters.spend(clock.take())
-                best = epoch_ends and counters.best_epoch == epoch + 1
+                best = validates and counters.best_epoch == epoch + 1
                 _on_lead(group, signals, lambda: writer.save(state, best=best))  # noqa: B023 - called at once
                 counters.seconds += lap.restart()
                 clock.lap("checkpoint")

@@ -214,7 +214,7 @@ def _timings(epochs: Sequence[EpochRecord], ended: Ended) -> Timings:
     memory = max(epoch.peak_memory_bytes for epoch in epochs)
     return Timings(
         seconds=epochs[-1].seconds,
-        epochs=len(epochs),
+        epochs=epochs[-1].epoch,
         process_seconds=ended.seconds,
         images_per_second=median(epoch.images_per_second for epoch in epochs[1:] or epochs),
         parts=dict(parts),
