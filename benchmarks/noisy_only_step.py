@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from common import save, table
 from veilray.models.build import build_model
 from veilray.training.batch import Batch, TrainingParts
 from veilray.training.config import RunConfig
-from veilray.training.draws import fields
+from veilray.training.draws import Drawn, draw
 from veilray.training.setup import Setup
 from veilray.training.state import TrainingState
 from veilray.training.step import Signals, Stepper
@@ -92,15 +91,15 @@ def _step(objective: str, clip: bool, every: int) -> tuple[Stepper, TrainingPart
     state = TrainingState(build_model(config.model), config.train, device=CPU, scale_loss=False)
     clean = torch.rand((BATCH, 1, CROP, CROP))
     noisy = clean + 0.1 + 0.2 * torch.randn_like(clean)
-    batch: dict[str, Any] = {}
+    drawn: Drawn | None = None
     if objective != "supervised":
         weights = np.zeros(BATCH, dtype=np.float32)
         weights[::every] = every
         names = [str(number) for number in range(BATCH)]
-        batch = {"field": fields(config.train.objective, names, (CROP, CROP)), "weight": torch.from_numpy(weights)}
+        drawn = draw(config.train.objective, names, (CROP, CROP), weights=weights)
     known = torch.tensor([[0.1, 0.2]]).expand(BATCH, -1)
     noisy = noisy.clamp(0, 1) if clip else noisy
-    part = Batch(rows=np.arange(BATCH), noisy=noisy, known=known, originals=clean, **batch)
+    part = Batch(rows=np.arange(BATCH), noisy=noisy, known=known, originals=clean, drawn=drawn)
     return Stepper(state, config, Setup(), PartClock(CPU)), TrainingParts(images=BATCH, parts=[part])
 
 

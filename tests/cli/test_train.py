@@ -226,6 +226,8 @@ def test_a_release_without_clean_images_is_trained_on_by_the_default_preset(
     )
     assert "no scores: the data hold no clean images" in result.out
     assert "PSNR" not in result.out
+    assert "criterion on noisy validation images" in result.out
+    assert "validation loss" not in result.out
     run = RunFolder(tmp_path / "run")
     assert run.config().train.objective == objective
     assert run.config().noise.std == 0.3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from tests.training.small import small_config, train_here
+from tests.training.small import Recorder, small_config, train_here
 from torch import Tensor
 
 from veilray.cohort.cohort import Cohort
@@ -24,8 +24,9 @@ from veilray.obfuscation.config import NoiseConfig, Recorruption
 from veilray.obfuscation.mean_map import mean_map
 from veilray.obfuscation.noise import add_gaussian
 from veilray.training.companions import matching_rows
+from veilray.training.config import Objective
 from veilray.training.data import TrainingImages
-from veilray.training.draws import fields
+from veilray.training.draws import draw
 from veilray.training.objectives.blind import blind_spot_losses, neighbour_losses, second_losses
 from veilray.training.objectives.recorrupted import recorrupted, recorrupted_losses, recorruption_log_likelihood
 from veilray.training.run import RunFolder
@@ -53,6 +54,18 @@ def _names() -> list[str]:
     return [str(number) for number in range(DRAWS)]
 
 
+def _normals() -> Tensor:
+    normals = draw("r2r", _names(), (SIDE, SIDE), weights=np.ones(DRAWS, dtype=np.float32)).normals
+    assert normals is not None
+    return normals.double()
+
+
+def _places(objective: Objective) -> Tensor:
+    places = draw(objective, _names(), (SIDE, SIDE), weights=np.ones(DRAWS, dtype=np.float32)).places
+    assert places is not None
+    return places
+
+
 def _smoothed(images: Tensor, known: Tensor) -> Tensor:
     y = images - known[:, :1, None, None]
     return torch.nn.functional.avg_pool2d(y, 3, stride=1, padding=1)
@@ -65,9 +78,9 @@ def _within_two_standard_errors(difference: Tensor) -> bool:
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_recorrupted_losses_are_the_squared_error_within_two_standard_errors(phantom: Tensor, strength: float) -> None:
     noisy, known = _noisy(phantom, clip=False), _known()
-    field = fields("r2r", _names(), (SIDE, SIDE)).double()
-    estimate = recorrupted_losses(_smoothed, noisy, known, field=field, strength=strength, clip=False)
-    seen, told = recorrupted(noisy, known, field=field, strength=strength)
+    normals = _normals()
+    estimate = recorrupted_losses(_smoothed, noisy, known, normals=normals, strength=strength, clip=False)
+    seen, told = recorrupted(noisy, known, normals=normals, strength=strength)
     errors = (_smoothed(seen, told) - phantom).square().mean(dim=(1, 2, 3))
     assert torch.allclose(told[:, 1], torch.tensor(STD * math.sqrt(1 + strength**2), dtype=torch.float64))
     assert _within_two_standard_errors(estimate - errors)
@@ -95,9 +108,9 @@ def test_far_from_the_ends_the_likelihood_is_r2r(phantom: Tensor) -> None:
     grey = 0.4 + 0 * phantom
     noisy = add_gaussian(grey.expand(DRAWS, -1, -1, -1), mean=0.1, std=0.02, generator=torch.Generator().manual_seed(0))
     known = torch.tensor([[0.1, 0.02]], dtype=torch.float64).expand(DRAWS, -1)
-    field = fields("r2r", _names(), (SIDE, SIDE)).double()
+    normals = _normals()
     open_, clamped = (
-        recorrupted_losses(_smoothed, noisy, known, field=field, strength=0.5, clip=clip) for clip in (False, True)
+        recorrupted_losses(_smoothed, noisy, known, normals=normals, strength=0.5, clip=clip) for clip in (False, True)
     )
     inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))
     assert noisy[inner].min() > 0
@@ -128,9 +141,9 @@ def test_blind_losses_are_the_error_of_g_and_the_noise_s_variance(phantom: Tenso
         losses = second_losses(lambda images, known: target.expand_as(images), noisy, known, second=second, clip=True)
         truth = error.mean() + (second - expected).square().mean(dim=(1, 2, 3))
     else:
-        field = fields("blind_spot", _names(), (SIDE, SIDE)).double()
-        losses = blind_spot_losses(lambda images, known: target.expand_as(images), noisy, known, field=field)
-        masked = field < 8
+        places = _places("blind_spot").double()
+        losses = blind_spot_losses(lambda images, known: target.expand_as(images), noisy, known, places=places)
+        masked = places < 8
         assert 0.05 < masked.double().mean() < 0.075
         truth = (error + (noisy - expected).square()).mul(masked).sum(dim=(1, 2, 3)) / masked.sum(dim=(1, 2, 3))
     assert _within_two_standard_errors(losses - truth)
@@ -138,30 +151,29 @@ def test_blind_losses_are_the_error_of_g_and_the_noise_s_variance(phantom: Tenso
 
 def test_a_masked_pixel_does_not_see_itself() -> None:
     noisy = torch.arange(36, dtype=torch.float32).view(1, 1, 6, 6) / 40
-    field = torch.full((1, 1, 6, 6), 100.0)
-    field[0, 0, 2, 3] = 4  # the neighbour on the right
+    places = torch.full((1, 1, 6, 6), 100.0)
+    places[0, 0, 2, 3] = 4  # the neighbour on the right
     seen = []
 
     def network(images: Tensor, known: Tensor) -> Tensor:
         seen.append(images)
         return images
 
-    blind_spot_losses(network, noisy, torch.tensor([[0.0, 0.1]]), field=field)
+    blind_spot_losses(network, noisy, torch.tensor([[0.0, 0.1]]), places=places)
     changed = (seen[0] != noisy).nonzero().tolist()
     assert changed == [[0, 0, 2, 3]]
     assert seen[0][0, 0, 2, 3] == noisy[0, 0, 2, 4]
 
 
 def test_the_halves_are_of_neighbours(phantom: Tensor) -> None:
-    places = torch.arange(SIDE * SIDE, dtype=torch.float64).view(1, 1, SIDE, SIDE).expand(DRAWS, -1, -1, -1)
+    numbers = torch.arange(SIDE * SIDE, dtype=torch.float64).view(1, 1, SIDE, SIDE).expand(DRAWS, -1, -1, -1)
     seen = []
 
     def network(images: Tensor, known: Tensor) -> Tensor:
         seen.append(images)
         return images
 
-    field = fields("neighbor2neighbor", _names(), (SIDE, SIDE))
-    neighbour_losses(network, places, _known(), field=field)
+    neighbour_losses(network, numbers, _known(), places=_places("neighbor2neighbor"))
     whole, half = seen
     assert whole.shape[-2:] == (SIDE, SIDE)
     assert half.shape[-2:] == (SIDE // 2, SIDE // 2)
@@ -197,6 +209,27 @@ def test_every_objective_learns(cohort: Path, tmp_path: Path, objective: str, cl
     assert records[0].validation_psnr is not None
     assert records[-1].validation_psnr > records[0].validation_psnr + 0.3
     assert records[-1].validation_loss < records[0].validation_loss
+
+
+@pytest.mark.parametrize(("objective", "allowed"), [("sure", False), ("supervised", True)])
+def test_gpus_do_not_round_while_differences_are_taken(
+    cohort: Path, tmp_path: Path, objective: str, allowed: bool
+) -> None:
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    seen: list[bool] = []
+    try:
+        for backend in backends:
+            backend.allow_tf32 = True
+        config = small_config(train={"objective": objective, "epochs": 1}, noise={"clip": False})
+        recorder = Recorder(lambda step: seen.extend(backend.allow_tf32 for backend in backends))
+        train_here(config, cohort, tmp_path / "run", recorder=recorder)
+        assert all(backend.allow_tf32 for backend in backends)
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+    assert seen
+    assert set(seen) == {allowed}
 
 
 def test_noise_added_in_training_is_added_at_inference(cohort: Path, tmp_path: Path) -> None:
@@ -264,10 +297,12 @@ def test_two_releases_are_matched_by_name_and_trained_on(two: tuple[Path, Path],
     config = small_config(train={"objective": "noise2noise", "crop": 24, "flips": True})
     images = TrainingImages.open(two[0], config, second=two[1])
     batch = images.training_batch(0, 0, CPU)
-    assert batch.field is not None
-    inner = (batch.noisy > 0) & (batch.noisy < 1) & (batch.field > 0) & (batch.field < 1)
+    assert batch.drawn is not None
+    other = batch.drawn.second
+    assert other is not None
+    inner = (batch.noisy > 0) & (batch.noisy < 1) & (other > 0) & (other < 1)
     # The same anatomy, other noise: the difference has twice the variance, and is no shift.
-    difference = (batch.noisy - batch.field)[inner]
+    difference = (batch.noisy - other)[inner]
     assert difference.mean().abs() < 0.02
     assert images.config.train.second_digest == images.config.train.second_digest != ""
     with pytest.raises(UsageError, match="--second"):
@@ -317,7 +352,7 @@ def test_clean_public_images_go_beside_noisy_ones(two: tuple[Path, Path], cohort
     (part,) = parts.parts
     assert part.public is not None
     assert (len(part.rows), len(part.public.rows), parts.images) == (4, 2, 6)
-    assert len(part.arguments(config.model)) == 6
+    assert len(part.arguments(config.model)) == 5
     train_rows, steps = len(images.sets["train"]), images.steps_per_epoch()
     assert steps == -(-train_rows // 4)
     seen = [

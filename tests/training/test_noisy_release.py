@@ -151,16 +151,36 @@ def test_interrupted_and_resumed_ends_with_the_same_bits(
 
 def test_accumulated_probes_add_up_to_those_of_the_whole_batch(releases: dict[str, Path]) -> None:
     images = TrainingImages.open(releases["clamped"], small_config(train={"batch_size": 9, "probe_every": 4}))
-    parts = images.training_parts(0, 0, CPU).parts
-    whole = images.training_batch(0, 0, CPU)
-    assert whole.weight is not None
-    assert whole.weight.tolist() == [3, 0, 0, 0, 3, 0, 0, 0, 3]
+    (whole,) = _probe_weights(images)
+    assert whole.tolist() == [3, 0, 0, 0, 3, 0, 0, 0, 3]
     split = TrainingImages.open(
         releases["clamped"], small_config(train={"batch_size": 9, "probe_every": 4, "accumulate": 3})
     )
-    weights = [part.weight for part in split.training_parts(0, 0, CPU).parts]
-    assert torch.equal(torch.cat([weight for weight in weights if weight is not None]), whole.weight)
-    assert parts[0].weight is not None
+    parts = _probe_weights(split)
+    assert len(parts) == 3
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def _probe_weights(images: TrainingImages) -> list[torch.Tensor]:
+    """Of the parts of the first batch."""
+    drawn = [part.drawn for part in images.training_parts(0, 0, CPU).parts]
+    return [one.probe_weight for one in drawn if one is not None and one.probe_weight is not None]
+
+
+def test_fixed_noise_belongs_to_the_image_and_not_to_the_cut(cohort: Path) -> None:
+    """Cut and mirrored as the image is: where two cuts show one pixel, they show one noise."""
+    cut = {"crop": 16, "flips": True}
+    images = TrainingImages.open(cohort, small_config(train=cut, noise={"fresh": False, "clip": False}))
+    whole = TrainingImages.open(cohort, small_config(noise={"fresh": False, "clip": False}))
+    batches = [whole.training_batch(0, index, CPU) for index in range(whole.steps_per_epoch())]
+    kept = {int(row): image for batch in batches for row, image in zip(batch.rows, batch.noisy[:, 0], strict=True)}
+    for epoch in range(3):
+        batch = images.training_batch(epoch, 0, CPU)
+        for row, noisy, clean in zip(batch.rows, batch.noisy[:, 0], batch.clean[:, 0], strict=True):
+            assert (noisy - clean).std() > 0.1
+            windows = kept[int(row)].unfold(0, 16, 1).unfold(1, 16, 1)
+            found = [(windows == one).all(dim=-1).all(dim=-1).any() for one in (noisy, noisy.flip(1))]
+            assert any(found)
 
 
 @pytest.fixture(scope="session")
@@ -223,6 +243,8 @@ def test_a_cohort_may_be_trained_on_as_if_it_were_a_release(cohort: Path) -> Non
     first, second = (images.training_batch(epoch, 0, CPU) for epoch in (0, 1))
     place = second.rows.tolist().index(int(first.rows[0]))
     np.testing.assert_array_equal(first.noisy[0], second.noisy[place])
-    assert first.field is not None
-    assert second.field is not None
-    assert not torch.equal(first.field[0], second.field[place])
+    assert first.drawn is not None
+    assert first.drawn.signs is not None
+    assert second.drawn is not None
+    assert second.drawn.signs is not None
+    assert not torch.equal(first.drawn.signs[0], second.drawn.signs[place])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import typer
 
-from veilray.cli.watcher import Silence, TerminalWatcher
+from veilray.cli.watcher import Silence, TerminalWatcher, validation_name
 from veilray.cohort.release import Release
 from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
 from veilray.evaluation.subject import check_data, open_subject
@@ -110,7 +110,7 @@ def run_training(
                     _announce(images, run, setup, doubts, device=device)
             outcome = _trained(images, run, setup, device=device, beat=watchdog.beat)
             if group.is_lead:
-                typer.echo(_ending(outcome))
+                typer.echo(_ending(outcome, validation_name(images.choice.objective)))
             # What was finished already keeps its scores, of the test set perhaps.
             finished = bool(before) and run.epochs() == before and (run.path / "report.html").exists()
             if evaluate and not images.holds_clean:
@@ -237,6 +237,6 @@ def _announce(images: TrainingImages, run: RunFolder, setup: Setup, doubts: list
         )
 
 
-def _ending(outcome: Outcome) -> str:
+def _ending(outcome: Outcome, name: str) -> str:
     early = "stopped early" if outcome.stopped_early else "training done"
-    return f"{early}; lowest validation loss {outcome.best_loss:.5f} after epoch {outcome.best_epoch}"
+    return f"{early}; lowest {name} {outcome.best_loss:.5f} after epoch {outcome.best_epoch}"

@@ -10,9 +10,14 @@ from typing import Any
 import torch
 
 from veilray.cli.progress import progress
-from veilray.training.config import RunConfig
+from veilray.training.config import Objective, RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.run import EpochRecord, RunFolder
+
+
+def validation_name(objective: Objective) -> str:
+    """What the number is called by which a training chooses its weights: no loss where no clean image is compared."""
+    return "validation loss" if objective == "supervised" else "criterion on noisy validation images"
 
 
 class TerminalWatcher:
@@ -35,6 +40,7 @@ class TerminalWatcher:
         self._run, self._device = run, device
         self._life: Mapping[str, Any] | None = life
         self._epochs = config.train.epochs
+        self._name = validation_name(images.choice.objective)
         total = images.images_before(config.train.epochs * images.steps_per_epoch())
         self._progress = progress(total, "training", "images")
         self._events = SummaryWriter(str(run.path / "tensorboard"))
@@ -69,7 +75,7 @@ class TerminalWatcher:
                 self._events.add_scalar(f"epoch/{name}", value, record.step)
         psnr = "" if record.validation_psnr is None else f", validation PSNR {record.validation_psnr:.2f} dB"
         self._bar.say(
-            f"epoch {record.epoch}/{self._epochs}: training loss {record.train_loss:.5f}, validation loss "
+            f"epoch {record.epoch}/{self._epochs}: training loss {record.train_loss:.5f}, {self._name} "
             f"{record.validation_loss:.5f}{psnr}, "
             f"{record.images_per_second:.1f} images/s"
         )

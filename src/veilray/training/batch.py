@@ -12,6 +12,7 @@ from torch import Tensor
 from veilray.errors import CohortError
 from veilray.models.config import ModelConfig
 from veilray.models.layers import with_noise_maps
+from veilray.training.draws import Drawn
 from veilray.training.sets import Rows
 
 
@@ -25,10 +26,8 @@ class Batch:
     """(N, 2), float32: mean and standard deviation of each image's noise."""
     originals: Tensor | None
     """The clean images; None where the data hold none."""
-    field: Tensor | None = None
-    """(N, 1, H, W), float32: what an objective that sees no clean image draws for each pixel; None for others."""
-    weight: Tensor | None = None
-    """(N,), float32: how much the probe of an image counts; 0 where there is none."""
+    drawn: Drawn | None = None
+    """What an objective that sees no clean image takes beside the noisy ones; None for others."""
     public: Batch | None = None
     """Clean public images beside those of a release that holds none; None where there are none."""
 
@@ -43,11 +42,11 @@ class Batch:
         """(N, C, H, W): the noisy images, with a constant map for each thing the network is told of their noise."""
         return with_noise_maps(self.noisy, self.known[:, : config.channels_in - 1])
 
-    def arguments(self, config: ModelConfig) -> tuple[Tensor, ...]:
+    def arguments(self, config: ModelConfig) -> tuple[Tensor | Drawn, ...]:
         """What the training's objective takes: network input and clean images, or what it makes do without them."""
-        if self.field is None or self.weight is None:
+        if self.drawn is None:
             return self.network_input(config), self.clean
-        own = self.noisy, self.known, self.field, self.weight
+        own = self.noisy, self.known, self.drawn
         return own if self.public is None else (*own, self.public.network_input(config), self.public.clean)
 
 

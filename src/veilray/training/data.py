@@ -24,7 +24,7 @@ from veilray.training.batch import Batch, TrainingParts, joined
 from veilray.training.companions import Gather, open_companions, public_config, second_gather, with_companions
 from veilray.training.config import RunConfig
 from veilray.training.degradation import other_task
-from veilray.training.draws import fields, keyed
+from veilray.training.draws import Drawn, draw, keyed
 from veilray.training.objectives.choose import choose_objective, with_objective
 from veilray.training.sets import Rows, noise_of, sets_of
 
@@ -161,10 +161,9 @@ class TrainingImages:
         if self.choice.objective == "supervised":
             return batch
         if self._second is not None:
-            other = _tensor(self._second(rows)).to(device)
-            return replace(batch, field=other, weight=torch.ones(len(rows), device=device))
+            return replace(batch, drawn=Drawn(second=_tensor(self._second(rows)).to(device)))
         names = [f"{self.config.evaluate.noise_seed}/held-out/{self.image_id(int(row))}" for row in rows]
-        return self._with_field(batch, names, np.ones(len(rows), dtype=np.float32))
+        return self._with_draws(batch, names, np.ones(len(rows), dtype=np.float32))
 
     def _held_out(self, rows: Rows, device: torch.device) -> Batch:
         if isinstance(self.data, Release):
@@ -203,18 +202,16 @@ class TrainingImages:
             batch = self._training_pairs(rows, epoch, device)
         if self.choice.objective == "supervised":
             return batch
-        if self._second is not None and len(rows):
-            other = self._augmented(self._second, rows, epoch, device)
-            return replace(batch, field=other, weight=torch.from_numpy(weights).to(device))
+        if self._second is not None:
+            other = self._augmented(self._second, rows, epoch, device) if len(rows) else batch.noisy
+            return replace(batch, drawn=Drawn(second=other))
         names = [f"{self.config.seed}/{epoch}/{self.image_id(int(row))}" for row in rows]
-        return self._with_field(batch, names, weights)
+        return self._with_draws(batch, names, weights)
 
-    def _with_field(self, batch: Batch, names: Sequence[str], weights: Floats) -> Batch:
+    def _with_draws(self, batch: Batch, names: Sequence[str], weights: Floats) -> Batch:
         """The batch with what its objective draws, by the names of its images."""
         shape = batch.noisy.shape[-2], batch.noisy.shape[-1]
-        device = batch.noisy.device
-        field = fields(self.choice.objective, names, shape) if names else torch.empty_like(batch.noisy)
-        return replace(batch, field=field.to(device), weight=torch.from_numpy(weights).to(device))
+        return replace(batch, drawn=draw(self.choice.objective, names, shape, weights=weights).to(batch.noisy.device))
 
     def _training_pairs(self, rows: Rows, epoch: int, device: torch.device) -> Batch:
         if isinstance(self.data, Release):
@@ -224,8 +221,24 @@ class TrainingImages:
             assert noisy is not None
             return Batch(rows=rows, noisy=noisy, originals=clean, known=self._stated(rows, device))
         clean = self._augmented(self.data.gather, rows, epoch, device)
-        batch = self._obfuscated(rows, clean, self.noise, seed=self.config.seed, epoch=epoch)
+        if self.noise.fresh:
+            batch = self._obfuscated(rows, clean, self.noise, seed=self.config.seed, epoch=epoch)
+        else:
+            batch = self._fixed(rows, clean, epoch, device)
         return batch if self.config.train.degradation == "noise" else self._with_other_tasks(batch, epoch)
+
+    def _fixed(self, rows: Rows, clean: Tensor, epoch: int, device: torch.device) -> Batch:
+        """Images with the one noise of each, which is that of the whole image, cut and mirrored as the image is."""
+        known: list[Tensor] = []
+
+        def noisy(own: Rows) -> FloatImage:
+            whole = self._obfuscated(own, _tensor(self.data.gather(own)), self.noise, seed=self.config.seed)
+            known.append(whole.known)
+            pixels: FloatImage = whole.noisy[:, 0].numpy()
+            return pixels
+
+        images = self._augmented(noisy, rows, epoch, device)
+        return Batch(rows=rows, noisy=images, originals=clean, known=torch.cat(known).to(device))
 
     def _with_other_tasks(self, batch: Batch, epoch: int) -> Batch:
         """The batch with some of its images compressed or enlarged instead of noisy, drawn as the noise is."""

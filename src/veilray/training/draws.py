@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,38 +15,65 @@ from veilray.images.radiograph import FloatImage
 from veilray.training.config import Objective
 from veilray.training.objectives.blind import DIRECTIONS, SPACING
 
+Floats = npt.NDArray[np.float32]
+
 
 def keyed(name: str, purpose: bytes) -> int:
     """128 bits that a name and a purpose (at most 16 bytes) decide."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16, person=purpose).digest(), "little")
 
 
-def fields(objective: Objective, names: Sequence[str], shape: tuple[int, int]) -> Tensor:
-    """What an objective draws for the images of these names: (N, 1, H, W), float32."""
+class Drawn(NamedTuple):
+    """What an objective that sees no clean image takes beside the noisy images; None for what it has no use for.
+
+    A named tuple, because nn.DataParallel cuts those up as it does the images. All but `probe_weight` are
+    (N, 1, H, W), float32.
+    """
+
+    signs: Tensor | None = None
+    """sure, censored_sure: the direction along which the divergence is measured, -1 or 1."""
+    probe_weight: Tensor | None = None
+    """sure, censored_sure: how much the divergence of an image counts, (N,), float32; 0 where none is measured."""
+    normals: Tensor | None = None
+    """r2r, noisier2noise, censored_r2r: standard normal values, from which the added noise is made."""
+    places: Tensor | None = None
+    """blind_spot, neighbor2neighbor: whole numbers, which say what is hidden or taken of a pixel or square."""
+    second: Tensor | None = None
+    """noise2noise: the same images in the second release."""
+
+    def to(self, device: torch.device) -> Drawn:
+        """The same on a device."""
+        return Drawn(*(None if one is None else one.to(device) for one in self))
+
+
+def draw(objective: Objective, names: Sequence[str], shape: tuple[int, int], *, weights: Floats) -> Drawn:
+    """What an objective draws for the images of these names; `weights`, (N,): how much the probe of each counts."""
     match objective:
         case "sure" | "censored_sure":
-            return sign_fields(names, shape)
+            return Drawn(signs=sign_fields(names, shape), probe_weight=torch.from_numpy(weights))
         case "r2r" | "noisier2noise" | "censored_r2r":
-            return _stacked([_generator(name).standard_normal(shape, dtype=np.float32) for name in names])
+            values = [_generator(name).standard_normal(shape, dtype=np.float32) for name in names]
+            return Drawn(normals=_stacked(values, shape))
         case "blind_spot":
-            return _whole_numbers(names, shape, SPACING * DIRECTIONS)
+            return Drawn(places=_whole_numbers(names, shape, SPACING * DIRECTIONS))
         case "neighbor2neighbor":
-            return _whole_numbers(names, shape, DIRECTIONS)
+            return Drawn(places=_whole_numbers(names, shape, DIRECTIONS))
         case _:
             raise ValueError(f"{objective} draws nothing")
 
 
 def sign_fields(names: Sequence[str], shape: tuple[int, int]) -> Tensor:
     """A field of -1 and 1 for each name, evenly: (N, 1, H, W), float32."""
-    return _stacked([_signs(name, shape) for name in names])
+    return _stacked([_signs(name, shape) for name in names], shape)
 
 
 def _whole_numbers(names: Sequence[str], shape: tuple[int, int], end: int) -> Tensor:
-    return _stacked([_generator(name).integers(end, size=shape, dtype=np.uint8).astype(np.float32) for name in names])
+    values = [_generator(name).integers(end, size=shape, dtype=np.uint8).astype(np.float32) for name in names]
+    return _stacked(values, shape)
 
 
-def _stacked(images: Sequence[FloatImage]) -> Tensor:
-    return torch.from_numpy(np.stack(images)[:, None])
+def _stacked(images: Sequence[FloatImage], shape: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(np.array(images, dtype=np.float32).reshape(-1, 1, *shape))
 
 
 def _signs(name: str, shape: tuple[int, int]) -> FloatImage:

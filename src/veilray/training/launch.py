@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -36,6 +39,25 @@ def autocast(launch: LaunchConfig, device: torch.device) -> torch.autocast:
     """The arithmetic of a forward pass: fp16 or bf16 in the layers that stand it, or fp32 throughout."""
     half = torch.float16 if launch.precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=half, enabled=launch.precision != "fp32")
+
+
+@contextmanager
+def unrounded_fp32(config: RunConfig) -> Iterator[None]:
+    """Keep GPUs from rounding fp32 to TF32, which torch lets convolutions do, while an objective takes differences.
+
+    A probe moves the image by a hundredth of the noise; TF32 keeps 10 bits of a number, about as much as the move.
+    For other objectives nothing changes. What was allowed before is allowed again at the end.
+    """
+    if config.train.objective not in PROBED:
+        yield
+        return
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    try:
+        convolutions.allow_tf32 = products.allow_tf32 = False
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 def laid_out(images: Tensor, launch: LaunchConfig) -> Tensor:

@@ -19,7 +19,7 @@ from veilray.parallel.group import Group, fails_together, lost_ranks_explained
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.interruption import deferred_interruption
-from veilray.training.launch import memory_format, resolved
+from veilray.training.launch import memory_format, resolved, unrounded_fp32
 from veilray.training.objectives.choose import with_objective
 from veilray.training.objectives.supervised import discriminator_of
 from veilray.training.prefetch import prefetched
@@ -97,6 +97,7 @@ def train(
         deferred_interruption(patient=group.joined) as interruption,
         closing(batches),
         lost_ranks_explained(),
+        unrounded_fp32(config),
     ):
         clock.start()
         while not counters.finished:

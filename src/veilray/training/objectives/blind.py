@@ -54,24 +54,24 @@ _PAIRS = (
 )
 
 
-def blind_spot_losses(network: Network, noisy: Tensor, known: Tensor, *, field: Tensor) -> Tensor:
+def blind_spot_losses(network: Network, noisy: Tensor, known: Tensor, *, places: Tensor) -> Tensor:
     """The squared error of each image at its masked pixels, in units of g: (N,).
 
-    `field`: (N, 1, H, W), whole numbers, evenly from 0 to SPACING * DIRECTIONS - 1: below DIRECTIONS a pixel is masked,
-    by that neighbour.
+    `places`: (N, 1, H, W), whole numbers, evenly from 0 to SPACING * DIRECTIONS - 1: below DIRECTIONS a pixel is
+    masked, by that neighbour.
     """
-    masked = field < DIRECTIONS
-    errors = (_expected(network(_replaced(noisy, field), known), known) - noisy).square() * masked
+    masked = places < DIRECTIONS
+    errors = (_expected(network(_replaced(noisy, places), known), known) - noisy).square() * masked
     counts = masked.sum(dim=(1, 2, 3)).clamp(min=1)
     return errors.sum(dim=(1, 2, 3)) / counts
 
 
-def neighbour_losses(network: Network, noisy: Tensor, known: Tensor, *, field: Tensor) -> Tensor:
+def neighbour_losses(network: Network, noisy: Tensor, known: Tensor, *, places: Tensor) -> Tensor:
     """The loss of each image, in units of g: (N,).
 
-    `field`: (N, 1, H, W), whole numbers, evenly from 0 to DIRECTIONS - 1, of which one for each square counts.
+    `places`: (N, 1, H, W), whole numbers, evenly from 0 to DIRECTIONS - 1, of which one for each square counts.
     """
-    chosen = field[..., : noisy.shape[-2] // 2 * 2 : 2, : noisy.shape[-1] // 2 * 2 : 2].long()
+    chosen = places[..., : noisy.shape[-2] // 2 * 2 : 2, : noisy.shape[-1] // 2 * 2 : 2].long()
     u, v = _halves(noisy, chosen)
     with torch.no_grad():
         whole_u, whole_v = _halves(_expected(network(noisy, known), known), chosen)
@@ -91,13 +91,13 @@ def _expected(estimate: Tensor, known: Tensor) -> Tensor:
     return clamped_mean(estimate + mean, std)
 
 
-def _replaced(noisy: Tensor, field: Tensor) -> Tensor:
+def _replaced(noisy: Tensor, places: Tensor) -> Tensor:
     padded = F.pad(noisy, (1, 1, 1, 1), mode="reflect")
     height, width = noisy.shape[-2:]
     result = noisy
     for number, (down, right) in enumerate(_NEIGHBOURS):
         neighbour = padded[..., 1 + down : 1 + down + height, 1 + right : 1 + right + width]
-        result = torch.where(field == number, neighbour, result)
+        result = torch.where(places == number, neighbour, result)
     return result
 
 

@@ -9,6 +9,7 @@ from veilray.models.config import ModelConfig
 from veilray.models.layers import with_noise_maps
 from veilray.models.unetpp import UNetPlusPlus
 from veilray.training.config import LaunchConfig, Objective
+from veilray.training.draws import Drawn
 from veilray.training.launch import autocast, laid_out
 from veilray.training.objectives.blind import blind_spot_losses, neighbour_losses, second_losses
 from veilray.training.objectives.pixel import image_losses
@@ -44,44 +45,48 @@ class NoisyOnlyObjective(nn.Module):
         self,
         noisy: Tensor,
         known: Tensor,
-        field: Tensor,
-        weight: Tensor,
+        drawn: Drawn,
         public_input: Tensor | None = None,
         public: Tensor | None = None,
     ) -> Tensor:
         """The loss of each image, (N,), in units of the squared error; with M public images, (N + M,).
 
-        `noisy`: (N, 1, H, W). `known`: (N, 2), mean and std of the noise. `field`: (N, 1, H, W), what the objective
-        draws for each pixel. `weight`: (N,), how much an image's probe counts.
+        `noisy`: (N, 1, H, W). `known`: (N, 2), mean and std of the noise. `drawn`: what the objective takes besides.
         `public_input`: (M, C, H, W), noisy public images as the network takes them; `public`: (M, 1, H, W), the clean
         ones, whose loss is the squared error.
         """
-        losses = self._losses(noisy, known, field, weight)
+        losses = self._losses(noisy, known, drawn)
         if public_input is None or public is None:
             return losses
         return torch.cat([losses, image_losses("mse", self._run(public_input), public)])
 
-    def _losses(self, noisy: Tensor, known: Tensor, field: Tensor, weight: Tensor) -> Tensor:
+    def _losses(self, noisy: Tensor, known: Tensor, drawn: Drawn) -> Tensor:
         network, clip = self._network, self._clip
         match self._objective:
             case "sure" | "censored_sure":
-                return sure_losses(network, noisy, known, signs=field, weight=weight, clip=clip)
+                assert drawn.signs is not None
+                assert drawn.probe_weight is not None
+                return sure_losses(network, noisy, known, signs=drawn.signs, weight=drawn.probe_weight, clip=clip)
             case "r2r" | "noisier2noise" | "censored_r2r":
+                assert drawn.normals is not None
                 strength = self._recorruption
-                return recorrupted_losses(network, noisy, known, field=field, strength=strength, clip=clip)
+                return recorrupted_losses(network, noisy, known, normals=drawn.normals, strength=strength, clip=clip)
             case "blind_spot":
-                return blind_spot_losses(network, noisy, known, field=field)
+                assert drawn.places is not None
+                return blind_spot_losses(network, noisy, known, places=drawn.places)
             case "neighbor2neighbor":
-                return neighbour_losses(network, noisy, known, field=field)
+                assert drawn.places is not None
+                return neighbour_losses(network, noisy, known, places=drawn.places)
             case "noise2noise":
-                return second_losses(network, noisy, known, second=field, clip=clip)
+                assert drawn.second is not None
+                return second_losses(network, noisy, known, second=drawn.second, clip=clip)
             case "auto" | "supervised":
                 raise ValueError(f"{self._objective} is no objective without clean images")
 
-    def estimates(self, noisy: Tensor, known: Tensor, field: Tensor) -> Tensor:
+    def estimates(self, noisy: Tensor, known: Tensor, drawn: Drawn) -> Tensor:
         """What the network makes of images as it sees them at inference, with one added noise: (N, 1, H, W)."""
-        if self._recorruption:
-            noisy, known = recorrupted(noisy, known, field=field, strength=self._recorruption)
+        if drawn.normals is not None:
+            noisy, known = recorrupted(noisy, known, normals=drawn.normals, strength=self._recorruption)
         return self._network(noisy, known)
 
     def _network(self, images: Tensor, known: Tensor) -> Tensor:

@@ -33,28 +33,28 @@ from veilray.training.objectives.network import Network
 _HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
 
-def recorrupted(noisy: Tensor, known: Tensor, *, field: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+def recorrupted(noisy: Tensor, known: Tensor, *, normals: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     """The noisier images z, (N, 1, H, W), and what is known of their noise, (N, 2).
 
-    `field`: (N, 1, H, W), standard normal. `strength`: a, in units of the noise's standard deviation.
+    `normals`: (N, 1, H, W), standard normal. `strength`: a, in units of the noise's standard deviation.
     """
     std = known[:, 1]
     noisier = torch.stack([known[:, 0], std * math.sqrt(1 + strength**2)], dim=1)
-    return noisy + strength * std.to(noisy.dtype).view(-1, 1, 1, 1) * field, noisier
+    return noisy + strength * std.to(noisy.dtype).view(-1, 1, 1, 1) * normals, noisier
 
 
 def recorrupted_losses(
-    network: Network, noisy: Tensor, known: Tensor, *, field: Tensor, strength: float, clip: bool
+    network: Network, noisy: Tensor, known: Tensor, *, normals: Tensor, strength: float, clip: bool
 ) -> Tensor:
     """The estimate of the squared error of each image, its mean over the pixels: (N,).
 
     `clip`: whether the noise was clamped; then it is a likelihood in the same units.
     """
     mean, std = (column.view(-1, 1, 1, 1) for column in known.to(noisy.dtype).unbind(dim=1))
-    noisier, told = recorrupted(noisy, known, field=field, strength=strength)
+    noisier, told = recorrupted(noisy, known, normals=normals, strength=strength)
     m = network(noisier, told) + mean
     if not clip:
-        wanted = noisy - std * field / strength
+        wanted = noisy - std * normals / strength
         return ((m - wanted).square() - std.square() * (1 + strength**-2)).mean(dim=(1, 2, 3))
     added = strength * std
     surprise = -recorruption_log_likelihood(noisy, noisier, m=m, std=std, added=added)

@@ -1,0 +1,250 @@
+"""The arms of noisy_only.py: data, networks and trainings; nothing here trains or scores."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from veilray.cohort.build import import_radiographs
+from veilray.cohort.cohort import Cohort
+from veilray.cohort.leaving import Contents, Leaving
+from veilray.cohort.noise_source import seeded_noise
+from veilray.cohort.obfuscate import write_release
+from veilray.cohort.split import Shares
+from veilray.obfuscation.config import NoiseConfig
+from veilray.training.config import PROBED, RunConfig
+from veilray.training.start import with_pinned_start
+
+EPOCHS = 26
+"""Passes of a supervised run; of another, as many as cost the same."""
+SEARCH_EPOCHS = 8
+"""The same of the runs that choose a learning rate."""
+BATCH, CROP = 8, 64
+PROBE_EVERY = 4
+NETWORK = {"name": "nafnet", "width": 8, "depth": 3, "fold": 2, "residual": True}
+RATES = (1.5e-3, 4.5e-3, 1.35e-2)
+"""Learning rates that are tried, on the validation images."""
+CHOSEN = {"supervised": 4.5e-3, "noisy": 4.5e-3}
+"""The rate of each kind of arm, after `--search`."""
+START_RATE = 1e-3
+"""The rate of arms that begin from trained weights; not searched."""
+LEVELS = (0.2, 0.1, 0.3)
+SEEDS = (1, 2, 3)
+VALIDATION_IMAGES = 30
+"""One of each of so many patients: a set that costs less than the epoch before it."""
+MEAN = 0.1
+
+Kind = Literal["main", "reference", "objective", "help", "search"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A way to train, on one kind of release."""
+
+    objective: str
+    clip: bool
+    kind: Kind
+    fresh: bool = False
+    """Noise drawn anew every pass, which a release cannot do: trained on the cohort."""
+    mixed: bool = False
+    """With clean images of another hospital in every batch."""
+    started: bool = False
+    """From weights that were trained on the clean images of another hospital."""
+    rate: float | None = None
+    """Learning rate, where it is not the chosen one."""
+
+    @property
+    def name(self) -> str:
+        """`sure`, `supervised, fresh noise`, ..."""
+        marks = [("fresh noise", self.fresh), ("mixed", self.mixed), ("started", self.started)]
+        rate = [] if self.rate is None else [f"rate {self.rate:g}"]
+        return ", ".join([self.objective, *(mark for mark, on in marks if on), *rate])
+
+    @property
+    def work(self) -> float:
+        """Of a step, in that of a supervised one: multiply-adds, a backward pass having twice a forward pass's."""
+        if self.objective in PROBED:
+            return 1 + 1 / PROBE_EVERY
+        # neighbor2neighbor: the whole image without a gradient, and half-size ones with: a third and a quarter.
+        return 7 / 12 if self.objective == "neighbor2neighbor" else 1.0
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images. A mixed run takes half a batch of them a step, so half the passes."""
+        passes = (SEARCH_EPOCHS if self.kind == "search" else EPOCHS) / self.work
+        return max(1, round(passes / 2 if self.mixed else passes))
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate."""
+        if self.rate is not None:
+            return self.rate
+        if self.started:
+            return START_RATE
+        return CHOSEN["supervised" if self.objective == "supervised" else "noisy"]
+
+
+BEST = {True: "censored_sure", False: "sure"}
+"""What `auto` takes, by whether the release is clamped."""
+CLIPS = (True, False)
+MAIN = [Arm(objective=name, clip=clip, kind="main") for clip in CLIPS for name in ("supervised", BEST[clip])]
+REFERENCES = [Arm(objective="supervised", clip=clip, kind="reference", fresh=True) for clip in CLIPS]
+HELPED = [
+    Arm(objective=BEST[clip], clip=clip, kind="help", mixed=mixed, started=not mixed)
+    for clip in CLIPS
+    for mixed in (True, False)
+]
+OTHERS = [
+    *(Arm(objective=name, clip=True, kind="objective") for name in ("censored_r2r", "blind_spot", "neighbor2neighbor")),
+    *(Arm(objective=name, clip=False, kind="objective") for name in ("r2r", "noisier2noise")),
+]
+SEARCH = [
+    Arm(objective=name, clip=True, kind="search", rate=rate) for name in ("supervised", BEST[True]) for rate in RATES
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run."""
+
+    arm: Arm
+    std: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        clamp = "clamped" if self.arm.clip else "open"
+        return f"{self.arm.name.replace(', ', '-').replace(' ', '-')}-{clamp}-{self.std:g}-{self.seed}"
+
+
+def plan() -> list[Cell]:
+    """All cells, those first that say most: at 0.2 the main arms of all seeds, then other levels and arms."""
+    cells = [Cell(arm=arm, std=std, seed=seed) for std in LEVELS for seed in SEEDS for arm in MAIN]
+    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*REFERENCES, *HELPED, *OTHERS)]
+    main = len(SEEDS) * len(MAIN)
+    return [*cells[:main], *beside, *cells[main:]]
+
+
+def search() -> list[Cell]:
+    """The cells that choose learning rates."""
+    return [Cell(arm=arm, std=0.2, seed=1) for arm in SEARCH]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the benchmark reads and writes."""
+
+    data: Path
+    """The cohort, with the split of splits/nih256.csv."""
+    public: Path
+    """Another hospital's radiographs."""
+    out: Path
+    """Runs and releases."""
+
+    def release(self, cell: Cell) -> Path:
+        """The cell's release, with its originals beside the noisy images; made where it is missing.
+
+        Each seed has a release of its own, so that it stands for the noise too. Names are the originals', for a run to
+        be repeatable; the release leaves nowhere.
+        """
+        folder = self.out / "releases" / f"{'clamped' if cell.arm.clip else 'open'}-{cell.std:g}-{cell.seed}"
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            cohort = Cohort.open(self._own_cohort())
+            noise = NoiseConfig(mean=MEAN, std=cell.std, clip=cell.arm.clip)
+            source = seeded_noise(noise, cohort=cohort, seed=cell.seed)
+            write_release(cohort, folder, noise=noise, source=source, contents=_contents(cohort), pairs=True)
+        return folder
+
+    def _own_cohort(self) -> Path:
+        """A copy of the cohort, because lists of pseudonyms are kept in it."""
+        folder = self.out / "cohort"
+        if not folder.exists():
+            part = self.out / "cohort.part"
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(self.data, part)
+            part.rename(folder)
+        return folder
+
+    def public_cohort(self) -> Path:
+        """The other hospital's radiographs as a cohort."""
+        folder = self.out / "public"
+        if not folder.exists():
+            shares = Shares(train=90, validation=10, test=0)
+            import_radiographs([self.public], folder, size=256, workers=1, shares=shares)
+        return folder
+
+    @property
+    def start(self) -> Path:
+        """The run that started arms begin from."""
+        return self.out / "start"
+
+
+def _contents(cohort: Cohort) -> Contents:
+    """All training and test images, and one validation image of each of some patients."""
+    seen: set[str] = set()
+    images = []
+    for row in range(len(cohort)):
+        image = Leaving(row=row, image=cohort.image_id(row), patient=cohort.patient_id(row))
+        if image.split_in(cohort) == "validation":
+            if image.patient in seen or len(seen) == VALIDATION_IMAGES:
+                continue
+            seen.add(image.patient)
+        images.append(image)
+    return Contents(images=images)
+
+
+def config_of(cell: Cell, places: Places) -> RunConfig:
+    """The configuration of a cell, its start pinned."""
+    arm = cell.arm
+    own: dict[str, Any] = {"objective": arm.objective, "epochs": arm.epochs, "learning_rate": arm.learning_rate}
+    own |= {"probe_every": PROBE_EVERY} if arm.objective in PROBED else {}
+    own |= {"start": str(places.start)} if arm.started else {}
+    noise = {"mean": MEAN, "std": cell.std, "clip": arm.clip, "fresh": arm.fresh}
+    return with_pinned_start(recipe(cell.seed, noise, own))
+
+
+def start_config() -> RunConfig:
+    """Of the run that started arms begin from: supervised, at noise from 0.05 to 0.35, as long as a supervised arm."""
+    noise = {"mean": MEAN, "std": (0.05, 0.35), "clip": True}
+    return recipe(1, noise, {"epochs": 3 * EPOCHS, "learning_rate": CHOSEN["supervised"]})
+
+
+@cache
+def _network_parameters() -> int:
+    from veilray.models.build import build_model
+
+    return sum(one.numel() for one in build_model(recipe(1, {}, {}).model).parameters())
+
+
+def setting() -> dict[str, Any]:
+    """What the record says of all runs."""
+    return {
+        "network": NETWORK,
+        "parameters": _network_parameters(),
+        "batch": BATCH,
+        "crop": CROP,
+        "epochs_of_a_supervised_run": EPOCHS,
+        "probe_every": PROBE_EVERY,
+        "learning_rates": {**CHOSEN, "started": START_RATE},
+        "validation_images": VALIDATION_IMAGES,
+    }
+
+
+def recipe(seed: int, noise: dict[str, Any], own: dict[str, Any]) -> RunConfig:
+    """The network and the training that all runs share."""
+    shared = {"batch_size": BATCH, "crop": CROP, "flips": True, "loss": "mse", "optimizer": "adamw"}
+    shared |= {"weight_decay": 1e-4, "ema_decay": 0.99}
+    return RunConfig.model_validate(
+        {
+            "seed": seed,
+            "noise": noise,
+            "model": NETWORK,
+            "train": {**shared, **own},
+            "launch": {"device": "cpu", "precision": "fp32"},
+        }
+    )

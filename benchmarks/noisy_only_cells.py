@@ -1,0 +1,188 @@
+"""Trains and scores one cell of noisy_only.py; goes on where it was cut short."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from noisy_only_arms import BEST, Cell, Places, config_of, start_config
+from veilray.files import read_json, write_json
+from veilray.inference.denoiser import Denoiser
+from veilray.metrics.psnr import psnr
+from veilray.models.weights import load_model
+from veilray.training.config import RECORRUPTION, RunConfig
+from veilray.training.data import TrainingImages
+from veilray.training.loop import train
+from veilray.training.run import EpochRecord, RunFolder
+from veilray.training.validation import validate
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Bookkeeper:
+    """Follows a training: a line an epoch, and the processor seconds of all lives of the run beside it."""
+
+    run: RunFolder
+    since: float = field(default_factory=time.process_time)
+
+    def begin(self, *, images: int) -> None:
+        """Nothing to say."""
+
+    def step(self, *, step: int, images: int, loss: float) -> None:
+        """Nothing to say."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Print, and write down what was spent."""
+        now = time.process_time()
+        write_json(self.run.path / "processor.json", {"seconds": spent(self.run) + now - self.since})
+        self.since = now
+        print(f"  epoch {record.epoch}: {record.validation_loss:.6f}, {record.validation_psnr:.3f} dB", flush=True)
+
+    def note(self, message: str) -> None:
+        """Print."""
+        print(f"  {message}", flush=True)
+
+
+def spent(run: RunFolder) -> float:
+    """Processor seconds of a run so far."""
+    path = run.path / "processor.json"
+    return float(read_json(path)["seconds"]) if path.exists() else 0.0
+
+
+def result_path(name: str, places: Places, split: str) -> Path:
+    """Where the result of a cell lies."""
+    return places.out / f"{name}-{split}.json"
+
+
+def run_cell(cell: Cell, places: Places, split: str) -> None:
+    """Train and score one cell, unless its result is there or another process is at it."""
+    result = result_path(cell.name, places, split)
+    if result.exists():
+        return
+    with _alone(places.out / f"{cell.name}.lock") as alone:
+        if not alone:
+            print(f"{cell.name}: another process is at it", flush=True)
+            return
+        if cell.arm.started:
+            _make_start(places)
+        release = places.release(cell)
+        config = config_of(cell, places)
+        data = places.data if cell.arm.fresh else release
+        clean = places.public_cohort() if cell.arm.mixed else None
+        run = _trained(places.out / cell.name, TrainingImages.open(data, config, clean=clean, verify=False), cell.name)
+        images = TrainingImages.open(release, _scored_on(config), verify=False)
+        write_json(
+            result, {**_facts(cell, run), "images": score(run, images, split), "common": common(cell, run, images)}
+        )
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Whether no other process holds this lock; it goes with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _make_start(places: Places) -> None:
+    images = TrainingImages.open(places.public_cohort(), start_config(), verify=False)
+    _trained(places.start, images, "start")
+
+
+def _trained(folder: Path, images: TrainingImages, name: str) -> RunFolder:
+    """The run in a folder, trained to its end, from where it is."""
+    if (folder / "config.toml").exists():
+        run = RunFolder.resume(folder, images.config)
+    else:
+        print(name, flush=True)
+        run = RunFolder.create(folder, images.config)
+    if not (folder / "environment.json").exists():
+        run.write_environment({"cohort_digest": images.data.digest}, device=CPU)
+    if len(run.epochs()) < images.config.train.epochs:
+        train(images.config, images, run, device=CPU, watcher=Bookkeeper(run))
+    return run
+
+
+def _scored_on(config: RunConfig) -> RunConfig:
+    """The same with the noise that the release decides."""
+    return config.model_copy(update={"noise": config.noise.model_copy(update={"fresh": False})})
+
+
+def _facts(cell: Cell, run: RunFolder) -> dict[str, Any]:
+    return {
+        "arm": cell.arm.name,
+        "kind": cell.arm.kind,
+        "clamped": cell.arm.clip,
+        "std": cell.std,
+        "seed": cell.seed,
+        "epochs": cell.arm.epochs,
+        "learning_rate": cell.arm.learning_rate,
+        "processor_seconds": spent(run),
+        "choice": choice(run),
+        "by_epoch": [[one.validation_loss, one.validation_psnr] for one in run.epochs()],
+    }
+
+
+def score(run: RunFolder, images: TrainingImages, split: str) -> list[dict[str, Any]]:
+    """PSNR of every image of a set, output clamped, as the model is used."""
+    denoiser = Denoiser.load(run.path, device="cpu")
+    scores = []
+    for batch in images.held_out_batches(split, CPU, batch_size=8):
+        output = denoiser.denoise(batch.noisy, mean=batch.known[:, 0], std=batch.known[:, 1]).clamp(0.0, 1.0)
+        for row, decibels in zip(batch.rows, psnr(output, batch.clean, data_range=1.0), strict=True):
+            patient = images.data.patient_id(int(row))
+            scores.append({"image": images.image_id(int(row)), "patient": patient, "psnr": decibels.item()})
+    return sorted(scores, key=lambda one: str(one["image"]))
+
+
+def choice(run: RunFolder) -> dict[str, float]:
+    """How the epoch that a run chose compares with the one that true PSNR would have chosen, on validation images."""
+    records = run.epochs()
+    true = np.array([record.validation_psnr for record in records], dtype=np.float64)
+    losses = np.array([record.validation_loss for record in records])
+    agreement = float(spearmanr(-losses, true).statistic) if len(records) > 2 else 1.0
+    chosen, best = int(losses.argmin()), int(true.argmax())
+    return {
+        "gap_db": float(true[best] - true[chosen]),
+        "gap_of_the_last_db": float(true[best] - true[-1]),
+        "rank_correlation": agreement,
+        "checkpoints": len(records),
+        "chosen": chosen + 1,
+        "best": best + 1,
+    }
+
+
+def common(cell: Cell, run: RunFolder, images: TrainingImages) -> dict[str, float] | None:
+    """The criterion of `auto` of the chosen weights, which every recipe can be asked for, and their true PSNR.
+
+    On the validation images. None for models that are used on noisier images, of which the criterion is not that.
+    """
+    if cell.arm.objective in RECORRUPTION:
+        return None
+    train_ = images.config.train.model_copy(update={"objective": BEST[cell.arm.clip]})
+    asked = TrainingImages(images.data, images.config.model_copy(update={"train": train_}))
+    criterion, decibels = validate(load_model(run.best_weights), asked, asked.config, CPU)
+    assert decibels is not None  # the release holds its originals
+    return {"criterion": criterion, "psnr": decibels}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A cell's result."""
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
