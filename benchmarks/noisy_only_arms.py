@@ -18,7 +18,7 @@ from veilray.obfuscation.config import NoiseConfig
 from veilray.training.config import PROBED, RunConfig
 from veilray.training.start import with_pinned_start
 
-EPOCHS = 26
+EPOCHS = 25
 """Passes of a supervised run; of another, as many as cost the same."""
 SEARCH_EPOCHS = 8
 """The same of the runs that choose a learning rate."""

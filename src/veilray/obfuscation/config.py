@@ -36,7 +36,8 @@ class NoiseConfig(BaseModel):
     clip: bool = True
     """Whether noisy values are clamped to [0, 1]."""
     fresh: bool = True
-    """Whether training noise is drawn anew every epoch; false keeps one draw for all epochs, as the paper does."""
+    """Whether training noise is drawn anew every epoch; false keeps one draw of each whole image for all epochs, as the
+    paper does."""
 
     @model_validator(mode="after")
     def _range_is_ordered(self) -> NoiseConfig:
