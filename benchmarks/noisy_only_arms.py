@@ -22,12 +22,12 @@ EPOCHS = 25
 """Passes of a supervised run; of another, as many as cost the same."""
 SEARCH_EPOCHS = 8
 """The same of the runs that choose a learning rate."""
-BATCH, CROP = 8, 64
+BATCH, CROP, SEARCH_CROP = 8, 48, 64
 PROBE_EVERY = 4
 NETWORK = {"name": "nafnet", "width": 8, "depth": 3, "fold": 2, "residual": True}
 RATES = (1.5e-3, 4.5e-3, 1.35e-2)
 """Learning rates that are tried, on the validation images."""
-CHOSEN = {"supervised": 4.5e-3, "noisy": 4.5e-3}
+CHOSEN = {"supervised": 1.35e-2, "noisy": 1.35e-2}
 """The rate of each kind of arm, after `--search`."""
 START_RATE = 1e-3
 """The rate of arms that begin from trained weights; not searched."""
@@ -202,6 +202,7 @@ def config_of(cell: Cell, places: Places) -> RunConfig:
     """The configuration of a cell, its start pinned."""
     arm = cell.arm
     own: dict[str, Any] = {"objective": arm.objective, "epochs": arm.epochs, "learning_rate": arm.learning_rate}
+    own |= {"crop": SEARCH_CROP} if arm.kind == "search" else {}
     own |= {"probe_every": PROBE_EVERY} if arm.objective in PROBED else {}
     own |= {"start": str(places.start)} if arm.started else {}
     noise = {"mean": MEAN, "std": cell.std, "clip": arm.clip, "fresh": arm.fresh}
@@ -229,6 +230,7 @@ def setting() -> dict[str, Any]:
         "batch": BATCH,
         "crop": CROP,
         "epochs_of_a_supervised_run": EPOCHS,
+        "search": {"epochs_of_a_supervised_run": SEARCH_EPOCHS, "crop": SEARCH_CROP},
         "probe_every": PROBE_EVERY,
         "learning_rates": {**CHOSEN, "started": START_RATE},
         "validation_images": VALIDATION_IMAGES,

@@ -227,10 +227,12 @@ def write_page(record: dict[str, Any]) -> None:
     heads = [f"{kind}: {KINDS[kind]}" for kind in record["models"]]
     lines = [["figure", *heads], ["---"] * (1 + len(heads)), *_rows(record)]
     images, hardware = record["images"], record["hardware"]
+    fixed = record["setting"].get("supervised") == FIXED
+    noise = "one noise an image for both" if fixed else "new noise every epoch for the supervised one, which helps it"
     said = (
         f"{COUNTS['train']} patients trained on ({images['train']} images) and {COUNTS['test']} others "
         f"({images['test']} images), {SIZE} x {SIZE} pixels, noise {STD} clamped; U-Net of width 8 and depth 4, "
-        f"40 epochs, one noise an image for both; {record['shadows']} shadow models each; one seed; "
+        f"40 epochs, {noise}; {record['shadows']} shadow models each; one seed; "
         f"{hardware['device']}, {hardware['date']}. 95 % intervals, by patient. Objective on noisy images: "
         f"`{record['models']['noisy only']['objective']}`."
     )
