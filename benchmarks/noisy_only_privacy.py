@@ -228,7 +228,7 @@ def write_page(record: dict[str, Any]) -> None:
     lines = [["figure", *heads], ["---"] * (1 + len(heads)), *_rows(record)]
     images, hardware = record["images"], record["hardware"]
     fixed = record["setting"].get("supervised") == FIXED
-    noise = "one noise an image for both" if fixed else "new noise every epoch for the supervised one, which helps it"
+    noise = "one noise an image for both" if fixed else "new noise every epoch for the supervised one"
     said = (
         f"{COUNTS['train']} patients trained on ({images['train']} images) and {COUNTS['test']} others "
         f"({images['test']} images), {SIZE} x {SIZE} pixels, noise {STD} clamped; U-Net of width 8 and depth 4, "

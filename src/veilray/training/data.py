@@ -230,9 +230,10 @@ class TrainingImages:
     def _fixed(self, rows: Rows, clean: Tensor, epoch: int, device: torch.device) -> Batch:
         """Images with the one noise of each, which is that of the whole image, cut and mirrored as the image is."""
         known: list[Tensor] = []
+        gather = self.data.gather if isinstance(self.data, Cohort) else self.data.gather_clean
 
         def noisy(own: Rows) -> FloatImage:
-            whole = self._obfuscated(own, _tensor(self.data.gather(own)), self.noise, seed=self.config.seed)
+            whole = self._obfuscated(own, _tensor(gather(own)), self.noise, seed=self.config.seed)
             known.append(whole.known)
             pixels: FloatImage = whole.noisy[:, 0].numpy()
             return pixels

@@ -45,7 +45,8 @@ def validate(
                 with autocast(config.launch, device):
                     output = model(laid_out(batch.network_input(config.model), config.launch)).float()
             else:
-                output = blind.estimates(*batch.arguments(config.model)[:3])
+                assert batch.drawn is not None
+                output = blind.estimates(batch.noisy, batch.known, batch.drawn)
             clock.lap("validation")
             decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
             if blind is None:
