@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Literal, get_args
@@ -78,7 +78,7 @@ class Deidentified:
     """What was coarsened or suppressed, one sentence each, without saying for whom."""
 
 
-_Cells = defaultdict[tuple[str, Coded], set[str]]
+_Cells = defaultdict[tuple[str, Coded], set[str]]  # patients by size and coded fields
 
 
 def deidentify(
@@ -122,38 +122,43 @@ def _rare_sizes(images: Sequence[Facts], k: int) -> set[str]:
 
 
 def _levels(images: Sequence[Facts], fields: Sequence[Field], k: int) -> dict[str, int]:
-    """How far each patient's fields must be coarsened: 0 to 5. It only ever grows, so this ends."""
+    """How far each patient's fields are coarsened, 0 to 5, until no combination is rare or nothing is left to lose.
+
+    Round by round, what fewer than `k` patients share is mended in one of two ways. Its patients climb: they lose the
+    next thing. Or others join them: patients who show more, but would look the same if they showed as little, and whom
+    these would stand out from by showing less. Who joins loses what it need not have lost, so only as many do as are
+    missing, and only in rounds in which nobody climbs. Levels never fall, so this ends.
+    """
     level = dict.fromkeys((image.patient for image in images), 0)
+
+    @functools.cache
+    def sharing_if_all_were(at: int) -> _Cells:
+        return _sharing(images, fields, dict.fromkeys(level, at))
+
     while True:
-        cells: _Cells = defaultdict(set)
-        for image in images:
-            cells[image.matrix, _code(image, fields, level[image.patient])].add(image.patient)
-        rare = {cell: members for cell, members in cells.items() if len(members) < k}
-        height = {cell: max(level[patient] for patient in members) for cell, members in rare.items()}
-        company = {at: _by_cell(images, fields, at) for at in sorted(set(height.values()) - {0})}
-        climbing: dict[str, int] = {}
+        climbing: set[str] = set()
         joining: dict[str, int] = {}
-        for cell, members in rare.items():
-            at = height[cell]
-            near = {patient for patient in company[at][cell] if level[patient] < at} - members if at else set()
-            if len(members) + len(near) >= k or at == _SUPPRESSED:
-                joining.update(
-                    (patient, max(at, joining.get(patient, 0))) for patient in sorted(near)[: k - len(members)]
-                )
-            else:
-                climbing.update((patient, level[patient] + 1) for patient in members if level[patient] < _SUPPRESSED)
-        # Those with too little in common climb alone. Only then do some that could show more keep the others company,
-        # who would stand out by showing less.
-        level.update(climbing or joining)
+        for cell, members in _sharing(images, fields, level).items():
+            missing = k - len(members)
+            if missing <= 0:
+                continue
+            at = max(level[patient] for patient in members)  # those of one cell may have lost more than it shows
+            others = {patient for patient in sharing_if_all_were(at)[cell] - members if level[patient] < at}
+            if len(others) < missing and at < _SUPPRESSED:
+                climbing |= members
+                continue
+            for patient in sorted(others)[:missing]:
+                joining[patient] = max(at, joining.get(patient, 0))
         if not climbing and not joining:
             return level
+        level.update({patient: level[patient] + 1 for patient in climbing} or joining)
 
 
-def _by_cell(images: Sequence[Facts], fields: Sequence[Field], level: int) -> _Cells:
-    """Patients by combination, if all were coarsened to one level."""
+def _sharing(images: Sequence[Facts], fields: Sequence[Field], level: Mapping[str, int]) -> _Cells:
+    """The patients that share each combination of size and fields, where each is coarsened to its level."""
     cells: _Cells = defaultdict(set)
     for image in images:
-        cells[image.matrix, _code(image, fields, level)].add(image.patient)
+        cells[image.matrix, _code(image, fields, level[image.patient])].add(image.patient)
     return cells
 
 
