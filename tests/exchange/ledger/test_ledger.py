@@ -220,6 +220,7 @@ def test_what_is_sealed_must_have_been_released_for_its_receivers(ledger: Ledger
     for name, change, reason in (
         ("unknown", {}, "does not know it"),
         ("second", {"digest": "cd" * 32}, "altered"),
+        ("second", {"images": 2}, "2 images cannot be of it, which has 1"),
         ("first", {"receivers": {"centre": {RECEIVER}, "clinic": {OTHER}}}, "not made for clinic"),
     ):
         with pytest.raises(RefusedError, match=f"{reason}.*--override-name"):

@@ -233,9 +233,12 @@ def test_the_ledger_is_asked_about_the_release_of_denoised_images(tmp_path: Path
     made = Release(
         release_id=RELEASE.release_id, receivers=(keys.two.card.fingerprint,), mode="noisy", source="entropy", mean=0.1
     )
-    image = LedgerImage(sop_uid="1.2", digest=bytes(32), likeness=bytes(32), geometry="native", std=0.2)
+    images = [
+        LedgerImage(sop_uid=f"1.{n}", digest=bytes([n] * 32), likeness=bytes([n] * 32), geometry="native", std=0.2)
+        for n in range(3)
+    ]
     with keys.one.ledger() as ledger:
-        ledger.reserve(made, [image])
+        ledger.reserve(made, images)
         ledger.commit(made.release_id, digest=RELEASE.digest or "")
     altered = RELEASE.model_copy(update={"digest": None})
     with pytest.raises(RefusedError, match="altered since"):

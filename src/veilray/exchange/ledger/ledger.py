@@ -165,21 +165,20 @@ class Ledger:
         receivers: Mapping[str, Collection[str]],
         override: Override | None = None,
         event: str = "sealed",
+        images: int = 0,
     ) -> str:
         """Let a release, or what `event` says of it, be sealed, and note that; gives an objection that was overridden.
 
-        `receivers` gives each one's fingerprints, former ones too, by name. RefusedError where the ledger does not know
-        the release as made for all of them, and there is no `override`.
+        `receivers` gives each one's fingerprints, former ones too, by name; `images` how many are said to be of it.
+        RefusedError where the ledger does not know it as made for all of them, and there is no `override`.
         """
         with self._transaction():
             known = {line.release.release_id: line for line in list_releases(self._connection)}
-            found = sealing_objection(known.get(release_id), digest=digest, receivers=receivers)
+            found = sealing_objection(known.get(release_id), digest=digest, receivers=receivers, images=images)
             if found is not None:
                 if override is None:
-                    raise RefusedError(
-                        f"the release may not be sealed, nor what is of it: {found}. Or override (--override-name, "
-                        "--override-reason; both are kept)"
-                    )
+                    how = "Or override (--override-name, --override-reason; both are kept)"
+                    raise RefusedError(f"the release may not be sealed, nor what is of it: {found}. {how}")
                 note = f"for {', '.join(sorted(receivers))}, though {found}: {override.reason}"
                 self._note(release_id, "sealing overridden", override.name, note)
             self._note(release_id, event)

@@ -115,8 +115,10 @@ def _ask_ledger(
         return []
     with _logging_refusals(keys, "ledger"), keys.ledger() as ledger:
         objections = [
-            ledger.admit(release_id, digest=digest, receivers=known, override=override, event=event)
-            for (release_id, digest), event in asked.items()
+            ledger.admit(
+                release, digest=digest, receivers=known, override=override, event=event, images=counts[release, digest]
+            )
+            for (release, digest), event in asked.items()
         ]
     return [note for objection in objections for note in _overridden(objection)]
 
