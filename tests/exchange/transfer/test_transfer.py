@@ -494,6 +494,11 @@ def test_a_wrong_configuration_is_named(place: Place, change: dict[str, object],
         load_receive_config(place.write_config(**change))
 
 
+def test_the_example_of_the_documentation_is_a_configuration() -> None:
+    config = load_receive_config(Path(__file__).parents[3] / "docs" / "examples" / "receive.toml")
+    assert (config.host, len(config.senders)) == ("127.0.0.1", 1)
+
+
 @settings(max_examples=200)
 @given(data=st.binary(max_size=5000), cut=st.integers(0, 400), place=st.integers(0, 400), bit=st.integers(0, 7))
 def test_a_ticket_of_any_bytes_is_refused_and_nothing_else(
