@@ -95,23 +95,45 @@ def test_the_operator_s_commands_want_a_queue_and_fit_together(tmp_path: Path) -
     assert "--discard dead" in veilray("serve", config, "--discard", "kept", "--destination", "archive").err
 
 
+def test_a_model_is_a_path_or_the_name_of_one_that_ships(tmp_path: Path) -> None:
+    path = write_config(tmp_path, port=1)
+    text = path.read_text()
+
+    def model(value: str) -> Path | str:
+        path.write_text(text.replace('path = "model.safetensors"', f'path = "{value}"'))
+        return load_serve_config(path).model.path
+
+    assert model("runs/mine") == tmp_path.resolve() / "runs" / "mine"
+    assert model("default") == model("shipped:default") == "shipped:default"
+    assert model("./default") == tmp_path.resolve() / "default"
+    (tmp_path / "default").mkdir()
+    with pytest.raises(UsageError, match="ships and a file there"):
+        model("default")
+    assert model("shipped:default") == "shipped:default"
+
+
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
 def test_the_example_of_the_documentation_is_a_configuration() -> None:
     config = load_serve_config(EXAMPLES / "node.toml")
     assert config.node.host == "127.0.0.1"
+    assert config.model.path == "shipped:default"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_understands_the_unit_and_finds_it_well_confined(tmp_path: Path) -> None:
-    text = (EXAMPLES / "veilray.service").read_text()
-    assert "ExecStart=/opt/veilray/bin/veilray serve /etc/veilray/node.toml" in text
-    unit = tmp_path / "veilray.service"  # the program need not be there to see whether the rest holds
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("veilray", "serve /etc/veilray/node.toml"), ("veilray-receive", "receive /etc/veilray-receive/receive.toml")],
+)
+def test_systemd_understands_the_units_and_finds_them_well_confined(tmp_path: Path, name: str, words: str) -> None:
+    text = (EXAMPLES / f"{name}.service").read_text()
+    assert f"ExecStart=/opt/veilray/bin/veilray {words}" in text
+    unit = tmp_path / f"{name}.service"  # the program need not be there to see whether the rest holds
     unit.write_text(re.sub(r"(?m)^ExecStart=.*$", "ExecStart=/bin/true", text))
     checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")
     rated = subprocess.run(["systemd-analyze", "security", "--offline=true", unit], capture_output=True, text=True)
-    level = re.search(r"exposure level for veilray.service: ([\d.]+)", rated.stdout)
+    level = re.search(rf"exposure level for {name}.service: ([\d.]+)", rated.stdout)
     assert level is not None
     assert float(level[1]) < 3  # of 10

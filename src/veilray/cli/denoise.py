@@ -108,9 +108,8 @@ def denoise_command(
 def _loaded(model: str | None, device: str, tile: int | None, head: int | None, group: Group) -> Denoiser:
     from veilray.cli.ranks import rank_device
     from veilray.inference.denoiser import Denoiser
-    from veilray.models.shipped.find import DEFAULT_MODEL, shipped_names
+    from veilray.models.shipped.find import DEFAULT_MODEL, SHIPPED, shipped_names
     from veilray.parallel.devices import pick_device
-    from veilray.training.source import SHIPPED
 
     if model is None:
         if DEFAULT_MODEL not in shipped_names():

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from veilray.errors import UsageError, first_fault
+from veilray.models.shipped.find import SHIPPED, shipped_names
 
 # PS3.5 6.2: at most 16 characters of the default repertoire, no backslash, no control characters; spaces at the ends
 # do not count.
@@ -83,8 +84,8 @@ class NodeConfig(_Table):
 class ModelChoice(_Table):
     """What denoises."""
 
-    path: Path
-    """Run folder, exported model or file of weights."""
+    path: Path | str
+    """Run folder, exported model or file of weights; or the name of a network that ships, as `default`."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     mean: float | None = Field(default=0.0, ge=-1.0, le=1.0)
@@ -206,7 +207,23 @@ def load_serve_config(path: Path) -> ServeConfig:
         config = ServeConfig.model_validate(values)
     except ValidationError as error:
         raise UsageError(f"{path}: {first_fault(error)}") from None
-    return _from_folder(config, path.resolve().parent)
+    folder = path.resolve().parent
+    model = config.model.model_copy(update={"path": _model_source(config.model.path, folder)})
+    return _from_folder(config.model_copy(update={"model": model}), folder)
+
+
+def _model_source(text: Path | str, folder: Path) -> Path | str:
+    """Where a model lies; `shipped:` and its name, which stays a string, where it is one that ships."""
+    name = str(text)
+    if name.startswith(SHIPPED):
+        return name
+    if name not in shipped_names():
+        return Path(name)
+    if (folder / name).exists():
+        raise UsageError(
+            f"model.path = {name!r} is a model that ships and a file there: write ./{name} or {SHIPPED}{name}"
+        )
+    return SHIPPED + name
 
 
 def _from_folder(table: Table, folder: Path) -> Table:

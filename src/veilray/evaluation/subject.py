@@ -17,11 +17,11 @@ from veilray.errors import CohortError, RunError, UsageError
 from veilray.evaluation.levels import for_scoring
 from veilray.evaluation.results import Summary
 from veilray.models.exported import MODEL_RECORD, is_exported, read_exported
-from veilray.models.shipped.find import shipped_model
+from veilray.models.shipped.find import SHIPPED, shipped_model
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.run import EpochRecord, RunFolder
-from veilray.training.source import SHIPPED, shipped_name
+from veilray.training.source import shipped_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from veilray.evaluation.comparison import Comparison, Run
 from veilray.evaluation.levels import level_name
+from veilray.models.shipped.find import SHIPPED
 from veilray.report.protocol import run_names
-from veilray.training.source import SHIPPED
 
 
 def commands(comparison: Comparison) -> list[str]:

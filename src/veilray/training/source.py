@@ -8,13 +8,10 @@ from pathlib import Path
 from veilray.errors import RunError, UsageError
 from veilray.files import sha256_file
 from veilray.models.config import ModelConfig
-from veilray.models.shipped.find import checked_weights, shipped_model, shipped_names, what_ships
+from veilray.models.shipped.find import SHIPPED, checked_weights, shipped_model, shipped_names, what_ships
 from veilray.models.weights import WEIGHTS_FILE, Weights, load_weights
 from veilray.obfuscation.config import NoiseConfig
 from veilray.training.run import RunFolder
-
-SHIPPED = "shipped:"
-"""Before a name: the network of that name in the package, whatever files there are."""
 
 
 @dataclass(frozen=True, kw_only=True)

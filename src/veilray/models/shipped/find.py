@@ -14,6 +14,8 @@ from veilray.models.shipped.card import Card
 FOLDER = Path(__file__).parent
 DEFAULT_MODEL = "default"
 """The network that is used where none is named."""
+SHIPPED = "shipped:"
+"""Before a name: the network of that name in the package, whatever files there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
