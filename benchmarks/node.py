@@ -6,8 +6,9 @@ A node (`veilray serve`) runs as a process of its own with a U-Net whose weights
 trained ones cost. Both its peers are dcmtk's: four `storescu` send different 12-bit images of noisy phantoms, written
 beforehand, by C-STORE; a `storescp` is the archive that the node delivers to, which answers and keeps nothing. All
 share the machine with the node. The rate is the number of images over the time from the first association to the
-last delivery. The memory of the node (resident set of all its processes, from /proc) is taken four times a second; flat
-means that the last quarter's median is at most 5 % above the second quarter's.
+last delivery. Processor seconds are given for each party: what senders, archive and this script take, the node cannot
+have. The memory of the node (resident set of all its processes, from /proc) is taken four times a second; flat means
+that the sum of the last quarter's medians is at most 5 % above the second quarter's.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _measure(options: argparse.Namespace) -> dict[str, object]:
             command = [sys.executable, "-c", "from veilray.cli.main import run; run()", "serve", str(config)]
             node = subprocess.Popen(command, stderr=(folder / "log").open("wb"))
             port, health = _wait_for_ports(folder / "log")
-            return _run(options, folder, node.pid, port, health)
+            return _run(options, folder, node.pid, archive.pid, port, health)
         finally:
             for process in (node, archive):
                 if process is not None:
@@ -78,10 +79,13 @@ def _measure(options: argparse.Namespace) -> dict[str, object]:
                     process.wait(timeout=60)
 
 
-def _run(options: argparse.Namespace, folder: Path, pid: int, port: int, health: int) -> dict[str, object]:
+def _run(
+    options: argparse.Namespace, folder: Path, node: int, archive: int, port: int, health: int
+) -> dict[str, object]:
     load = os.getloadavg()[0]
-    began, memory, delivered, received_by = time.monotonic(), [], 0, 0.0
-    _, before = _usage(pid)
+    began, delivered, received_by = time.monotonic(), 0, 0.0
+    memory: dict[str, list[int]] = {"receiver_and_courier": [], "worker": []}
+    before = _spent(node, archive)
     called = ["-aet", "SENDER", "-aec", "VEILRAY", "127.0.0.1", str(port)]
     senders = [
         subprocess.Popen(["storescu", *called, "+sd", str(folder / f"sender{sender}")])
@@ -94,15 +98,16 @@ def _run(options: argparse.Namespace, folder: Path, pid: int, port: int, health:
         delivered = _value(page, r'veilray_delivered_total\{destination="archive"\} (\d+)')
         if not received_by and _value(page, r"veilray_received_total (\d+)") == total:
             received_by = time.monotonic() - began
-        resident, spent = _usage(pid)
-        memory.append(resident)
+        memory["receiver_and_courier"].append(_resident(node))
+        memory["worker"].append(sum(map(_resident, _children(node))))
         if time.monotonic() - began > 3600:
             raise SystemExit("gave up after an hour")
     seconds = time.monotonic() - began
     if any(sender.wait() for sender in senders):
         raise SystemExit("a sender failed")
-    quarter = max(1, len(memory) // 4)
-    second, last = (statistics.median(part) for part in (memory[quarter : 2 * quarter] or memory, memory[-quarter:]))
+    spent = {name: (now - before[name]) / total for name, now in _spent(node, archive).items()}
+    quarters = {name: _quarters(samples) for name, samples in memory.items()}
+    second, last = (sum(each) for each in zip(*quarters.values(), strict=True))
     return {
         "images": total,
         "size": options.size,
@@ -115,12 +120,22 @@ def _run(options: argparse.Namespace, folder: Path, pid: int, port: int, health:
         "seconds": round(seconds, 2),
         "seconds_to_receive_all": round(received_by, 2),
         "images_per_second": round(total / seconds, 2),
-        "processor_seconds_per_image": round((spent - before) / total, 4),
-        "mib_second_quarter": round(second / 2**20, 1),
-        "mib_last_quarter": round(last / 2**20, 1),
-        "mib_most": round(max(memory) / 2**20, 1),
+        "processor_seconds_per_image": round(spent["receiver_and_courier"] + spent["worker"], 4),
+        "processor_seconds_per_image_of": {name: round(value, 4) for name, value in spent.items()},
+        "mib_second_quarter": round(second, 1),
+        "mib_last_quarter": round(last, 1),
+        "mib_second_and_last_quarter_of": {name: [round(each, 1) for each in both] for name, both in quarters.items()},
+        "mib_most": round(max(map(sum, zip(*memory.values(), strict=True))) / 2**20, 1),
         "flat": last <= FLAT * second,
     }
+
+
+def _quarters(samples: list[int]) -> tuple[float, float]:
+    """Medians of the second and of the last quarter, in MiB."""
+    quarter = max(1, len(samples) // 4)
+    parts = samples[quarter : 2 * quarter] or samples, samples[-quarter:]
+    second, last = (statistics.median(part) / 2**20 for part in parts)
+    return second, last
 
 
 def _share(options: argparse.Namespace) -> int:
@@ -181,18 +196,34 @@ def _value(page: str, pattern: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _usage(pid: int) -> tuple[int, float]:
-    """Bytes of the resident sets of a process and its children, and the processor seconds they have had."""
-    resident, ticks = 0, 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(folder.name) == pid or int(fields[1]) == pid:
-            resident += int(fields[21])
-            ticks += int(fields[11]) + int(fields[12])
-    return resident * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK")
+def _spent(node: int, archive: int) -> dict[str, float]:
+    """Processor seconds that each party has had; those of senders count once they have ended."""
+    own = os.times()
+    return {
+        "receiver_and_courier": _processor_seconds(node),
+        "worker": sum(map(_processor_seconds, _children(node))),
+        "senders": own.children_user + own.children_system,
+        "archive": _processor_seconds(archive),
+        "benchmark": own.user + own.system,
+    }
+
+
+def _children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of proc_pid_stat(5) from the third on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _processor_seconds(pid: int) -> float:
+    user, system = _stat(pid)[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _resident(pid: int) -> int:
+    return int(_stat(pid)[21]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _write_images(folder: Path, sender: int, *, count: int, size: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ from veilray.images.read import read_radiograph_bytes
 from veilray.inference.denoiser import Denoiser
 
 
-def _worker(folder: Path, *, threads: int = 1) -> tuple[Worker, Queue]:
+def _worker(folder: Path, model: str = "threads = 1") -> tuple[Worker, Queue]:
     path = write_config(folder, port=1)
-    path.write_text(path.read_text().replace("threads = 1", f"threads = {threads}"))
+    path.write_text(path.read_text().replace("threads = 1", model))
     config = load_serve_config(path)
     queue = Queue(config.node.state)
     return Worker(config, queue), queue
@@ -43,18 +44,19 @@ def _threads_as_before() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_threads_as_before")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_batch_of_two_sizes_becomes_derived_objects(folder: Path, threads: int) -> None:
-    worker, queue = _worker(folder, threads=threads)
-    originals = {str(each.SOPInstanceUID): each for each in (image(0), image(1))}
+@pytest.mark.parametrize("count", [2, 12])
+@pytest.mark.parametrize(("threads", "more"), [(1, ""), (2, ""), (2, "tile = 512")])
+def test_images_of_two_sizes_become_derived_objects(folder: Path, threads: int, more: str, count: int) -> None:
+    worker, queue = _worker(folder, f"threads = {threads}\n{more}")
+    originals = {str(each.SOPInstanceUID): each for each in map(image, range(count))}
     large = cr(noisy_values(2, size=96), bits=12, SOPInstanceUID="1.2.3.4")
     originals["1.2.3.4"] = large
     for uid, each in originals.items():
         queue.accept(uid, save(each))
-    assert worker.work() == 3
+    assert worker.work() == count + 1
     denoiser = Denoiser.load(folder / "model.safetensors", device="cpu")
     derived = _derived(queue)
-    assert len(derived) == 3
+    assert len(derived) == count + 1
     for each in derived:
         source = originals[str(each.SourceImageSequence[0].ReferencedSOPInstanceUID)]
         assert is_derived(each)
@@ -109,9 +111,60 @@ def test_a_retry_after_a_crash_makes_the_same_object(folder: Path) -> None:
 
 def test_work_that_is_stopped_is_given_back(folder: Path) -> None:
     worker, queue = _worker(folder)
+    for index in range(6):
+        queue.accept(str(index), save(image(index)))
+    assert worker.work(stopping=True) == 0
+
+    class Soon:
+        """Says that work should stop when some of it is done."""
+
+        def __bool__(self) -> bool:
+            return queue.counts()["ready"] >= 2
+
+    worker.work(stopping=Soon())  # type: ignore[arg-type]
+    counts = queue.counts()
+    assert counts["ready"] >= 2
+    assert counts["waiting"] == 6 - counts["ready"] > 0
+    assert [each.attempts for each in queue.claim(6)] == [0] * counts["waiting"]
+
+
+def test_images_that_a_worker_had_before_come_last_and_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, queue = _worker(folder, "threads = 2")
+    for index in range(2):
+        queue.accept(str(index), save(image(index)))
+    queue.claim(2)
+    queue.give_back()
+    under_way: list[int] = []
+    ready = Queue.ready
+
+    def noted(self: Queue, *what: Any) -> None:
+        under_way.append(self.counts()["denoising"])
+        ready(self, *what)
+
+    monkeypatch.setattr(Queue, "ready", noted)
+    queue.accept("new", save(image(2)))
+    assert [worker.work() for _ in range(4)] == [1, 1, 1, 0]
+    assert under_way == [1, 1, 1]
+    assert [each.name for each in queue.due("archive", 3)] == [queue.name_of(name) for name in ("0", "1", "new")]
+
+
+@pytest.mark.parametrize("name", ["defualt", "shipped:defualt"])
+def test_the_name_of_no_model_that_ships_is_refused_with_those_that_do(folder: Path, name: str) -> None:
+    path = write_config(folder, port=1)
+    path.write_text(path.read_text().replace("model.safetensors", name))
+    config = load_serve_config(path)
+    with pytest.raises(UsageError, match="what ships is default"):
+        Worker(config, Queue(config.node.state))
+
+
+def test_a_model_that_ships_denoises(folder: Path) -> None:
+    path = write_config(folder, port=1)
+    path.write_text(path.read_text().replace("model.safetensors", "default"))
+    config = load_serve_config(path)
+    queue = Queue(config.node.state)
     queue.accept("1", save(image(0)))
-    worker.work(stopping=True)
-    assert queue.counts()["waiting"] == 1
+    assert Worker(config, queue).work() == 1
+    assert queue.counts()["ready"] == 1
 
 
 def test_a_model_that_does_not_say_its_noise_is_refused(tmp_path: Path) -> None:

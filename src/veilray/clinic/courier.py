@@ -16,7 +16,8 @@ from veilray.errors import VeilrayError
 LOG = logging.getLogger(LOG_NAME)
 
 AT_ONCE = 50
-IDLE_SECONDS = 0.1
+IDLE_SECONDS = 0.5
+"""Pause after which what has become due goes out together: an association costs as much as an image or two."""
 STRIKES = 5
 """How often in succession a destination may fail at one image before that image lets the others go first."""
 

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 import httpx
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE
+from pynetdicom import AE, evt
 
+from veilray.clinic.bounds import wait_for_no_acknowledgement
 from veilray.clinic.config import ClientTls, Destination, DicomDestination, StowDestination
 from veilray.clinic.receiver import SOP_CLASSES
 from veilray.errors import UsageError, VeilrayError
@@ -27,6 +28,7 @@ from veilray.images.derived import IMPLEMENTATION_UID
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
+    from pynetdicom.events import Event
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CONNECT_SECONDS = 10.0
@@ -124,6 +126,7 @@ def _association(destination: DicomDestination, ae_title: str) -> Iterator[Assoc
     options: dict[str, Any] = {}
     if destination.tls is not None:
         options["tls_args"] = (_tls_context(destination.tls), destination.host)
+    options["evt_handlers"] = [(evt.EVT_DATA_SENT, _sent)]
     association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title, **options)
     connection = association.dul.socket.socket if association.dul.socket else None
     try:
@@ -135,6 +138,12 @@ def _association(destination: DicomDestination, ae_title: str) -> Iterator[Assoc
             association.release()
         if connection is not None:
             connection.close()  # which pynetdicom leaves open where the other side closed first
+
+
+def _sent(event: Event) -> None:
+    connection = event.assoc.dul.socket
+    if connection is not None and connection.socket is not None:
+        wait_for_no_acknowledgement(connection.socket)
 
 
 def _stow(destination: StowDestination, paths: Iterable[Path]) -> Iterator[str]:

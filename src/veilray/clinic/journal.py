@@ -66,6 +66,8 @@ def _send_to(handlers: list[logging.Handler]) -> None:
         old.close()
     for handler in handlers:
         log.addHandler(handler)
-    # These write what a peer sent, UIDs among it.
-    for name in ("pynetdicom", "pydicom", "httpx", "httpcore"):
+    # These write what a peer sent, UIDs among it, and warnings do. To silence those where they arise is not enough: a
+    # thread that leaves `catch_warnings` takes the filters of all others with it.
+    logging.captureWarnings(bool(handlers))
+    for name in ("pynetdicom", "pydicom", "httpx", "httpcore", "py.warnings"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)

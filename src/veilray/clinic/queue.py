@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -162,16 +163,17 @@ class Queue:
             )
             database.execute("UPDATE images SET state = 'waiting' WHERE state = 'denoising'")
 
-    def claim(self, count: int) -> list[QueuedImage]:
-        """The next images for a worker; one alone where a worker had it before, since it may be what killed it."""
+    def claim(self, count: int, *, again: bool = False) -> list[QueuedImage]:
+        """The next images for a worker: those that none had before, or with `again` one of the others.
+
+        One that a worker had before may be what killed it: nothing else should be under way with it.
+        """
         with self._database.writing() as database:
             rows = database.execute(
-                "SELECT id, name, attempts, received FROM images WHERE state = 'waiting' ORDER BY attempts, id LIMIT ?",
-                (count,),
+                "SELECT id, name, attempts, received FROM images WHERE state = 'waiting' AND (attempts > 0) = ? "
+                "ORDER BY attempts, id LIMIT ?",
+                (again, 1 if again else count),
             ).fetchall()
-            if rows and rows[0][2] > 0:
-                rows = rows[:1]
-            rows = [row for row in rows if row[2] == rows[0][2]]
             database.executemany(
                 "UPDATE images SET state = 'denoising', attempts = attempts + 1 WHERE id = ?",
                 [(row[0],) for row in rows],
@@ -227,7 +229,8 @@ class Queue:
                 "UPDATE deliveries SET state = 'done', reason = '' WHERE image = ? AND destination = ?",
                 (image.id, destination),
             )
-        self._finish(image)
+            finished = _finished(database, image.id)
+        self._let_go(finished)
 
     def refused(self, image: QueuedImage, destination: str, reason: str, *, wait: float, tries: int) -> bool:
         """A destination did not take an image: try again after `wait` seconds, at most `tries` times in all.
@@ -243,18 +246,15 @@ class Queue:
             )
         return dead
 
-    def _finish(self, image: QueuedImage | None = None) -> None:
-        """Let go of images that every destination has: first the row says so, then the files go."""
+    def _finish(self) -> None:
+        """Let go of images that every destination has."""
         with self._database.writing() as database:
-            rows = database.execute(
-                "SELECT id, name FROM images WHERE state = 'ready' AND (? IS NULL OR id = ?) AND NOT EXISTS "
-                "(SELECT 1 FROM deliveries WHERE image = images.id AND state <> 'done')",
-                (image.id if image else None, image.id if image else None),
-            ).fetchall()
-            database.executemany(
-                "UPDATE images SET state = 'done', ended = ? WHERE id = ?", [(time.time(), row[0]) for row in rows]
-            )
-        for _, name in rows:
+            finished = _finished(database)
+        self._let_go(finished)
+
+    def _let_go(self, names: Sequence[str]) -> None:
+        """Delete the files of images whose rows say that they are done."""
+        for name in names:
             (self.derived / f"{name}.dcm").unlink(missing_ok=True)
             (self.received / f"{name}.dcm").unlink(missing_ok=True)
 
@@ -297,6 +297,19 @@ class Queue:
         """Seconds since a worker last said that it lives; None where none ever did."""
         at = self.beaten()
         return None if at is None else max(0.0, time.time() - at)
+
+
+def _finished(database: sqlite3.Connection, number: int | None = None) -> list[str]:
+    """Note of images that every destination has, one or all, that they are done; gives their names."""
+    rows = database.execute(
+        "SELECT id, name FROM images WHERE state = 'ready' AND (? IS NULL OR id = ?) AND NOT EXISTS "
+        "(SELECT 1 FROM deliveries WHERE image = images.id AND state <> 'done')",
+        (number, number),
+    ).fetchall()
+    database.executemany(
+        "UPDATE images SET state = 'done', ended = ? WHERE id = ?", [(time.time(), row[0]) for row in rows]
+    )
+    return [name for _, name in rows]
 
 
 def _load_key(path: Path) -> bytes:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pynetdicom import evt
 from pynetdicom.dimse_primitives import C_STORE
 
-from veilray.clinic.bounds import Allowance, BoundedEntity, BoundedServer, BoundedSocket
+from veilray.clinic.bounds import Allowance, BoundedSocket
 from veilray.clinic.config import NodeConfig, ServerTls
 from veilray.clinic.counters import Counters
 from veilray.clinic.journal import LOG_NAME
+from veilray.clinic.listener import BoundedEntity, BoundedServer
 from veilray.clinic.queue import Queue
 from veilray.errors import VeilrayError
 from veilray.exchange.tls import server_context

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ _DECODERS = {
 }
 _RLE = "1.2.840.10008.1.2.5"
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
+_LISTENING = threading.Lock()
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 
 TRANSFER_SYNTAXES = (*_UNCOMPRESSED, *(syntax for syntax in _DECODERS if syntax != _JPEG_EXTENDED), _RLE)
@@ -147,10 +149,10 @@ def _decode(dataset: Dataset, syntax: str) -> StoredImage:
 def _listening() -> Iterator[None]:
     """Keep GDCM's complaints off standard error, and raise where its codec admits that the data are corrupt.
 
-    It decodes what it can and says so nowhere else. The descriptor belongs to the whole process, so what other threads
-    print meanwhile is lost.
+    It decodes what it can and says so nowhere else. The descriptor belongs to the whole process, so one thread listens
+    at a time, and what others print meanwhile is lost.
     """
-    with tempfile.TemporaryFile() as notes:
+    with _LISTENING, tempfile.TemporaryFile() as notes:
         terminal = os.dup(2)
         try:
             os.dup2(notes.fileno(), 2)

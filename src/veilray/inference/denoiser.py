@@ -133,13 +133,19 @@ class Denoiser:
         output: FloatImage = self.several(pixels[None], mean=mean, std=std)[0]
         return output
 
-    def several(self, pixels: FloatImage, *, mean: float | None = None, std: float | None = None) -> FloatImage:
-        """Denoise radiographs of one size together: (N, H, W), float32, [0, 1] -> the same; otherwise as one alone."""
+    def several(
+        self, pixels: FloatImage, *, mean: float | None = None, std: float | Sequence[float] | None = None
+    ) -> FloatImage:
+        """Denoise radiographs of one size together: (N, H, W), float32, [0, 1] -> the same; otherwise as one alone.
+
+        `std` is one for all of them or one for each.
+        """
         if not np.isfinite(pixels).all():
             raise UsageError("the image has pixels that are not finite numbers; give values in [0, 1]")
         noisy = torch.from_numpy(np.array(pixels, dtype=np.float32, order="C"))
         noisy, mean = self.with_trained_mean(noisy, mean)
-        outputs: FloatImage = self.denoise(noisy[:, None], mean=mean, std=std)[:, 0].clamp(0.0, 1.0).numpy()
+        stds = torch.tensor(std, dtype=torch.float32) if isinstance(std, Sequence) else std
+        outputs: FloatImage = self.denoise(noisy[:, None], mean=mean, std=stds)[:, 0].clamp(0.0, 1.0).numpy()
         return outputs
 
     @torch.no_grad()  # not inference_mode: what comes out is an ordinary tensor, which may be written to

@@ -1,0 +1,25 @@
+"""The node's log: what libraries warn of, which may be a patient's, gets nowhere."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import pytest
+
+from veilray.clinic.config import LogConfig
+from veilray.clinic.journal import LOG_NAME, start_log, stop_log
+
+
+def test_warnings_get_nowhere_even_where_a_thread_lets_them_through(capsys: pytest.CaptureFixture[str]) -> None:
+    start_log(LogConfig())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("Doe^Jane has an odd birthday", stacklevel=1)
+        logging.getLogger(LOG_NAME).info("image 0123456789ab: denoised")
+    finally:
+        stop_log()
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.warns(UserWarning, match="heard again"):
+        warnings.warn("heard again", stacklevel=1)
