@@ -62,6 +62,13 @@ def test_equals_the_plain_network(name: str, norm: str, block: str, residual: bo
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_relu_is_part_of_its_convolution(block: str) -> None:
+    prepared = denoiser(network(block=block))._network
+    assert not any(isinstance(module, nn.ReLU) for module in prepared.modules())
+
+
 def test_no_batch_normalisation_is_left_to_run() -> None:
     prepared = denoiser(network())._network
     assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())

@@ -24,9 +24,9 @@ from veilray.clinic.journal import LOG_NAME, log_into
 from veilray.clinic.queue import Queue, QueuedImage
 from veilray.errors import ImageError, UsageError, VeilrayError
 from veilray.images.derived import derived_object, encode_dicom
-from veilray.images.dicom import parse_dicom
+from veilray.images.dicom import DecodedDicom
 from veilray.images.radiograph import FloatImage
-from veilray.images.read import read_radiograph_bytes
+from veilray.images.read import open_dicom_bytes
 from veilray.inference.denoiser import Denoiser
 from veilray.inference.files import denoise_settings
 from veilray.inference.record import DenoisedBatch, new_batch
@@ -59,10 +59,14 @@ class _Fit:
     """An image that is going to be denoised."""
 
     image: QueuedImage
-    data: bytes
-    pixels: FloatImage
+    decoded: DecodedDicom
     std: float
     """Of its noise, as estimated."""
+
+    @property
+    def pixels(self) -> FloatImage:
+        """(H, W), float32, [0, 1]."""
+        return self.decoded.pixels
 
 
 def run_worker(config: ServeConfig, pipe: Connection) -> None:
@@ -231,9 +235,8 @@ class Worker:
         """Read one image and look at its noise; None where it is kept as it came."""
         path: Path = self._queue.received / f"{image.name}.dcm"
         try:
-            data = path.read_bytes()
-            pixels = read_radiograph_bytes(data, source=image.name).pixels
-            std = estimate_noise_std(pixels, clip=True)
+            decoded = open_dicom_bytes(path.read_bytes())
+            std = estimate_noise_std(decoded.pixels, clip=True)
         except (ImageError, UsageError) as error:
             self._keep(image, str(error))
             return None
@@ -248,7 +251,7 @@ class Worker:
                 f"{low:.3f} to {high:.3f}, tolerance included",
             )
             return None
-        return _Fit(image=image, data=data, pixels=pixels, std=std)
+        return _Fit(image=image, decoded=decoded, std=std)
 
     def _finish(self, denoised: tuple[_Fit, FloatImage]) -> None:
         """Write the derived object of a denoised image, and say that it is ready."""
@@ -267,7 +270,8 @@ class Worker:
         provenance = batch.model_copy(update={"began": one.image.received.replace(microsecond=0)}).provenance()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            derived = derived_object(parse_dicom(one.data), pixels, provenance=provenance, key=self._queue.key)
+            original, stored = one.decoded.dataset, one.decoded.stored
+            derived = derived_object(original, pixels, provenance=provenance, key=self._queue.key, stored=stored)
             return encode_dicom(derived)
 
     def _keep(self, image: QueuedImage, reason: str) -> None:

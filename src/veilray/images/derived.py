@@ -62,28 +62,30 @@ class Provenance:
     """When it was denoised, with a time zone."""
 
 
-def derived_object(original: Dataset, pixels: FloatImage, *, provenance: Provenance, key: bytes) -> Dataset:
+def derived_object(
+    original: Dataset, pixels: FloatImage, *, provenance: Provenance, key: bytes, stored: StoredPixels | None = None
+) -> Dataset:
     """The derived object of an original and its denoised pixels, (H, W), float32, [0, 1], ready to be encoded.
 
     The same patient, study, geometry, bit depth and photometric interpretation; stored values through the original's
     own map and back, padding as it was. Series and instance UIDs are keyed hashes by `key` of the original's UIDs, the
-    weights and the settings: whoever makes the object again makes the same one. ImageError where the original is no
-    radiograph, cannot be decoded, lacks a UID, or has another size than the pixels. The caller silences warnings.
+    weights and the settings: whoever makes the object again makes the same one. `stored`: the original's pixels, where
+    they were decoded already. ImageError where the original is no radiograph, cannot be decoded, lacks a UID, or has
+    another size than the pixels. The caller silences warnings.
     """
     try:
-        return _derive(original, pixels, provenance, key)
+        check_kind(original, DEFAULT_MODALITIES)
+        return _derive(original, stored or decode_pixels(original), pixels, provenance, key)
     except ImageError:
         raise
     except Exception:  # pydicom raises anything at all on damaged elements
         raise ImageError("its header is damaged, so nothing can be derived from it") from None
 
 
-def _derive(original: Dataset, pixels: FloatImage, provenance: Provenance, key: bytes) -> Dataset:
-    check_kind(original, DEFAULT_MODALITIES)
+def _derive(original: Dataset, stored: StoredPixels, pixels: FloatImage, provenance: Provenance, key: bytes) -> Dataset:
     for name in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not original.get(name):
             raise ImageError(f"it has no {name}, so nothing can be derived from it by reference")
-    stored = decode_pixels(original)
     if pixels.shape != stored.stored.shape:
         raise ImageError(
             f"the denoised image has {pixels.shape[1]} x {pixels.shape[0]} pixels and the original "

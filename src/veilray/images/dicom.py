@@ -8,14 +8,14 @@ import math
 import struct
 import zlib
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from veilray.errors import ImageError
-from veilray.images.dicom_pixels import decode_pixels
+from veilray.images.dicom_pixels import StoredPixels, decode_pixels
 from veilray.images.header import acquisition_of, printable, text, view_of
 from veilray.images.limits import MAX_FILE_BYTES, check_bytes
-from veilray.images.radiograph import IntensityMap, Radiograph, map_stored
+from veilray.images.radiograph import FloatImage, IntensityMap, Radiograph, map_stored
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -34,6 +34,17 @@ _FOR_PROCESSING = {
     "1.2.840.10008.5.1.4.1.1.1.2.1",  # Digital Mammography
     "1.2.840.10008.5.1.4.1.1.1.3.1",  # Digital Intra-Oral
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedDicom:
+    """A DICOM radiograph with all that was read of it."""
+
+    dataset: Dataset
+    stored: StoredPixels
+    pixels: FloatImage
+    """(H, W), float32, [0, 1]."""
+    intensity: IntensityMap
 
 
 def is_dicom(data: bytes) -> bool:
@@ -57,26 +68,33 @@ def decode_dicom(data: bytes, *, image_id: str, source: str, modalities: Collect
         import pydicom  # noqa: F401
     except ImportError:
         raise ImageError("reading DICOM needs more packages: install Veilray with its extra 'dicom'") from None
-    dataset = parse_dicom(data)
-    check_kind(dataset, modalities)
-    pixels = decode_pixels(dataset)
-    intensity = intensity_of(dataset, low=pixels.low, high=pixels.high, padding=pixels.padding)
-    unit = map_stored(pixels.stored, intensity)
-    if pixels.padded is not None:
-        unit[pixels.padded] = 0.0
-        intensity = replace(intensity, padded_pixels=int(pixels.padded.sum()))
+    decoded = open_dicom(data, modalities=modalities)
+    dataset = decoded.dataset
     return Radiograph(
-        pixels=unit,
-        bit_depth=pixels.bits,
+        pixels=decoded.pixels,
+        bit_depth=decoded.stored.bits,
         image_id=text(dataset, "SOPInstanceUID") or image_id,
         patient_id=_patient(dataset),
         source=source,
         format="dicom",
-        intensity=intensity,
+        intensity=decoded.intensity,
         modality=text(dataset, "Modality"),
         view=view_of(dataset),
         acquisition=acquisition_of(dataset),
     )
+
+
+def open_dicom(data: bytes, *, modalities: Collection[str]) -> DecodedDicom:
+    """Parse and decode a DICOM file, as `decode_dicom` does, for whoever goes on with its data set."""
+    dataset = parse_dicom(data)
+    check_kind(dataset, modalities)
+    stored = decode_pixels(dataset)
+    intensity = intensity_of(dataset, low=stored.low, high=stored.high, padding=stored.padding)
+    pixels = map_stored(stored.stored, intensity)
+    if stored.padded is not None:
+        pixels[stored.padded] = 0.0
+        intensity = replace(intensity, padded_pixels=int(stored.padded.sum()))
+    return DecodedDicom(dataset=dataset, stored=stored, pixels=pixels, intensity=intensity)
 
 
 def parse_dicom(data: bytes) -> Dataset:

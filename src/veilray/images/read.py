@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import stat
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from veilray.errors import ImageError, UsageError
-from veilray.images.dicom import DEFAULT_MODALITIES, decode_dicom, is_dicom
+from veilray.images.dicom import DEFAULT_MODALITIES, DecodedDicom, decode_dicom, is_dicom, open_dicom
 from veilray.images.header import printable
 from veilray.images.limits import check_bytes
 from veilray.images.png import PNG_SIGNATURE, decode_png
@@ -53,21 +54,36 @@ def read_radiograph_bytes(data: bytes, *, source: str, modalities: Collection[st
     return _read(data, source=source, name=name, modalities=modalities)
 
 
+def open_dicom_bytes(data: bytes) -> DecodedDicom:
+    """Decode a DICOM radiograph, of the default modalities, whose data set is needed besides; ImageError otherwise."""
+    check_bytes(len(data))
+    with _damage_named("DICOM"):
+        return open_dicom(data, modalities=DEFAULT_MODALITIES)
+
+
 def _read(data: bytes, *, source: str, name: str, modalities: Collection[str]) -> Radiograph:
     kind = _recognise(data)
-    # The libraries warn of all that is unusual in a file. What matters of it ends in an ImageError or in the map.
+    with _damage_named(kind.upper()):
+        if kind == "dicom":
+            return decode_dicom(data, image_id=name, source=source, modalities=modalities)
+        raster = decode_png(data) if kind == "png" else decode_jpeg(data)
+    return _from_raster(raster, name=name, source=source, kind=kind)
+
+
+@contextlib.contextmanager
+def _damage_named(label: str) -> Iterator[None]:
+    """Turn whatever a library raises into an ImageError, and let it warn nobody.
+
+    Libraries warn of all that is unusual in a file. What matters of it ends in an ImageError or in the map.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if kind == "dicom":
-                return decode_dicom(data, image_id=name, source=source, modalities=modalities)
-            raster = decode_png(data) if kind == "png" else decode_jpeg(data)
+            yield
         except ImageError as error:
             raise ImageError(printable(str(error))) from None
         except Exception:  # on damaged bytes the libraries raise anything from SyntaxError to RecursionError
-            label = "DICOM" if kind == "dicom" else kind.upper()
             raise ImageError(f"it is damaged or cut short and cannot be read as {label}") from None
-    return _from_raster(raster, name=name, source=source, kind=kind)
 
 
 def _recognise(data: bytes) -> Literal["png", "jpeg", "dicom"]:

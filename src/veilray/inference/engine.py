@@ -38,9 +38,10 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def prepare(model: DenoisingNetwork, *, device: torch.device, dtype: torch.dtype) -> DenoisingNetwork:
     """A copy of `model` for inference on `device` that computes in `dtype`; `model` stays as it is.
 
-    It takes and gives float32. Each batch normalisation is folded into the convolution before it. Under bf16 the first
-    and the last 3x3 convolution, the heads and the residual addition stay in float32: their rounding is nearly all that
-    bf16 costs (benchmarks/inference.py measures what is left). Networks other than U-Net and U-Net++ compute their
+    It takes and gives float32. Each batch normalisation is folded into the convolution before it; on a processor under
+    fp32, so is the ReLU after it, and weights are laid out once. Under bf16 the first and the last 3x3 convolution, the
+    heads and the residual addition stay in float32: their rounding is nearly all that bf16 costs
+    (benchmarks/inference.py measures what is left). Networks other than U-Net and U-Net++ compute their
     inner convolutions alone in bf16, and those that have none (TNRD) nothing.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
@@ -51,6 +52,8 @@ def prepare(model: DenoisingNetwork, *, device: torch.device, dtype: torch.dtype
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if dtype != torch.float32:
         _lower(network, dtype)
+    elif device.type == "cpu" and _has_packing():
+        _pack(network)
     return network
 
 
@@ -59,6 +62,40 @@ def _fold(block: nn.Sequential) -> None:
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             block[index] = fuse_conv_bn_eval(convolution, norm)
             block[index + 1] = nn.Identity()
+
+
+def _has_packing() -> bool:
+    """Whether torch has oneDNN, and the operations by which its compiler packs weights for it."""
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_convolution_weight", "_convolution_pointwise")
+    )
+
+
+def _pack(network: nn.Module) -> None:
+    """Put one layer in the place of each plain convolution and the ReLU that follows it."""
+    for block in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        layers = [index for index, layer in enumerate(block) if not isinstance(layer, nn.Identity)]
+        for index, after in pairwise(layers):
+            convolution = block[index]
+            plain = isinstance(convolution, nn.Conv2d) and convolution.padding_mode == "zeros"
+            if plain and isinstance(convolution.padding, tuple) and isinstance(block[after], nn.ReLU):
+                block[index], block[after] = _PackedConvReLU(convolution), nn.Identity()
+
+
+class _PackedConvReLU(nn.Module):
+    """ReLU of a convolution, its weights in oneDNN's own layout, into which they would else be brought at each call."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self._bias = convolution.bias
+        self._how = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        self._weight = torch.ops.mkldnn._reorder_convolution_weight(convolution.weight, *self._how)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self._weight, self._bias, *self._how, "relu", [], ""
+        )
+        return output
 
 
 def _lower(network: DenoisingNetwork, dtype: torch.dtype) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -234,8 +235,8 @@ def test_the_ledger_is_asked_about_the_release_of_denoised_images(tmp_path: Path
         release_id=RELEASE.release_id, receivers=(keys.two.card.fingerprint,), mode="noisy", source="entropy", mean=0.1
     )
     images = [
-        LedgerImage(sop_uid=f"1.{n}", digest=bytes([n] * 32), likeness=bytes([n] * 32), geometry="native", std=0.2)
-        for n in range(3)
+        LedgerImage(sop_uid=f"1.{n}", digest=each, likeness=each, geometry="native", std=0.2)
+        for n, each in enumerate(hashlib.sha256(bytes([n])).digest() for n in range(3))
     ]
     with keys.one.ledger() as ledger:
         ledger.reserve(made, images)
