@@ -66,7 +66,7 @@ def _fold(block: nn.Sequential) -> None:
 
 def _has_packing() -> bool:
     """Whether torch has oneDNN, and the operations by which its compiler packs weights for it."""
-    return torch.backends.mkldnn.is_available() and all(
+    return torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
         hasattr(torch.ops.mkldnn, name) for name in ("_reorder_convolution_weight", "_convolution_pointwise")
     )
 
@@ -76,10 +76,11 @@ def _pack(network: nn.Module) -> None:
     for block in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         layers = [index for index, layer in enumerate(block) if not isinstance(layer, nn.Identity)]
         for index, after in pairwise(layers):
-            convolution = block[index]
-            plain = isinstance(convolution, nn.Conv2d) and convolution.padding_mode == "zeros"
-            if plain and isinstance(convolution.padding, tuple) and isinstance(block[after], nn.ReLU):
-                block[index], block[after] = _PackedConvReLU(convolution), nn.Identity()
+            layer = block[index]
+            if not isinstance(layer, nn.Conv2d) or not isinstance(block[after], nn.ReLU):
+                continue
+            if layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
+                block[index], block[after] = _PackedConvReLU(layer), nn.Identity()
 
 
 class _PackedConvReLU(nn.Module):
