@@ -213,6 +213,14 @@ def test_another_mean_is_made_up_for_by_a_shift(mean: float, clip: bool) -> None
     assert not np.allclose(prepared(pixels, mean=mean), prepared(pixels), atol=1e-4)
 
 
+@pytest.mark.parametrize("clip", [True, False])
+def test_noise_that_was_not_clamped_is_where_the_training_noise_was(clip: bool) -> None:
+    prepared = denoiser(network(), noise=NoiseConfig(mean=0.1, std=0.2, clip=clip))
+    noisy = torch.from_numpy(np.random.default_rng(1).normal(0.5, 0.5, (1, 1, 20, 20)).astype(np.float32))
+    outputs = prepared.denoise(noisy), prepared.denoise(noisy.clamp(0, 1))
+    assert torch.equal(*outputs) == clip
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8,), (0, 8)])
 def test_what_is_no_image_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"\(H, W\)"):

@@ -155,9 +155,12 @@ class Denoiser:
         """(N, 1, H, W), about [0, 1] -> (N, 1, H, W), float32, not clamped, on the device of `noisy`.
 
         `mean` and `std` of the noise, one for all images or (N,), are what the network is told where it is told them.
+        A network that was trained on clamped noise gets the images clamped to [0, 1].
         """
         if not noisy.numel():
             return noisy.float()
+        if self.noise is not None and self.noise.clip:
+            noisy = noisy.clamp(0.0, 1.0)  # to what the network was trained on, where it was not clamped yet
         if self._recorruption is None:
             return self._denoised(noisy, mean=mean, std=std)
         added, total = self._added(noisy, std)
@@ -204,8 +207,7 @@ class Denoiser:
         nearest = min(max(mean, low), high)
         if nearest == mean:
             return noisy, mean
-        shifted = noisy + (nearest - mean)
-        return shifted.clamp(0.0, 1.0) if self.noise.clip else shifted, nearest
+        return noisy + (nearest - mean), nearest  # `denoise` clamps it where the training noise was clamped
 
     def _told(self, noisy: Tensor, mean: float | Tensor | None, std: float | Tensor | None) -> Tensor:
         """(N, K): the K numbers of each image's noise that the network takes as inputs."""
