@@ -4,8 +4,8 @@
     python benchmarks/ship.py default --run RUN --data COHORT --results RESULTS
 
 The scores on the card are those of RESULTS, on the test patients, which neither the training nor the choice of a
-checkpoint has looked at. The speed is measured here: whole images of 256 x 256 in batches of 8, all cores, the median
-of some rounds.
+checkpoint has looked at. The speed is measured here, with memory handled as `veilray denoise` does: whole images of
+256 x 256 in batches of 8, all cores, the median of some rounds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from veilray.inference.denoiser import Denoiser
 from veilray.models.build import build_model
 from veilray.models.shipped.card import Card, CardData, CardScore, CardSpeed, config_digest
 from veilray.models.shipped.find import FOLDER
-from veilray.parallel.devices import describe_device
+from veilray.parallel.devices import describe_device, keep_freed_memory, use_huge_pages
 from veilray.training.run import RunFolder
 
 MOST_BYTES = {"default": 8_000_000, "fast": 2_000_000}
@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER, help="where weights and card go; the package by default")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    use_huge_pages()
+    keep_freed_memory()
     run, cohort = RunFolder(options.run), Cohort.open(options.data)
     config = run.config().model_dump(mode="json")
     if run.environment()["cohort_digest"] != cohort.digest:

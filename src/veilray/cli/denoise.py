@@ -109,7 +109,7 @@ def _loaded(model: str | None, device: str, tile: int | None, head: int | None, 
     from veilray.cli.ranks import rank_device
     from veilray.inference.denoiser import Denoiser
     from veilray.models.shipped.find import DEFAULT_MODEL, SHIPPED, shipped_names
-    from veilray.parallel.devices import pick_device
+    from veilray.parallel.devices import keep_freed_memory, pick_device
 
     if model is None:
         if DEFAULT_MODEL not in shipped_names():
@@ -118,6 +118,7 @@ def _loaded(model: str | None, device: str, tile: int | None, head: int | None, 
                 "exported model or a file of weights"
             )
         model = SHIPPED + DEFAULT_MODEL
+    keep_freed_memory()
     return Denoiser.load(model, device=rank_device(group, pick_device(device)).type, tile=tile, head=head)
 
 

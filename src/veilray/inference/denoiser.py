@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -227,9 +228,18 @@ class Denoiser:
         return min(self.tile**2, PROCESSOR_PIXELS) if self.device.type == "cpu" else self.tile**2
 
     def _whole(self, padded: Tensor, *, batch: int) -> Tensor:
-        return torch.cat(
-            [self._network(self._placed(images)).to(padded.device) for images in torch.split(padded, batch)]
-        )
+        """Some images at a time; on a processor each thread takes others, for several on one wait at every layer."""
+        parts, threads = torch.split(padded, batch), torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
+            return torch.cat([self._together(images) for images in parts])
+        # The number of threads is each thread's own: the calling one keeps all of them.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as hands:
+            return torch.cat(list(hands.map(self._together, parts)))
+
+    @torch.no_grad()
+    def _together(self, images: Tensor) -> Tensor:
+        output: Tensor = self._network(self._placed(images)).to(images.device)
+        return output
 
     def _tiled(self, image: Tensor) -> Tensor:
         """(1, C, H, W) -> (1, 1, H, W), tile by tile."""
