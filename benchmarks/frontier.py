@@ -137,7 +137,7 @@ def _trained(name: str, options: argparse.Namespace) -> RunFolder:
     path = options.out / "".join(letter if letter.isalnum() else "-" for letter in name)
     there = (path / "config.toml").exists()
     run = RunFolder.resume(path, config) if there else RunFolder.create(path, config)
-    if len(run.epochs()) < options.epochs:
+    if not any(record.epoch == options.epochs for record in run.epochs()):
         images = TrainingImages.open(options.data, config)
         run.write_environment(
             {"cohort": str(options.data), "cohort_digest": images.data.digest}, device=torch.device("cpu")

@@ -114,7 +114,7 @@ def _trained(folder: Path, images: TrainingImages, name: str) -> RunFolder:
         run = RunFolder.create(folder, images.config)
     if not (folder / "environment.json").exists():
         run.write_environment({"cohort_digest": images.data.digest}, device=CPU)
-    if len(run.epochs()) < images.config.train.epochs:
+    if not any(record.epoch == images.config.train.epochs for record in run.epochs()):
         outcome = train(images.config, images, run, device=CPU, watcher=Bookkeeper(run))
         if outcome.interrupted:  # else what is half done would be scored
             raise SystemExit(f"{name}: stopped; the same command goes on")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,35 @@ def test_images_of_two_sizes_become_derived_objects(folder: Path, threads: int, 
         assert np.abs(each.pixel_array - 4095 * expected.astype(np.float64)).max() <= 1.5
     assert worker.work() == 0
     assert torch.get_num_threads() == threads  # large images still get all of them
+
+
+@pytest.mark.usefixtures("_threads_as_before")
+def test_where_tiles_share_statistics_one_thread_denoises(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone(*_: object, **__: object) -> None:
+        raise AssertionError("by a hand, which may fall into another image's tiles")
+
+    monkeypatch.setattr(Denoiser, "keeps_statistics", True)
+    monkeypatch.setattr(Denoiser, "__call__", alone)
+    worker, queue = _worker(folder, "threads = 2")
+    queue.accept("1", save(image(0)))
+    assert worker.work() == 1
+    assert len(_derived(queue)) == 1
+
+
+def test_a_large_image_does_not_wait_for_a_batch_of_its_like(folder: Path) -> None:
+    worker, _ = _worker(folder)
+    large: Any = SimpleNamespace(pixels=np.zeros((9, 9), np.float32))
+    drawn = 0
+
+    def read() -> Iterator[Any]:
+        nonlocal drawn
+        yield large
+        while True:  # images that a hand has denoised
+            drawn += 1
+            yield None
+
+    assert next(worker._batches(read())) == [large]
+    assert drawn == worker._config.model.batch
 
 
 def test_noise_outside_the_trained_range_is_not_smoothed_and_the_reason_is_kept(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,25 @@ def test_another_mean_is_made_up_for_by_a_shift(mean: float, clip: bool) -> None
     np.testing.assert_allclose(prepared(pixels, mean=mean), prepared(shifted), atol=1e-6)
     np.testing.assert_array_equal(prepared(pixels, mean=0.1), prepared(pixels))
     assert not np.allclose(prepared(pixels, mean=mean), prepared(pixels), atol=1e-4)
+
+
+def test_threads_are_as_many_after_as_before() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        alone = denoiser(network())
+        images = np.random.default_rng(1).random((3, 256, 256), dtype=np.float32)
+        together = alone.several(images)
+        with ThreadPoolExecutor(1) as born_later:
+            assert born_later.submit(torch.get_num_threads).result() == 2
+        np.testing.assert_allclose(together, np.stack([alone(image) for image in images]), atol=1e-6)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("norm", "keeps"), [("batch", False), ("group", True)])
+def test_who_keeps_statistics(norm: str, keeps: bool) -> None:
+    assert denoiser(network(norm=norm)).keeps_statistics is keeps
 
 
 @pytest.mark.parametrize("clip", [True, False])

@@ -139,12 +139,13 @@ class Worker:
         threads, on_processor = torch.get_num_threads(), self._denoiser.device.type == "cpu"
         self._by_hand: float = 0
         """Pixels of the largest image that a hand denoises."""
-        if on_processor and choice.tile is None:
-            self._by_hand = SMALL
         if on_processor and threads == 1:
             self._by_hand = math.inf
+        elif on_processor and choice.tile is None and not self._denoiser.keeps_statistics:
+            self._by_hand = SMALL
         self._most_ahead = self._ahead = 2 * (threads if on_processor else min(threads, HANDS))
-        # The number of threads is each thread's own: the calling one keeps all of them, for large images.
+        # The number of threads is each thread's own once it was asked for, as above: this one keeps all of them, for
+        # large images.
         self._hands = ThreadPoolExecutor(self._ahead // 2, initializer=torch.set_num_threads, initargs=(1,))
 
     def beat(self) -> None:
@@ -208,7 +209,7 @@ class Worker:
 
     def _denoised(self, read: Iterable[_Fit | None]) -> Iterator[tuple[_Fit, FloatImage]]:
         """Images that no hand has denoised, with what the network made of them."""
-        for batch in self._batches(one for one in read if one is not None):
+        for batch in self._batches(read):
             self._ahead = max(2, min(self._most_ahead, MAX_PIXELS_AT_ONCE // max(one.pixels.size for one in batch)))
             sizes: dict[tuple[int, ...], list[_Fit]] = {}
             for one in batch:
@@ -220,9 +221,18 @@ class Worker:
                 outputs = self._denoiser.several(pixels, mean=self._config.model.mean, std=stds)
                 yield from zip(alike, outputs, strict=True)
 
-    def _batches(self, fit: Iterable[_Fit]) -> Iterator[list[_Fit]]:
+    def _batches(self, read: Iterable[_Fit | None]) -> Iterator[list[_Fit]]:
+        """Batches of what is left to denoise; none waits while a batch's worth of other images passes by."""
         batch: list[_Fit] = []
-        for one in fit:
+        passed = 0
+        for one in read:
+            if one is None:
+                passed += 1
+                if batch and passed >= self._config.model.batch:
+                    yield batch
+                    batch = []
+                continue
+            passed = 0
             pixels = sum(other.pixels.size for other in [*batch, one])
             if len(batch) == self._config.model.batch or (batch and pixels > MAX_PIXELS_AT_ONCE):
                 yield batch

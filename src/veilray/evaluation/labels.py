@@ -77,7 +77,7 @@ _PHRASES: dict[str, str | dict[str, str]] = {
     "train.warmup_steps": "{} warm-up steps",
     "train.ema_decay": {"0.0": "no EMA", "": "EMA {}"},
     "train.clip_norm": {"0.0": "no clipping", "": "clipped at {}"},
-    "train.validate_every": "validated every {} epochs",
+    "train.validate_every": {"1": "validated every epoch", "": "validated every {} epochs"},
     "train.patience": "patience {}",
     "train.crop": {"0": "whole images", "": "crops of {} px"},
     "train.flips": {"yes": "flips"},

@@ -83,6 +83,11 @@ class Denoiser:
         if self.tile < smallest:
             raise UsageError(f"tile = {tile} is too small for this network: it needs at least {smallest} pixels")
 
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether the tiles of an image share statistics, which are kept meanwhile: one thread at a time, then."""
+        return bool(self._norms)
+
     @classmethod
     def load(
         cls,
@@ -137,7 +142,7 @@ class Denoiser:
     def several(
         self, pixels: FloatImage, *, mean: float | None = None, std: float | Sequence[float] | None = None
     ) -> FloatImage:
-        """Denoise radiographs of one size together: (N, H, W), float32, [0, 1] -> the same; otherwise as one alone.
+        """Denoise radiographs of one size together: (N, H, W), float32, [0, 1] -> the same, as one alone to rounding.
 
         `std` is one for all of them or one for each.
         """
@@ -232,9 +237,11 @@ class Denoiser:
         parts, threads = torch.split(padded, batch), torch.get_num_threads()
         if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
             return torch.cat([self._together(images) for images in parts])
-        # The number of threads is each thread's own: the calling one keeps all of them.
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as hands:
-            return torch.cat(list(hands.map(self._together, parts)))
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as hands:
+                return torch.cat(list(hands.map(self._together, parts)))
+        finally:
+            torch.set_num_threads(threads)  # also what threads begin with that are born later
 
     @torch.no_grad()
     def _together(self, images: Tensor) -> Tensor:
@@ -314,6 +321,8 @@ def tiling_difference(denoiser: Denoiser, noisy: Tensor) -> TilingDifference:
     Raises UsageError where the images are too small to be tiled.
     """
     height, width = noisy.shape[-2:]
+    if denoiser.noise is not None and denoiser.noise.clip:
+        noisy = noisy.clamp(0.0, 1.0)  # as `denoise` does
     padded = pad_to_multiple(noisy, denoiser._stride)
     tiles = plan_tiles(
         padded.shape[-2], padded.shape[-1], tile=denoiser.tile, halo=denoiser._halo, stride=denoiser._stride

@@ -106,7 +106,6 @@ _OFF_AT_ZERO = {
     "train.clip_norm",
     "train.crop",
     "train.ema_decay",
-    "train.validate_every",
     "train.patience",
     "train.warmup_steps",
     "train.weight_decay",

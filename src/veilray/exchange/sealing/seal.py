@@ -105,20 +105,21 @@ def _ask_ledger(
     """
     asked = {(found.release.release_id, found.release.digest): "sealed"} if found.release is not None else {}
     known = {card.name: keys.fingerprints_of(card) for card in receivers}
-    counts: Counter[tuple[str, str]] = Counter()
-    for batch in found.denoised:
-        if batch.release is not None:
-            counts[batch.release.release_id, batch.release.digest or ""] += len(batch.files)
-    for release, count in counts.items():
-        asked[release] = f"{DENOISED_SEALED}: {count} images, for {', '.join(sorted(known))}"
+    of = [(batch.release, len(batch.files)) for batch in found.denoised if batch.release is not None]
+    counts: Counter[str] = Counter()  # whatever digests they state
+    for release, count in of:
+        counts[release.release_id] += count
+    for release, _ in of:
+        event = f"{DENOISED_SEALED}: {counts[release.release_id]} images, for {', '.join(sorted(known))}"
+        asked[release.release_id, release.digest or ""] = event
     if keys.role != "site-one" or not asked:
         return []
     with _logging_refusals(keys, "ledger"), keys.ledger() as ledger:
         objections = [
             ledger.admit(
-                release, digest=digest, receivers=known, override=override, event=event, images=counts[release, digest]
+                release_id, digest=digest, receivers=known, override=override, event=event, images=counts[release_id]
             )
-            for (release, digest), event in asked.items()
+            for (release_id, digest), event in asked.items()
         ]
     return [note for objection in objections for note in _overridden(objection)]
 
