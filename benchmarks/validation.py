@@ -21,27 +21,14 @@ import torch
 
 from common import save, table
 from synthetic import synthetic_cohort
+from veilray.cli.watcher import Silence
 from veilray.cohort.open import open_data
 from veilray.training.config import load_config
 from veilray.training.data import TrainingImages
 from veilray.training.loop import train
-from veilray.training.run import EpochRecord, RunFolder
+from veilray.training.run import RunFolder
 
 WIDTHS = (16, 8)
-
-
-class _Silence:
-    def begin(self, *, images: int) -> None:
-        pass
-
-    def step(self, *, step: int, images: int, loss: float) -> None:
-        pass
-
-    def epoch(self, record: EpochRecord) -> None:
-        pass
-
-    def note(self, message: str) -> None:
-        pass
 
 
 def main() -> None:
@@ -74,7 +61,7 @@ def _epoch(width: int, cohort: Path, out: Path) -> dict[str, Any]:
     # Unverified: the pixels' digest in a synthetic cohort is no true one.
     images = TrainingImages(open_data(cohort), config)
     run = RunFolder.create(out, config)
-    train(config, images, run, device=torch.device("cpu"), watcher=_Silence())
+    train(config, images, run, device=torch.device("cpu"), watcher=Silence())
     (record,) = run.epochs()
     counts = {name: len(images.sets[name]) for name in ("train", "validation")}
     return {"seconds": record.seconds, "parts": record.parts, "images": counts}

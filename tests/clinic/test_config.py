@@ -107,7 +107,7 @@ def test_a_model_is_a_path_or_the_name_of_one_that_ships(tmp_path: Path) -> None
     assert model("default") == model("shipped:default") == "shipped:default"
     assert model("./default") == tmp_path.resolve() / "default"
     (tmp_path / "default").mkdir()
-    with pytest.raises(UsageError, match="ships and a file there"):
+    with pytest.raises(UsageError, match="ships and a path here"):
         model("default")
     assert model("shipped:default") == "shipped:default"
 

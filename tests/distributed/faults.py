@@ -34,6 +34,8 @@ LATEST = 13
 KILLS = ("killed", "killed inside an all-reduce", "killed inside a checkpoint", "hung")
 """Faults after which the launcher's restart goes on."""
 LOST = "veilray: another rank has ended or does not answer"
+TRACEBACK_CHARACTERS = 2000
+"""Of each traceback, at most, that go on record."""
 PROGRAM = Path(__file__).with_name("faulty.py")
 
 
@@ -150,8 +152,13 @@ def wrong_after_kills(faults: Sequence[Fault], finished: Finished, out: Path, un
         return [f"status {finished.status}: {lines}"]
     wrong = [f"{len(lines)} messages for {len(faults)} faults: {lines}"] if len(lines) != len(faults) else []
     wrong += [f"another message: {line}" for line in lines if not line.startswith(LOST)]
-    wrong += ["a traceback"] if "Traceback" in finished.err else []
+    wrong += [f"a traceback: {text}" for text in _tracebacks(finished.err)]
     return wrong + differences(out, undisturbed) + _left_behind(out)
+
+
+def _tracebacks(text: str) -> list[str]:
+    """What follows each `Traceback` of a process's standard error, for whoever has to find its cause."""
+    return [part[:TRACEBACK_CHARACTERS] for part in text.split("Traceback")[1:]]
 
 
 def wrong_after_full_disk(finished: Finished, out: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from veilray.errors import UsageError, first_fault
-from veilray.models.shipped.find import SHIPPED, shipped_names
+from veilray.models.shipped.find import SHIPPED, meant_name
 
 # PS3.5 6.2: at most 16 characters of the default repertoire, no backslash, no control characters; spaces at the ends
 # do not count.
@@ -214,16 +214,8 @@ def load_serve_config(path: Path) -> ServeConfig:
 
 def _model_source(text: Path | str, folder: Path) -> Path | str:
     """Where a model lies; `shipped:` and its name, which stays a string, where it is one that ships."""
-    name = str(text)
-    if name.startswith(SHIPPED):
-        return name
-    if name not in shipped_names():
-        return Path(name)
-    if (folder / name).exists():
-        raise UsageError(
-            f"model.path = {name!r} is a model that ships and a file there: write ./{name} or {SHIPPED}{name}"
-        )
-    return SHIPPED + name
+    name = meant_name(str(text), folder=folder)
+    return Path(text) if name is None else SHIPPED + name
 
 
 def _from_folder(table: Table, folder: Path) -> Table:

@@ -165,8 +165,7 @@ class Denoiser:
         """
         if not noisy.numel():
             return noisy.float()
-        if self.noise is not None and self.noise.clip:
-            noisy = noisy.clamp(0.0, 1.0)  # to what the network was trained on, where it was not clamped yet
+        noisy = self._as_trained(noisy)
         if self._recorruption is None:
             return self._denoised(noisy, mean=mean, std=std)
         added, total = self._added(noisy, std)
@@ -176,6 +175,10 @@ class Denoiser:
             for number in range(count)
         )
         return torch.stack(list(passes)).mean(dim=0)
+
+    def _as_trained(self, noisy: Tensor) -> Tensor:
+        """Images clamped where the training's were: noise that was not clamped yet is then what the network knows."""
+        return noisy.clamp(0.0, 1.0) if self.noise is not None and self.noise.clip else noisy
 
     def _added(self, noisy: Tensor, std: float | Tensor | None) -> tuple[Tensor, Tensor]:
         """Std of the noise to add, (N, 1, 1, 1), and of the noise that an image then has, (N,)."""
@@ -321,9 +324,7 @@ def tiling_difference(denoiser: Denoiser, noisy: Tensor) -> TilingDifference:
     Raises UsageError where the images are too small to be tiled.
     """
     height, width = noisy.shape[-2:]
-    if denoiser.noise is not None and denoiser.noise.clip:
-        noisy = noisy.clamp(0.0, 1.0)  # as `denoise` does
-    padded = pad_to_multiple(noisy, denoiser._stride)
+    padded = pad_to_multiple(denoiser._as_trained(noisy), denoiser._stride)
     tiles = plan_tiles(
         padded.shape[-2], padded.shape[-1], tile=denoiser.tile, halo=denoiser._halo, stride=denoiser._stride
     )

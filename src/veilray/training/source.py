@@ -8,7 +8,7 @@ from pathlib import Path
 from veilray.errors import RunError, UsageError
 from veilray.files import sha256_file
 from veilray.models.config import ModelConfig
-from veilray.models.shipped.find import SHIPPED, checked_weights, shipped_model, shipped_names, what_ships
+from veilray.models.shipped.find import checked_weights, meant_name, shipped_model, what_ships
 from veilray.models.weights import WEIGHTS_FILE, Weights, load_weights
 from veilray.obfuscation.config import NoiseConfig
 from veilray.training.run import RunFolder
@@ -30,20 +30,13 @@ def shipped_name(source: str | Path) -> str | None:
 
     Raises UsageError where it could mean either, or neither.
     """
-    text = str(source)
-    if isinstance(source, str) and text.startswith(SHIPPED):
-        return text.removeprefix(SHIPPED)
-    there = Path(source).exists()
-    if isinstance(source, str) and text in shipped_names():
-        if there:
-            raise UsageError(f"{text!r} is a model that ships and a path here: write ./{text} or {SHIPPED}{text}")
-        return text
-    if not there:
+    name = meant_name(source) if isinstance(source, str) else None
+    if name is None and not Path(source).exists():
         raise UsageError(
-            f"there is no model {text!r}: give a run folder, an exported model, a .safetensors file or the name of a "
-            f"model that ships ({what_ships()})"
+            f"there is no model {str(source)!r}: give a run folder, an exported model, a .safetensors file or the name "
+            f"of a model that ships ({what_ships()})"
         )
-    return None
+    return name
 
 
 def open_weights(source: str | Path) -> LoadedWeights:

@@ -8,6 +8,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -28,6 +29,10 @@ from veilray.images.write import write_png
 from veilray.inference.files import Denoised
 from veilray.inference.record import DenoisedRelease, DenoiseSettings, new_batch, note_denoised
 
+if TYPE_CHECKING:
+    from veilray.exchange.keys.folder import KeyFolder
+    from veilray.exchange.release.pseudonyms import Pseudonyms
+
 KEY = b"k" * 32
 SETTINGS = DenoiseSettings(mean=None, tile=1024, precision="fp32")
 RELEASE = DenoisedRelease(release_id="0" * 32, noise=ReleasedNoise(mean=0.1, std=0.2, clip=True))
@@ -35,6 +40,18 @@ RELEASE = DenoisedRelease(release_id="0" * 32, noise=ReleasedNoise(mean=0.1, std
 
 def _name(uid: str) -> str:
     return hashlib.sha256(b"secret" + uid.encode()).hexdigest()[:32]
+
+
+def _two_sites(folder: Path) -> tuple[KeyFolder, KeyFolder, Pseudonyms]:
+    """Keys of a ward and of a centre that it knows, and the names that the ward's images have there."""
+    pytest.importorskip("pyrage")
+    from veilray.exchange.keys.folder import KeyFolder
+    from veilray.exchange.release.pseudonyms import Pseudonyms
+
+    keys = KeyFolder.create(folder / "keys", name="ward")
+    other = KeyFolder.create(folder / "other", name="centre", role="site-two")
+    keys.pin(other.card)
+    return keys, other, Pseudonyms(keys.pseudonym_key(other.card.fingerprint).reveal())
 
 
 @pytest.fixture
@@ -154,14 +171,7 @@ def test_a_record_can_name_no_path_and_no_image_of_no_release(originals: Path, t
 
 
 def test_what_was_left_out_is_listed_and_can_be_an_error(originals: Path, tmp_path: Path) -> None:
-    pytest.importorskip("pyrage")
-    pseudonyms = pytest.importorskip("veilray.exchange.release.pseudonyms")
-    from veilray.exchange.keys.folder import KeyFolder
-
-    keys = KeyFolder.create(tmp_path / "keys", name="ward")
-    other = KeyFolder.create(tmp_path / "other", name="centre", role="site-two")
-    keys.pin(other.card)
-    names = pseudonyms.Pseudonyms(keys.pseudonym_key(other.card.fingerprint).reveal())
+    _, _, names = _two_sites(tmp_path)
     back, out = _back(tmp_path / "back", _all_three(names.image)), tmp_path / "out"
     words = ["denoise", back, "--keys", tmp_path / "keys", "--receiver", "centre", "--out", out]
     some = ["--reattach", originals / "0.dcm", "--reattach", originals / "1.dcm"]
@@ -187,14 +197,7 @@ def test_what_was_left_out_is_listed_and_can_be_an_error(originals: Path, tmp_pa
 def test_the_command_finds_originals_by_this_site_s_keys_before_and_after_rotations(
     originals: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("pyrage")
-    pseudonyms = pytest.importorskip("veilray.exchange.release.pseudonyms")
-    from veilray.exchange.keys.folder import KeyFolder
-
-    keys = KeyFolder.create(tmp_path / "keys", name="ward")
-    other = KeyFolder.create(tmp_path / "other", name="centre", role="site-two")
-    keys.pin(other.card)
-    names = pseudonyms.Pseudonyms(keys.pseudonym_key(other.card.fingerprint).reveal())
+    keys, other, names = _two_sites(tmp_path)
     back = _back(tmp_path / "back", _all_three(names.image))
     words = ["denoise", back, "--reattach", originals, "--keys", tmp_path / "keys"]
     result = done(*words, "--receiver", "centre", "--out", tmp_path / "out")

@@ -31,6 +31,20 @@ def shipped_names() -> list[str]:
     return sorted((path.stem for path in FOLDER.glob("*.json")), key=lambda name: (name != DEFAULT_MODEL, name))
 
 
+def meant_name(text: str, *, folder: Path = Path()) -> str | None:
+    """The name of the shipped network that `text` means; None where it means a path, which is relative to `folder`.
+
+    UsageError where it could mean either.
+    """
+    if text.startswith(SHIPPED):
+        return text.removeprefix(SHIPPED)
+    if text not in shipped_names():
+        return None
+    if (folder / text).exists():
+        raise UsageError(f"{text!r} is a model that ships and a path here: write ./{text} or {SHIPPED}{text}")
+    return text
+
+
 def shipped_model(name: str) -> ShippedModel:
     """A network of the package by its name.
 
