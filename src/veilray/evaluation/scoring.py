@@ -42,7 +42,8 @@ def score_images(
         "psnr": psnr(clamped, clean, data_range=1.0),
         "ssim": ssim(clamped, clean, data_range=1.0),
         "ssim_3x3": ssim(clamped, clean, data_range=1.0, window=3),
-        "lpips": lpips(clamped, clean) if lpips is not None else None,
+        # Estimates of networks are on the device that made them, those of classical methods on the CPU.
+        "lpips": lpips.to(clamped.device)(clamped, clean) if lpips is not None else None,
         "psnr_unclamped": psnr(estimate, clean, data_range=1.0) if raw else None,
     }
     values: dict[str, list[Any]] = {

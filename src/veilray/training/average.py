@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+_Tensors = tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]
+"""Averages, the values that they follow, and pairs of what is copied instead: counters."""
 
 
 class WeightAverage:
@@ -18,17 +21,24 @@ class WeightAverage:
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self._decay = decay
         self.model = copy.deepcopy(model) if decay else model
+        self._known: tuple[nn.Module, _Tensors] | None = None
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, step: int) -> None:
         """Take in the weights after optimiser step `step`, counted from 1."""
         if not self._decay:
             return
-        averaged, values = [], []
-        for own, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
-            if value.is_floating_point():
-                averaged.append(own)
-                values.append(value)
-            else:
-                own.copy_(value)
+        averaged, values, copied = self._tensors(model)
+        for own, value in copied:
+            own.copy_(value)
         torch._foreach_lerp_(averaged, values, 1.0 - min(self._decay, (1 + step) / (10 + step)))
+
+    def _tensors(self, model: nn.Module) -> _Tensors:
+        """The tensors of both networks, looked up once: they are only ever written into, never replaced."""
+        if self._known is None or self._known[0] is not model:
+            pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+            averaged = [own for own, value in pairs if value.is_floating_point()]
+            values = [value for _, value in pairs if value.is_floating_point()]
+            copied = [(own, value) for own, value in pairs if not value.is_floating_point()]
+            self._known = model, (averaged, values, copied)
+        return self._known[1]

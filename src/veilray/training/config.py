@@ -214,7 +214,8 @@ class LaunchConfig(BaseModel):
     compile: bool = False
     """Whether the network goes through torch.compile."""
     prefetch: int = Field(default=0, ge=0, le=64)
-    """Batches that a background thread prepares ahead of their steps; 0 prepares each when its step begins."""
+    """Batches that a background thread prepares ahead of their steps, and as many threads in a validation, whose noise
+    is drawn on the CPU; 0 prepares each when it is needed."""
     bucket_mb: float = Field(default=25.0, gt=0.0)
     """ddp: size in MiB of the parcels in which gradients cross ranks while the backward pass goes on."""
     compression: Literal["none", "bf16"] = "none"

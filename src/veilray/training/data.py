@@ -26,6 +26,7 @@ from veilray.training.config import RunConfig
 from veilray.training.degradation import other_task
 from veilray.training.draws import Drawn, draw, keyed
 from veilray.training.objectives.choose import choose_objective, with_objective
+from veilray.training.prefetch import prefetched
 from veilray.training.sets import Rows, noise_of, sets_of
 
 Floats = npt.NDArray[np.float32]
@@ -147,13 +148,25 @@ class TrainingImages:
         return min(max(1, round(size * self.config.train.clean_share)), size - 1)
 
     def held_out_batches(
-        self, name: str, device: torch.device, *, batch_size: int, group: Group = ALONE
+        self, name: str, device: torch.device, *, batch_size: int, group: Group = ALONE, ahead: int = 0
     ) -> Iterator[Batch]:
-        """Every image of a set once, size by size, each with its one noise; of a group, this rank's share of them."""
+        """Every image of a set once, size by size, each with its one noise; of a group, this rank's share of them.
+
+        `ahead` batches are prepared by as many threads before they are asked for.
+        """
         own = self.sets[name][_slice(len(self.sets[name]), group)]
-        for rows in self.data.groups(own):
-            for start in range(0, len(rows), batch_size):
-                yield self.held_out_batch(rows[start : start + batch_size], device)
+        chosen = [
+            rows[start : start + batch_size]
+            for rows in self.data.groups(own)
+            for start in range(0, len(rows), batch_size)
+        ]
+        # Noise is drawn on the CPU, an image in about the time that a GPU needs for the network.
+        yield from prefetched(
+            lambda number: self.held_out_batch(chosen[number], device),
+            range(len(chosen)),
+            ahead=ahead,
+            threads=max(1, ahead),
+        )
 
     def held_out_batch(self, rows: Rows, device: torch.device) -> Batch:
         """Given images of one size, whole, with noise that is fixed once and for all and always drawn on the CPU."""

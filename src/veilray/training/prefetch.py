@@ -1,4 +1,4 @@
-"""Batches prepared ahead of their steps, in a background thread."""
+"""Batches prepared ahead of their steps, in background threads."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import TypeVar
 Batch = TypeVar("Batch")
 
 
-def prefetched(make: Callable[[int], Batch], steps: Iterable[int], *, ahead: int) -> Generator[Batch, None, None]:
-    """`make(step)` for each step, in their order, with `ahead` of them prepared by a thread before they are asked for.
+def prefetched(
+    make: Callable[[int], Batch], steps: Iterable[int], *, ahead: int, threads: int = 1
+) -> Generator[Batch, None, None]:
+    """`make(step)` for each step, in their order, with `ahead` of them prepared by threads before they are asked for.
 
     0 prepares each when it is asked for, in the thread that asks. `make` must depend on the step alone. An exception in
-    it is raised at its own step. Close the iterator to end the thread; what has not begun is then dropped.
+    it is raised at its own step. Close the iterator to end the threads; what has not begun is then dropped.
     """
     if not ahead:
         yield from map(make, steps)
         return
-    # One thread: its work, copies and random draws, is done by library code that lets the interpreter go on.
-    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    # Threads: their work, copies and random draws, is done by library code that lets the interpreter go on.
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="batches")
     pending: deque[Future[Batch]] = deque()
     try:
         for step in steps:

@@ -37,7 +37,8 @@ def validate(
     clock = clock or PartClock(device)
     loss = decibels = 0.0
     batch_size = max(1, config.train.batch_size // group.world_size)
-    for batch in images.held_out_batches("validation", device, batch_size=batch_size, group=group):
+    ahead = config.launch.prefetch
+    for batch in images.held_out_batches("validation", device, batch_size=batch_size, group=group, ahead=ahead):
         if blind is not None:
             loss += blind(*batch.arguments(config.model)).double().sum().item()
         if blind is None or images.holds_clean:
