@@ -27,6 +27,21 @@ with Watchdog(timeout=2.0) as watchdog, joined(torch.device("cpu"), timeout=300)
     group.barrier()
 """
 
+# torchrun tells it to end meanwhile, and no handler runs.
+TOLD = """
+import os, signal, threading, torch
+from veilray.parallel.ending import pass_over_signals
+from veilray.parallel.joining import joined
+from veilray.parallel.watchdog import Watchdog
+pass_over_signals()
+with Watchdog(timeout=300.0, told_timeout=1.0) as watchdog, joined(torch.device("cpu"), timeout=300) as group:
+    watchdog.watch(group)
+    if group.rank == 1:
+        threading.Event().wait()
+    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    group.barrier()
+"""
+
 GETS_ON = """
 import time, torch
 from veilray.parallel.joining import joined
@@ -58,6 +73,21 @@ def test_a_rank_that_waits_in_vain_is_ended_with_one_line() -> None:
     assert left.out == "watched\n"
     (line,) = left.lines
     assert line.startswith("veilray: rank 0 has not got on for 2 s")
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_in_vain_and_is_told_to_end_says_so() -> None:
+    waiting, absent = start_ranks(_commands(TOLD, 2), environment={"TORCHELASTIC_RUN_ID": "one"})
+    try:
+        waiting.wait(timeout=120)
+    finally:
+        absent.kill()
+    left = finish([waiting, absent])[0]
+    assert left.status == EXIT_STATUS
+    (line,) = left.lines
+    assert line.startswith(
+        "veilray: another rank has ended or does not answer, or the job was stopped: rank 0 was told"
+    )
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from veilray.cli.serve import serve_command
 from veilray.cli.train import train_command
 from veilray.errors import ToldElsewhere, VeilrayError
 from veilray.parallel.devices import is_out_of_memory, use_huge_pages
+from veilray.parallel.ending import SIGNALS, interrupt_once
 from veilray.parallel.spawn import under_launcher
 
 # What typer makes of Ctrl-C.
@@ -85,17 +86,18 @@ def main(
 
 def run() -> None:
     """Entry point of `veilray`: exit status 0 done, 2 usage, 3 bad data, 4 refused, 1 anything else."""
-    # A scheduler's way to stop a job: cleans up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     end = _Ending()
     if under_launcher():
         atexit.register(end)  # the first to be registered, so the last to run
-    try:
+        interrupt_once()
+    else:
+        # A scheduler's way to stop a job: cleans up as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):  # in the middle of the last words
         end.status = _status(sys.argv[1:])
-    finally:
-        # A launcher that stops what is ending anyway would only bring forth a traceback.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+    # What stops a process that is ending anyway would only bring forth a traceback.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(end.status)
 
 
@@ -123,7 +125,7 @@ def _status(arguments: list[str]) -> int:
         return 0
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            # A launcher that has started ranks again stops them for a reason that another one has told.
+            # A launcher that has started ranks again stops those that have not yet met for a reason that one has told.
             again = under_launcher() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
             return 1 if again else _fail("stopped", 1, debug)
         return end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
+from veilray.parallel.ending import explained, uninterrupted_end
 from veilray.parallel.group import ALONE, Backend, Group, fails_together, first_line, lost_ranks_explained
 from veilray.parallel.rendezvous import LEAVING_SECONDS, OVER, lasting, new_life
 
@@ -29,7 +30,7 @@ def met(*, timeout: float = MEETING_SECONDS) -> Iterator[Group]:
     They can agree on what JSON can hold, such as how to join; `ALONE` where there is no such environment. An error
     inside the block is told once: other ranks raise ToldElsewhere, and so do all that a launcher starts again after an
     error that would only come back. Raises UsageError where the environment is wrong or a port in use, LostRankError
-    where the others cannot be reached.
+    where the others cannot be reached, or SIGTERM told this rank to end inside the block.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield ALONE
@@ -38,7 +39,7 @@ def met(*, timeout: float = MEETING_SECONDS) -> Iterator[Group]:
 
     group = _meet(timeout)
     try:
-        with lost_ranks_explained():
+        with uninterrupted_end(), lost_ranks_explained():
             yield group
     except ToldElsewhere:
         raise
@@ -48,10 +49,13 @@ def met(*, timeout: float = MEETING_SECONDS) -> Iterator[Group]:
             group.end_for_good(status)
         if not group.is_first("error"):
             raise ToldElsewhere(status) from error
+        if isinstance(error, KeyboardInterrupt):
+            raise explained(error) from error
         raise
     finally:
         if dist.is_initialized():  # still, after an error: the others must not learn of it before it is told
-            dist.destroy_process_group()
+            with contextlib.suppress(RuntimeError):  # that it cannot part from a rank that has ended
+                dist.destroy_process_group()
         group.leave()
         # Once this process has told its error: a batch system may end it as soon as another rank has ended.
         atexit.register(group.outlive_others, LEAVING_SECONDS)
@@ -76,7 +80,8 @@ def joined(
         return
     import torch.distributed as dist
 
-    yield _join(ranks, device, timeout=timeout, shared=shared)
+    with uninterrupted_end():
+        yield _join(ranks, device, timeout=timeout, shared=shared)
     dist.destroy_process_group()
 
 

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from veilray.parallel.ending import SIGNALS, pass_over_signals
+
 
 class Interruption:
     """Whether somebody has asked the process to stop."""
@@ -19,8 +21,8 @@ class Interruption:
 def deferred_interruption(*, patient: bool = False) -> Iterator[Interruption]:
     """Inside the block the first SIGINT or SIGTERM sets `requested`; a second one interrupts at once.
 
-    `patient` passes over the second, and over any after the block where there was a first: a launcher sends its own
-    after the terminal's, and kills after a while.
+    `patient`, for ranks, passes over the second, and over any after the block where there was a first or the block ends
+    in an error: a launcher sends its own, after the terminal's or because another rank has ended, and kills later on.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
@@ -34,9 +36,14 @@ def deferred_interruption(*, patient: bool = False) -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    failed = True
     try:
         yield interruption
+        failed = False
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if patient and interruption.requested else handler)
+        if patient and (failed or interruption.requested):
+            pass_over_signals()
+        else:
+            for number, handler in before.items():
+                signal.signal(number, handler)
