@@ -6,6 +6,8 @@ and so on; when there are none left the ranks are sound.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import resource
@@ -86,9 +88,22 @@ def _killed_inside_checkpoint(step: int, mine: bool, moment: float) -> None:
 
 
 def _hung(step: int, mine: bool, moment: float) -> None:
-    """By SIGSTOP, as a process on a machine that no longer answers."""
+    """By SIGSTOP, as a process on a machine that no longer answers.
+
+    The other ends it with itself, or torchrun would wait for it for 30 seconds more.
+    """
     if mine:
         _before_step(step, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    else:
+        _before_step(step, lambda: atexit.register(_kill_stopped_sibling))  # later, to run before a rank's own end
+
+
+def _kill_stopped_sibling() -> None:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]  # proc(5): pid (name) state ppid
+            if state == "T" and int(parent) == os.getppid():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _full_disk(step: int, mine: bool, moment: float) -> None:
