@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import veilray
-from veilray.parallel.devices import describe_device, pick_device
+from veilray.parallel.devices import describe_device
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,9 +49,9 @@ def medians(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def hardware() -> dict[str, Any]:
-    """What a figure depends on."""
+    """What a figure depends on. All but gpu.py, which says so itself, measure the processor."""
     return {
-        "device": describe_device(pick_device("auto")),
+        "device": describe_device(torch.device("cpu")),
         "platform": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,

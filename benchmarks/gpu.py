@@ -67,7 +67,8 @@ def _supervise(section: str, record: Record, limit: float, options: argparse.Nam
     try:
         _, errors = process.communicate(timeout=limit)
         lines = errors.strip().splitlines() or [""]
-        ended = {"status": "done"} if process.returncode == 0 else {"status": "failed", "reason": lines[-1][:300]}
+        failed = {"status": "failed", "reason": lines[-1][:300], "errors": [line[:300] for line in lines[-40:]]}
+        ended = {"status": "done"} if process.returncode == 0 else failed
     except subprocess.TimeoutExpired:
         ended = {"status": "cut off", "reason": f"its {limit:.0f} s were over; what it had measured stands"}
     finally:
