@@ -136,8 +136,8 @@ class _Normalise(torch.autograd.Function):
         """
         x, weight, mean, variance, count = ctx.saved_tensors
         if x.numel():
-            # As in evaluation, where the statistics are constants, this gives the sums of this rank alone. Empty, and not
-            # None, is what the kernel for CUDA takes for the statistics of a batch that there are none of.
+            # As in evaluation, where the statistics are constants, this gives the sums of this rank alone. The batch's
+            # own statistics are not there: empty tensors say so to the kernels of CPU and CUDA, None only to the CPU's.
             none = mean.new_empty(0)
             _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
                 dy, x, weight, mean, variance, none, none, False, ctx.eps, [False, True, True]
