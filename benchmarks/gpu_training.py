@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,22 +32,24 @@ PREFETCH = 6
 EPOCHS_AT_LEAST = 2
 
 
-class _Clock:
-    """Notes when each epoch ended; ends the training, if need be, by the deadline."""
+class Clock:
+    """Says each epoch, and notes when it ended."""
 
     def __init__(self) -> None:
         self.ended: list[float] = [time.perf_counter()]
         self.records: list[EpochRecord] = []
+        self.steps: list[float] = []
 
     def begin(self, *, images: int) -> None:
         self.ended = [time.perf_counter()]
 
     def step(self, *, step: int, images: int, loss: float) -> None:
-        pass
+        self.steps.append(time.perf_counter())
 
     def epoch(self, record: EpochRecord) -> None:
         self.ended.append(time.perf_counter())
         self.records.append(record)
+        print(f"epoch {record.epoch}: {record.validation_loss:.5f}, {record.validation_psnr:.3f} dB", flush=True)
 
     def note(self, message: str) -> None:
         print(message, flush=True)
@@ -53,6 +57,15 @@ class _Clock:
     def last_epoch_s(self) -> float:
         """Seconds of the last epoch, validation and the checkpoint before it included."""
         return self.ended[-1] - self.ended[-2]
+
+    def step_s(self) -> float:
+        """Seconds of a step between validations, the median of the later half of them."""
+        later = self.steps[len(self.steps) // 2 :]
+        return statistics.median(after - before for before, after in itertools.pairwise(later))
+
+    def validation_s(self) -> float:
+        """Seconds of the last validation."""
+        return self.records[-1].parts["validation"] + self.records[-1].parts["metrics"]
 
 
 def paper_epoch(record: Record, scope: Scope, device: torch.device) -> None:
@@ -148,10 +161,10 @@ def full_training(record: Record, scope: Scope, device: torch.device, *, materia
         record.put(summary.model_dump(mode="json"), "training", "test")
 
 
-def _trained(config: RunConfig, images: TrainingImages, out: Path, device: torch.device) -> _Clock:
+def _trained(config: RunConfig, images: TrainingImages, out: Path, device: torch.device) -> Clock:
     run = RunFolder.create(out, config)
     run.write_environment({"cohort_digest": images.data.digest}, device=device)
-    clock = _Clock()
+    clock = Clock()
     train(config, images, run, device=device, watcher=clock)
     return clock
 
