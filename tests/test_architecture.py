@@ -48,6 +48,7 @@ def _part(module: str) -> str | None:
     return parts[1] if parts[0] == "veilray" and len(parts) > 1 and parts[1] in ORDER else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_folder_imports_only_from_those_above(path: Path) -> None:
     relative = path.relative_to(SOURCE)
@@ -65,6 +66,7 @@ def test_the_order_covers_every_folder() -> None:
     assert there == set(ORDER)
 
 
+@pytest.mark.slow
 def test_modules_do_not_import_in_circles() -> None:
     graph: dict[str, set[str]] = {}
     names = {".".join(["veilray", *path.relative_to(SOURCE).with_suffix("").parts]): path for path in MODULES}
@@ -99,12 +101,14 @@ def _loaded_after(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_the_package_and_its_help_import_nothing_heavy() -> None:
     assert not _loaded_after("import veilray; dir(veilray)") & (HEAVY | {"numpy", "typer"})
     helping = "from veilray.cli.main import _status\ntry:\n    _status(['--help'])\nexcept SystemExit:\n    pass"
     assert not _loaded_after(helping) & HEAVY
 
 
+@pytest.mark.slow
 def test_reading_a_png_needs_neither_torch_nor_dicom() -> None:
     assert not _loaded_after("import veilray; veilray.read_radiograph") & ({"torch", "matplotlib"} | DICOM)
 

@@ -75,6 +75,7 @@ def test_the_edge_response_of_a_blur_is_its_own(script: Any, sigma: float) -> No
     assert physics.edge(None, std=0.0, contrast=0.1)["mtf50"] > 0.5
 
 
+@pytest.mark.slow
 def test_contrast_is_kept_by_who_does_nothing_and_lost_by_who_blurs(
     script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_blobs_that_come_and_go_are_counted(script: Any) -> None:
     assert (found["blobs invented"], found["blobs lost"]) == (2.0, 1.0)
 
 
+@pytest.mark.slow
 def test_objectives_begin_from_one_start_and_their_last_weights_are_scored(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +152,7 @@ def test_objectives_begin_from_one_start_and_their_last_weights_are_scored(
         frontier._trained("L1", options)
 
 
+@pytest.mark.slow
 def test_no_patient_that_was_trained_on_is_scored(script: Any, real_data: Path) -> None:
     breaks = script("breaks")
     split = (ROOT / "benchmarks" / "splits" / "nih256.csv").read_text(encoding="utf-8").splitlines()[1:]
@@ -207,6 +210,7 @@ def test_what_breaks_is_told_as_it_was_recorded(script: Any, tmp_path: Path) -> 
     assert "Not on record yet" not in text
 
 
+@pytest.mark.slow
 def test_the_frontier_is_told_as_it_was_recorded(script: Any, tmp_path: Path) -> None:
     scores = {"psnr": _mean(29.5), "ssim": _mean(0.85), "lpips": _mean(0.5), "seconds": 90.0}
     found = {**scores, "unsupported, 2 to 4 px": _mean(-0.25), "blobs invented": _mean(3.0), "blobs lost": _mean(9.0)}

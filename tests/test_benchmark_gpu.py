@@ -55,6 +55,7 @@ def test_what_ends_early_leaves_a_whole_record_and_no_invented_figure(tmp_path: 
     assert "images/s" not in said
 
 
+@pytest.mark.slow
 def test_without_cuda_it_says_so(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

@@ -48,6 +48,7 @@ def test_the_plan_holds_every_main_cell_once_and_begins_with_three_seeds_of_one_
     assert {cell.seed for cell in first} == set(arms.SEEDS)
 
 
+@pytest.mark.slow
 def test_a_release_holds_whole_sets_and_few_validation_images(
     arms: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

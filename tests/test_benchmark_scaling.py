@@ -23,6 +23,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return found
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_predictions_of_this_version(pages: ModuleType) -> None:
     page = (ROOT / "docs" / "explanation" / "scaling.md").read_text(encoding="utf-8")
     predicted = pages.predictions()
@@ -35,6 +36,7 @@ def test_the_page_holds_the_predictions_of_this_version(pages: ModuleType) -> No
                 assert cluster["epoch_s"]["best"] < cluster["epoch_s"]["middle"] < cluster["epoch_s"]["worst"]
 
 
+@pytest.mark.slow
 def test_every_predicted_figure_has_a_range(pages: ModuleType) -> None:
     table = pages._prediction_tables(pages.predictions())["predicted"]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]

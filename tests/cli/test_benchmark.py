@@ -36,6 +36,7 @@ def test_a_plan_ends_with_its_report(cohort: Path, plan: Path, tmp_path: Path, m
     assert len(here.commands) == 1
 
 
+@pytest.mark.slow
 def test_failures_are_told_at_the_end_and_the_report_is_there(
     cohort: Path, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def test_names_that_recur_in_folders_and_archives_are_told_apart_by_their_paths(
     assert "--id-from" in wrong.err
 
 
+@pytest.mark.slow
 def test_the_input_s_own_folder_is_refused(flow_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)
@@ -166,6 +167,7 @@ def test_tiles_too_small_are_wrong_usage(flow_run: Path, tmp_path: Path, tile: s
     assert "at least" in result.err
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_noise(flow_run: Path, tmp_path: Path) -> None:
     levels = (64 + _levels(32, 32) // 2).astype(np.uint8)  # so that no shift is cut off
     Image.fromarray(levels).save(tmp_path / "a.png")
@@ -181,6 +183,7 @@ def test_the_mean_of_the_noise(flow_run: Path, tmp_path: Path) -> None:
     assert not np.array_equal(_read(tmp_path / "none" / "a.png"), expected)
 
 
+@pytest.mark.slow
 def test_a_release_brings_its_own_mean(flow_run: Path, flow_cohort: Path, tmp_path: Path) -> None:
     done("obfuscate", flow_cohort, "--out", tmp_path / "release", "--mean", "0.3", "--std", "0.1")
     words = ["denoise", tmp_path / "release", "--model", flow_run, "--device", "cpu"]
@@ -211,6 +214,7 @@ def test_nothing_to_denoise(flow_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_models_that_are_none(own_run: Path, flow_cohort: Path, tmp_path: Path) -> None:
     Image.fromarray(_levels(32, 32)).save(tmp_path / "a.png")
     words = ["denoise", tmp_path / "a.png", "--out", tmp_path / "out", "--model"]
@@ -247,6 +251,7 @@ def test_weights_alone_are_a_model_too(flow_run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "a.png").read_bytes() == (tmp_path / "weights" / "a.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_dicom_becomes_derived_dicom(flow_run: Path, tmp_path: Path) -> None:
     pydicom = pytest.importorskip("pydicom")
     pytest.importorskip("pyrage")

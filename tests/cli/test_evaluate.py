@@ -12,6 +12,7 @@ from veilray.cohort.cohort import Cohort
 from veilray.evaluation.results import PER_IMAGE, SUMMARY, read_scores, read_summary
 
 
+@pytest.mark.slow
 def test_scores_the_test_images_and_says_so(own_run: Path, flow_cohort: Path) -> None:
     result = done("evaluate", own_run, "--data", flow_cohort, "--no-download")
     summary, scores, cohort = read_summary(own_run), read_scores(own_run), Cohort.open(flow_cohort)
@@ -69,6 +70,7 @@ def test_a_backbone_that_is_none_is_named_before_anything_is_scored(own_run: Pat
     assert (own_run / SUMMARY).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_one_run_makes_a_report(flow_run: Path, tmp_path: Path) -> None:
     result = done("compare", flow_run, "--out", tmp_path / "new" / "report.html")
     assert result.out == f"report: {tmp_path / 'new' / 'report.html'}\n"

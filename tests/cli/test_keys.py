@@ -126,6 +126,7 @@ def test_no_command_takes_a_passphrase_itself() -> None:
         assert "--passphrase " not in helped
 
 
+@pytest.mark.slow
 def test_the_ledger_is_listed_and_settled(keys: Path, centre: Path) -> None:
     done("keys", "pin", keys, centre, "--fingerprint", _fingerprint(centre))
     digest = hashlib.sha256(b"image").digest()

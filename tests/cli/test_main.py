@@ -113,6 +113,7 @@ def test_wrong_usage_is_status_2_and_names_the_fault(words: list[str], said: str
     assert "Traceback" not in result.err
 
 
+@pytest.mark.slow
 def test_help_names_every_command_and_each_has_its_own() -> None:
     result = veilray("--help")
     assert result.status == 0

@@ -64,6 +64,7 @@ def test_the_list_and_the_card_hold_what_the_card_s_file_says(folder: Path) -> N
     assert "default, fast" in result.err
 
 
+@pytest.mark.slow
 def test_denoise_takes_the_default_and_warns_of_what_it_doubts(folder: Path) -> None:
     ship(folder)
     scan = _image(Path("scan.png"))
@@ -99,6 +100,7 @@ def test_a_shipped_network_is_scored_where_its_results_are_wanted(folder: Path, 
     assert "data:image/png" in Path("report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_shipped_network_is_scored_on_a_release_of_any_noise(folder: Path, flow_cohort: Path) -> None:
     ship(folder)
     noise = ["--std", "0.15", "--mean", "0.05"]

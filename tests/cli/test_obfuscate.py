@@ -90,6 +90,7 @@ def test_with_keys(cohort: Path, keys: Path, tmp_path: Path) -> None:
     assert "objections to 6 images were overridden" in over.stdout
 
 
+@pytest.mark.slow
 def test_the_ledger_says_what_left_of_which_images(cohort: Path, keys: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.csv"
     mine.write_text("image_id\n00000001_000\n00000001_001\n")

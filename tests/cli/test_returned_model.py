@@ -78,6 +78,7 @@ def seal(root: Path, sender: str, folder: str, receiver: str, name: str) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_the_scores_are_those_of_the_released_images_against_their_originals(exchange: Exchange) -> None:
     summary, release = read_summary(exchange.evaluation), Release.open(exchange.release)
     cohort = Cohort.open(exchange.cohort)
@@ -100,6 +101,7 @@ def test_the_scores_are_those_of_the_released_images_against_their_originals(exc
     assert (exchange.evaluation / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_model_of_a_release_is_scored_on_nothing_else(exchange: Exchange, tmp_path: Path) -> None:
     release, cohort = exchange.release, exchange.cohort
     done("obfuscate", cohort, "--out", tmp_path / "other", "--std", "0.2")
@@ -118,6 +120,7 @@ def test_a_model_of_a_release_is_scored_on_nothing_else(exchange: Exchange, tmp_
     assert not (tmp_path / "e").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_on_its_noisy_release_too(exchange: Exchange) -> None:
     own = Path(shutil.copytree(exchange.run, exchange.root / "own-run"))
     config = (own / "config.toml").read_text()
@@ -128,6 +131,7 @@ def test_a_run_is_scored_on_its_noisy_release_too(exchange: Exchange) -> None:
     assert read_summary(own).methods == read_summary(exchange.evaluation).methods
 
 
+@pytest.mark.slow
 def test_the_scores_are_compared_with_and_without_the_originals(exchange: Exchange, tmp_path: Path) -> None:
     words = ["compare", exchange.evaluation, "--out", tmp_path / "report.html"]
     done(*words, "--data", exchange.release, "--originals", exchange.cohort)
@@ -136,6 +140,7 @@ def test_the_scores_are_compared_with_and_without_the_originals(exchange: Exchan
     assert veilray(*words, "--originals", exchange.cohort).status == 2
 
 
+@pytest.mark.slow
 def test_a_model_of_any_objective_is_scored(exchange: Exchange, tmp_path: Path) -> None:
     model = Path(shutil.copytree(exchange.model, tmp_path / "model"))
     record = read_json(model / "model.json")

@@ -212,6 +212,7 @@ def test_a_damaged_cohort_is_refused(flow_cohort: Path, tmp_path: Path, name: st
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "objective"), [((), "censored_sure"), (("--no-clip",), "sure")])
 def test_a_release_without_clean_images_is_trained_on_by_the_default_preset(
     flow_cohort: Path, tmp_path: Path, options: tuple[str, ...], objective: str

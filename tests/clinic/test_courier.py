@@ -67,6 +67,7 @@ def test_an_archive_that_is_down_counts_against_no_image(folder: Path) -> None:
     assert len(queue.due("archive", 10)) == 1
 
 
+@pytest.mark.slow
 def test_a_refused_image_does_not_hold_up_the_others_and_ends_as_a_dead_letter(folder: Path) -> None:
     with archive() as (found, port):
         courier, queue = _courier(write_config(folder, port=port))
@@ -87,6 +88,7 @@ def test_a_refused_image_does_not_hold_up_the_others_and_ends_as_a_dead_letter(f
     assert queue.counts()["done"] == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_refused_and_not_tried_for_ever(folder: Path) -> None:
     with archive() as (_, port):
         courier, queue = _courier(write_config(folder, port=port))
@@ -108,6 +110,7 @@ def _at_once(queue: Queue) -> None:
         database.execute("UPDATE deliveries SET due = 0")
 
 
+@pytest.mark.slow
 def test_an_image_that_makes_the_archive_abort_lets_the_others_go_and_ends_as_a_dead_letter(folder: Path) -> None:
     with archive() as (found, port):
         courier, queue = _courier(write_config(folder, port=port))
@@ -130,6 +133,7 @@ def test_an_image_that_makes_the_archive_abort_lets_the_others_go_and_ends_as_a_
         assert len(found.taken) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_an_archive_that_was_down_for_long_counts_against_none_of_several_images(folder: Path) -> None:
     port = free_port()

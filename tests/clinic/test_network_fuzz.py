@@ -128,6 +128,7 @@ def test_altered_streams_do_no_harm(node: tuple[Receiver, Queue], caplog: pytest
     assert not [text for text in IDENTIFYING if text in said]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stream",
     [

@@ -62,6 +62,7 @@ def listening(tmp_path: Path) -> Iterator[Callable[..., _Open]]:
         each.queue.close()
 
 
+@pytest.mark.slow
 def test_images_are_on_the_disk_when_success_is_answered(listening: Callable[..., _Open]) -> None:
     node = listening()
     assert send_all(node.port, [image(0), image(1, kind=dx)]) == [0, 0]
@@ -149,6 +150,7 @@ def test_objects_that_are_not_what_they_say_are_refused(listening: Callable[...,
     assert node.count("refused", "mismatch") == 1
 
 
+@pytest.mark.slow
 def test_a_full_queue_and_a_full_disk_are_out_of_resources(listening: Callable[..., _Open]) -> None:
     assert send_all(listening(max_queue=1).port, [image(0), image(1)]) == [0, 0xA700]
     assert send_all(listening(min_free_mib=10**9).port, [image(0)]) == [0xA700]
@@ -174,6 +176,7 @@ def test_a_unit_that_claims_gigabytes_is_not_waited_for(listening: Callable[...,
     assert send_all(node.port, [image(0)]) == [0]
 
 
+@pytest.mark.slow
 def test_a_sender_that_stalls_or_drips_is_cut_off(listening: Callable[..., _Open]) -> None:
     node = listening(timeout_seconds=0.5)
 
@@ -215,6 +218,7 @@ def _drip(port: int, seconds: float) -> bool:
     return ended
 
 
+@pytest.mark.slow
 def test_an_object_that_drips_in_units_of_one_byte_is_cut_off_and_its_place_is_free(
     listening: Callable[..., _Open], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +229,7 @@ def test_an_object_that_drips_in_units_of_one_byte_is_cut_off_and_its_place_is_f
     eventually(lambda: send_all(node.port, [image(0)]) == [0])
 
 
+@pytest.mark.slow
 def test_pauses_between_objects_count_for_none(
     listening: Callable[..., _Open], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +248,7 @@ def test_pauses_between_objects_count_for_none(
     assert node.count("refused", "too_slow") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True])
 def test_silent_connections_shut_nobody_out(listening: Callable[..., _Open], tmp_path: Path, tls: bool) -> None:
     options: dict[str, object] = {"max_associations": 2, "timeout_seconds": 20.0}
@@ -312,6 +318,7 @@ def _tls(folder: Path) -> dict[str, Path]:
     return {"certificate": folder / "node.pem", "key": folder / "node.key", "ca": folder / "ca.pem"}
 
 
+@pytest.mark.slow
 def test_tls_with_certificates_on_both_sides(listening: Callable[..., _Open], tmp_path: Path) -> None:
     node = listening(tls=_tls(tmp_path))
     assert _over_tls(node.port, tmp_path, "client") == [0]

@@ -44,6 +44,7 @@ def _threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_threads_as_before")
 @pytest.mark.parametrize("count", [2, 12])
 @pytest.mark.parametrize(("threads", "more"), [(1, ""), (2, ""), (2, "tile = 512")])
@@ -109,6 +110,7 @@ def test_noise_outside_the_trained_range_is_not_smoothed_and_the_reason_is_kept(
     assert len(list(queue.received.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_kept_with_the_reason(folder: Path) -> None:
     worker, queue = _worker(folder)
     queue.accept("1", save(image(0))[:-500])
@@ -139,6 +141,7 @@ def test_a_retry_after_a_crash_makes_the_same_object(folder: Path) -> None:
     assert dcmread(io.BytesIO(first)).SOPInstanceUID
 
 
+@pytest.mark.slow
 def test_work_that_is_stopped_is_given_back(folder: Path) -> None:
     worker, queue = _worker(folder)
     for index in range(6):

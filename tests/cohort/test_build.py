@@ -91,6 +91,7 @@ def test_the_index_holds_the_whole_intensity_map() -> None:
     assert names | {"padding_first", "padding_last"} <= set(INDEX_COLUMNS)
 
 
+@pytest.mark.slow
 def test_cohort_does_not_depend_on_workers_or_on_where_the_sources_lie(radiographs: Path, tmp_path: Path) -> None:
     one = _import([radiographs], tmp_path / "one", workers=1)
     moved = tmp_path / "elsewhere" / "radiographs"
@@ -99,6 +100,7 @@ def test_cohort_does_not_depend_on_workers_or_on_where_the_sources_lie(radiograp
     assert one.record.digest == two.record.digest
 
 
+@pytest.mark.slow
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_more_images_in_any_order_never_move_a_patient(
@@ -121,6 +123,7 @@ def test_no_patient_is_in_two_sets(cohort: Cohort) -> None:
     assert {len(codes) for codes in sets.values()} == {1}
 
 
+@pytest.mark.slow
 def test_archives_are_read_in_place(radiographs: Path, cohort: Cohort, tmp_path: Path) -> None:
     archive = tmp_path / "all.zip"
     with zipfile.ZipFile(archive, "w") as stream:
@@ -249,6 +252,7 @@ def test_a_cohort_of_the_first_schema_opens(cohort: Cohort) -> None:
     assert Cohort.open(cohort.path).record.id_from == "stem"
 
 
+@pytest.mark.slow
 def test_rejected_files_are_listed_with_their_reasons(tmp_path: Path, draw: Draw, write: Write) -> None:
     good = write(tmp_path / "in" / "good.png", draw(1))
     (tmp_path / "in" / "cut.png").write_bytes(good.read_bytes()[:100])
@@ -314,6 +318,7 @@ def test_sizes_out_of_reason(radiographs: Path, tmp_path: Path, size: int) -> No
         _import([radiographs], tmp_path / "out", size=size)
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_nothing(radiographs: Path, tmp_path: Path) -> None:
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
@@ -350,6 +355,7 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_no_cohort_and_no_workers(radiographs: Path, tmp_path: Path, script: Path) -> None:
     out = tmp_path / "made" / "out"
     command = [sys.executable, str(script), str(radiographs), str(out), "0.5", "2"]
@@ -366,6 +372,7 @@ def test_kill_9_leaves_no_cohort_and_no_workers(radiographs: Path, tmp_path: Pat
     assert not [child for child in children if _alive(child)]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_leaves_nothing(radiographs: Path, tmp_path: Path, script: Path) -> None:
     out = tmp_path / "made" / "out"
     command = [sys.executable, str(script), str(radiographs), str(out), "0", "1"]
@@ -391,6 +398,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_import_with_a_clear_error(radiographs: Path, tmp_path: Path) -> None:
     def kill_a_worker(_: int) -> None:
         for child in _children(os.getpid()):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from veilray.cohort.columns import IdColumn
 
 
+@pytest.mark.slow
 @given(st.lists(st.text()))
 def test_round_trip(values: list[str]) -> None:
     column = IdColumn(values)

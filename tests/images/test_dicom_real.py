@@ -79,6 +79,7 @@ def test_a_changed_photometric_interpretation_gives_the_negative(real_data: Path
     np.testing.assert_allclose(positive.pixels + negative.pixels, 1.0, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_three_lossless_codings_of_one_radiograph_agree(real_data: Path) -> None:
     first, *others = (
         read_radiograph(real_data / "dicom" / f"wg04_RG3_{kind}.dcm").pixels for kind in ("UNC", "RLE", "JPLL", "J2KR")

@@ -73,6 +73,7 @@ def _survives(original: bytes, seed: int) -> int:
     return refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_damage_is_refused_or_harmless(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     original = FILES[kind]()

@@ -124,6 +124,7 @@ def test_every_size_shows_the_same_picture(patient: int) -> None:
     assert np.abs(large - enlarged).mean() > 2 * difference.mean()
 
 
+@pytest.mark.slow
 def test_lungs_are_darker_than_the_mediastinum_and_lie_where_they_should() -> None:
     for patient in range(20):
         anatomy, study = draw_patient(patient=patient, follow_up=0, seed=_SEED)
@@ -137,6 +138,7 @@ def test_lungs_are_darker_than_the_mediastinum_and_lie_where_they_should() -> No
         assert chest.lung[mediastinum].max() < 0.1
 
 
+@pytest.mark.slow
 def test_the_heart_points_to_the_patients_left_and_the_right_dome_stands_higher() -> None:
     heart, step_down = [], []
     for patient in range(40):
@@ -157,6 +159,7 @@ def test_the_heart_points_to_the_patients_left_and_the_right_dome_stands_higher(
     assert np.mean(step_down) > 0.01
 
 
+@pytest.mark.slow
 def test_grey_values_and_edges_are_plausible_for_radiographs(population: list[FloatImage]) -> None:
     """The ranges hold 5 to 95 % of NIH radiographs at 256 pixels; the phantoms' average must lie inside each."""
     ranges = {
@@ -188,6 +191,7 @@ def test_phantoms_measure_like_real_radiographs(population: list[FloatImage], re
         assert abs(phantom[name].mean() - real[name].mean()) < 1.2 * real[name].std(), name
 
 
+@pytest.mark.slow
 def test_files_are_named_as_nih_does_and_read_back_with_their_patients(tmp_path: Path) -> None:
     written = write_phantoms(tmp_path / "phantoms", patients=6, follow_ups=4, seed=_SEED, size=32)
     assert written == sorted((tmp_path / "phantoms").iterdir())
@@ -202,6 +206,7 @@ def test_files_are_named_as_nih_does_and_read_back_with_their_patients(tmp_path:
     assert np.abs(last.pixels - expected).max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.slow
 def test_a_larger_folder_begins_with_the_smaller_one(tmp_path: Path) -> None:
     small = write_phantoms(tmp_path / "small", patients=2, follow_ups=3, seed=_SEED, size=32)
     large = write_phantoms(tmp_path / "large", patients=4, follow_ups=3, seed=_SEED, size=32)

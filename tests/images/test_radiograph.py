@@ -18,6 +18,7 @@ def maps(draw: st.DrawFn) -> IntensityMap:
     return IntensityMap(low=low, high=high, inverted=draw(st.booleans()), slope=draw(st.sampled_from([1.0, -2.5])))
 
 
+@pytest.mark.slow
 @given(maps())
 def test_every_stored_value_survives_the_way_there_and_back(intensity: IntensityMap) -> None:
     stored = np.arange(intensity.low, intensity.high + 1, dtype=np.int32)
@@ -27,6 +28,7 @@ def test_every_stored_value_survives_the_way_there_and_back(intensity: Intensity
     assert np.array_equal(restore_stored(pixels, intensity), stored)
 
 
+@pytest.mark.slow
 @given(maps())
 def test_the_map_is_the_stated_formula(intensity: IntensityMap) -> None:
     stored = np.linspace(intensity.low, intensity.high, 50).round().astype(np.int32)

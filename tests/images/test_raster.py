@@ -176,6 +176,7 @@ def test_truncated_files_are_refused_wherever_they_end(kind: str) -> None:
             read(data[:end])
 
 
+@pytest.mark.slow
 def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     def decoded(*arguments: object) -> None:
         raise AssertionError("pixels are decoded")

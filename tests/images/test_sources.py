@@ -77,6 +77,7 @@ def test_archives_are_read_in_place(tmp_path: Path, name: str) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.slow
 def test_members_come_one_at_a_time(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar.gz", {f"{index}.png": os.urandom(1 << 20) for index in range(8)})
     sizes = []

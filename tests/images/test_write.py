@@ -20,6 +20,7 @@ levels = st.sampled_from([np.uint8, np.uint16]).flatmap(
 )
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(levels)
 def test_round_trip(tmp_path: Path, values: np.ndarray) -> None:

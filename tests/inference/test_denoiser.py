@@ -50,6 +50,7 @@ def denoiser(model: DenoisingNetwork, **options: object) -> Denoiser:
     return Denoiser(model, **chosen)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("name", "norm", "block"), VARIANTS)
 @torch.no_grad()
@@ -110,6 +111,7 @@ def test_auto_takes_bf16_only_where_the_processor_multiplies_it(
     assert pick_precision("auto", torch.device("cpu")) == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm", "block"), [variant for variant in VARIANTS if variant[1] == "batch"])
 @pytest.mark.parametrize("size", [(131, 97), (61, 210), (128, 128)])
 @torch.no_grad()
@@ -142,6 +144,7 @@ def test_tiles_of_networks_with_global_statistics_show_no_border(name: str, norm
     torch.testing.assert_close(prepared.denoise(x), tiled, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_without_pooled_statistics_the_borders_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("veilray.inference.pooling.PooledGroupNorm.settle", lambda self: self.forget() or 0.0)
@@ -149,6 +152,7 @@ def test_without_pooled_statistics_the_borders_would_show(monkeypatch: pytest.Mo
     assert tiling_difference(denoiser(network(norm="group"), tile=80), x).jump > 1e-2
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     name=st.sampled_from(["unet", "unetpp"]),
@@ -166,6 +170,7 @@ def test_tiles_equal_the_whole_image_at_any_size(name: str, depth: int, height: 
     torch.testing.assert_close(output, model(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_tile() -> None:
     model, tile = network(), 64
     prepared = denoiser(model, tile=tile)
@@ -214,6 +219,7 @@ def test_another_mean_is_made_up_for_by_a_shift(mean: float, clip: bool) -> None
     assert not np.allclose(prepared(pixels, mean=mean), prepared(pixels), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_threads_are_as_many_after_as_before() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -11,6 +11,7 @@ from veilray.errors import UsageError
 from veilray.inference.tiles import plan_tiles
 
 
+@pytest.mark.slow
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 40),

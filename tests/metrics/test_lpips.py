@@ -86,6 +86,7 @@ def test_it_equals_torchmetrics(
     torch.testing.assert_close(result, _expected(weights, output, target, monkeypatch), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_it_equals_torchmetrics_on_radiographs(
     real_data: Path, lpips_backbone: Path, monkeypatch: pytest.MonkeyPatch

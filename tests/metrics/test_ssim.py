@@ -75,6 +75,7 @@ def test_double_precision_is_exact(window: Window) -> None:
     _assert_equal(*_images("smooth", (40, 57)), window, within=1e-12, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("folder", ["nih256", "nih1024", "hannover256"])
@@ -131,6 +132,7 @@ def test_equal_images_score_exactly_one_and_order_does_not_matter(window: Window
     torch.testing.assert_close(ssim(output, target, window=window), ssim(target, output, window=window))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", WINDOWS)
 def test_its_gradient_is_right(window: Window) -> None:
     output, target = (torch.from_numpy(a[:1])[:, None] for a in _images("random", (13, 12)))

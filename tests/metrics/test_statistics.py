@@ -36,6 +36,7 @@ def test_few_clusters_give_the_quantiles_of_every_possible_resample() -> None:
     assert interval.high == pytest.approx(high, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_it_covers_the_truth_where_an_image_wise_interval_does_not() -> None:
     patients, images, trials = 60, 6, 250
     labels = np.repeat(np.arange(patients), images)
@@ -62,6 +63,7 @@ def test_one_seed_gives_one_interval_in_any_order_of_the_images() -> None:
     assert clustered_bootstrap(values, labels, seed=9) != first
 
 
+@pytest.mark.slow
 def test_many_patients_are_drawn_block_by_block() -> None:
     values = np.random.default_rng(1).normal(size=300_000)
     interval = clustered_bootstrap(values, np.arange(300_000), resamples=40, seed=1)

@@ -188,6 +188,7 @@ def test_a_pruned_network_is_a_smaller_one_with_the_same_output(norm: str) -> No
         model.pruned(4)
 
 
+@pytest.mark.slow
 def test_deep_supervision_reaches_every_head_and_the_last_output_only_the_last() -> None:
     model = network(name="unetpp", deep_supervision=True)
     assert isinstance(model, UNetPlusPlus)

@@ -48,6 +48,7 @@ def network(name: str, **fields: Any) -> DenoisingNetwork:
     return model.eval()
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(name=st.sampled_from(list(SMALL)), height=st.integers(1, 30), width=st.integers(1, 30))
 @torch.no_grad()
@@ -96,6 +97,7 @@ def _dncnn(layers: int) -> int:
     return _conv(1, 64, 3) + (layers - 2) * (_conv(64, 64, 3, bias=False) + 2 * 64) + _conv(64, 1, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
@@ -126,6 +128,7 @@ def _reach(model: DenoisingNetwork, *, images: int) -> int:
     return farthest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -149,6 +152,7 @@ def test_receptive_radius_is_the_reach_of_the_gradient(name: str, fields: dict[s
     assert _reach(model, images=24 if name == "attention_unet" else 2) == model.receptive_radius
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("size", [(101, 130), (64, 160)])
 def test_tiles_equal_the_whole_image(name: str, size: tuple[int, int]) -> None:
@@ -173,6 +177,7 @@ def test_the_attention_of_a_tile_alone_is_not_that_of_the_image() -> None:
     assert (part[..., :8] - model(x)[..., :8]).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "unetpp", "attention_unet", "nafnet", "restormer", "dncnn"])
 def test_networks_may_be_told_of_the_noise(name: str) -> None:
     residual = {} if name == "dncnn" else {"residual": True}
@@ -206,6 +211,7 @@ def test_one_graph_without_breaks_that_trains(name: str) -> None:
         assert parameter.grad.any() or name == "stages.0.force", name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_bf16_is_near_fp32(name: str) -> None:
     model, x = network(name), torch.rand(1, 1, 32, 32)
@@ -218,6 +224,7 @@ def test_bf16_is_near_fp32(name: str) -> None:
         assert not torch.equal(fast, exact)
 
 
+@pytest.mark.slow
 def test_autocast_trains_every_network() -> None:
     for name in SMALL:
         model = network(name).train()
@@ -227,6 +234,7 @@ def test_autocast_trains_every_network() -> None:
         assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_shapes_alone_can_be_computed(name: str) -> None:
     with torch.device("meta"):  # as arithmetic is counted
@@ -308,6 +316,7 @@ def test_influence_functions_are_the_papers_mixtures() -> None:
     torch.testing.assert_close(influence(z), _mixture(z, influence.weights), rtol=0, atol=1e-3 / 255 * 2)
 
 
+@pytest.mark.slow
 def test_gradient_of_an_influence_function() -> None:
     influence = Influence(2).double()
     nn.init.normal_(influence.weights, generator=torch.Generator().manual_seed(0))
@@ -350,6 +359,7 @@ def test_tnrds_filters_begin_as_cosines_without_the_constant() -> None:
     assert (basis[0].view(7, 7).diff(dim=1) < 0).all() or (basis[0].view(7, 7).diff(dim=0) < 0).all()
 
 
+@pytest.mark.slow
 def test_tnrd_begins_as_a_smoothing_that_keeps_edges() -> None:
     torch.manual_seed(0)
     clean = torch.zeros(1, 1, 64, 64)
@@ -380,6 +390,7 @@ def test_options_without_effect_are_refused(fields: dict[str, Any], words: str) 
             TNRD(width=64)
 
 
+@pytest.mark.slow
 def test_every_architecture_says_what_it_is() -> None:
     for name in ModelConfig.model_fields["name"].annotation.__args__:
         config = ModelConfig(name=name, width=8)

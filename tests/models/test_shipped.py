@@ -23,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_names_begin_with_the_default(folder: Path) -> None:
     assert shipped_names() == []
     for name in ("fast", "default", "careful"):
@@ -76,6 +77,7 @@ def test_the_card_of_another_network_is_refused(folder: Path) -> None:
         shipped_model("default")
 
 
+@pytest.mark.slow
 def test_whatever_ships_is_what_its_card_says() -> None:
     for name in shipped_names():
         model = shipped_model(name)

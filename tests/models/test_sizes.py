@@ -19,6 +19,7 @@ def network(**fields: object) -> DenoisingNetwork:
     return build_model(ModelConfig.model_validate({"width": 2, "depth": 3, **fields})).eval()
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     name=st.sampled_from(["unet", "unetpp"]),
@@ -36,6 +37,7 @@ def test_any_size_in_the_same_size_out(name: str, norm: str, depth: int, height:
     assert model.stride == 2 ** (depth - 1)
 
 
+@pytest.mark.slow
 @given(height=st.integers(1, 20), width=st.integers(1, 20), multiple=st.sampled_from([2, 4, 8, 16]))
 @settings(max_examples=60)
 def test_padding_reflects_and_repeats_only_where_it_must(height: int, width: int, multiple: int) -> None:
@@ -82,6 +84,7 @@ def reach(model: DenoisingNetwork, size: int) -> int:
     return farthest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.parametrize("block", ["conv-relu-conv-norm-relu", "conv-norm-relu-conv-norm-relu"])
 def test_receptive_radius_of_a_unet_is_the_reach_of_its_gradient(depth: int, block: str) -> None:
@@ -90,6 +93,7 @@ def test_receptive_radius_of_a_unet_is_the_reach_of_its_gradient(depth: int, blo
     assert reach(model, size) == model.receptive_radius
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_receptive_radius_of_a_unetpp_bounds_the_reach_of_its_gradient(depth: int) -> None:
     # Where aligned corners read depends on the image's size, so the bound is not met at every size.
@@ -99,6 +103,7 @@ def test_receptive_radius_of_a_unetpp_bounds_the_reach_of_its_gradient(depth: in
     assert model.receptive_radius - model.stride < farthest <= model.receptive_radius
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 6), (1, 5), (33, 64)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_tiles_are_upsampled_where_they_lie_in_the_whole(shape: tuple[int, int], layout: torch.memory_format) -> None:

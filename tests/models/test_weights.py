@@ -34,6 +34,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "weights.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_round_trip(config: ModelConfig, tmp_path: Path) -> None:
     model = build_model(config).to(memory_format=torch.channels_last)

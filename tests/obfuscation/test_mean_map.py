@@ -42,6 +42,7 @@ def test_spans_the_known_ranges(std: float, low: float, high: float) -> None:
     assert ends.tolist() == pytest.approx([low, high], abs=6e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(mean=st.floats(-0.3, 0.3), std=st.floats(0.02, 0.5))
 def test_inverse_undoes_the_map(mean: float, std: float) -> None:

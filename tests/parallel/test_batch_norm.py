@@ -109,6 +109,7 @@ CASES: dict[str, tuple[float, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_together_are_one_process(tmp_path: Path, ranks: int) -> None:
     cases = {name: _options(ranks, **changes) for name, (_, changes) in CASES.items()}

@@ -87,6 +87,7 @@ def _run(script: str, folder: Path, ranks: int, *arguments: object) -> list[dict
     return [load_file(folder / f"rank-{rank}.safetensors") for rank in range(ranks)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_mean_is_that_of_rounded_values_rounded_once(tmp_path: Path, ranks: int) -> None:
     found = _run(BUCKETS, tmp_path, ranks, json.dumps(SIZES))
@@ -113,6 +114,7 @@ def test_the_mean_is_that_of_rounded_values_rounded_once(tmp_path: Path, ranks: 
             assert (error[finite] <= bound[finite]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ddp_computes_nearly_the_gradients_of_fp32(tmp_path: Path, ranks: int) -> None:
     found = _run(TRAINING, tmp_path, ranks)

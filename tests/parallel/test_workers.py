@@ -36,11 +36,13 @@ def _pid(_: int) -> int:
     return os.getpid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_the_order_of_the_items(workers: int) -> None:
     assert list(ordered_map(_late_for_even, range(20), workers=workers)) == [n * n for n in range(20)]
 
 
+@pytest.mark.slow
 def test_more_than_one_process_works() -> None:
     pids = set(ordered_map(_pid, range(20), workers=2))
     assert os.getpid() not in pids

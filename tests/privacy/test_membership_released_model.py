@@ -113,6 +113,7 @@ def test_no_more_patients_are_asked_about_than_wanted(trained: tuple[Path, Path]
     assert len(question.rows) == 40
 
 
+@pytest.mark.slow
 def test_a_stopped_attack_goes_on_where_it_was(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

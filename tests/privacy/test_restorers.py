@@ -27,6 +27,7 @@ def _noise() -> Variant:
     return simulated_variant(DATA, mean=0.1, std=0.3, seed=1)
 
 
+@pytest.mark.slow
 def test_a_network_gives_back_what_noise_took_from_patients_that_it_never_saw(tmp_path: Path) -> None:
     noisy = _noise()
     restored = restored_variant(noisy, data=DATA, folder=tmp_path, steps=80)
@@ -36,6 +37,7 @@ def test_a_network_gives_back_what_noise_took_from_patients_that_it_never_saw(tm
     assert after > before + 3.0
 
 
+@pytest.mark.slow
 def test_what_is_gone_is_not_given_back(tmp_path: Path) -> None:
     grey = Variant(
         name="grey",
@@ -52,6 +54,7 @@ def test_what_is_gone_is_not_given_back(tmp_path: Path) -> None:
     assert psnr_of(images, DATA.clean(rows)).mean() < psnr_of(average, DATA.clean(rows)).mean()
 
 
+@pytest.mark.slow
 def test_nobody_is_both_trained_on_and_judged_by() -> None:
     data = phantom_data(20, follow_ups=2)
     train, test = dealt(data)

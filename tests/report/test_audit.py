@@ -6,6 +6,7 @@ import itertools
 import re
 
 import numpy as np
+import pytest
 from tests.privacy.records import result, small_audit
 
 from veilray.privacy.gate import Policy, judge
@@ -151,6 +152,7 @@ def test_a_reason_is_said_once_for_all_its_images() -> None:
     assert "noise 0.2, original" in page
 
 
+@pytest.mark.slow
 def test_the_page_refers_to_nothing_outside_itself() -> None:
     page = audit_page(_audit(), panels=[AuditPanel(variant="original", images=np.zeros((1, 8, 8), dtype=np.float32))])
     assert "<script" not in page
@@ -160,6 +162,7 @@ def test_the_page_refers_to_nothing_outside_itself() -> None:
     assert 'src="data:image/png' not in audit_page(_audit())
 
 
+@pytest.mark.slow
 def test_a_gate_never_speaks_of_safety() -> None:
     for at_most, words in ((0.99, "no tested attack exceeded its limit"), (0.5, "Gate not passed: re-identification")):
         limit = {"attack": "re-identification", "metric": "auc_matched", "at_most": at_most}

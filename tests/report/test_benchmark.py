@@ -142,6 +142,7 @@ def test_what_was_skipped_is_listed_with_its_reason(html: str, page: Page) -> No
     assert "2 runs that this machine cannot do" in html
 
 
+@pytest.mark.slow
 def test_causes_that_changed_together_are_told(html: str) -> None:
     tied = benchmark_html(_analysis(_records(tied=True)))
     assert "Causes that changed together" in tied
@@ -149,6 +150,7 @@ def test_causes_that_changed_together_are_told(html: str) -> None:
     assert "Causes that changed together" not in html
 
 
+@pytest.mark.slow
 def test_adjustments_of_the_plan_are_shown_with_their_levels() -> None:
     adjust = {"when": {"setup": "ddp:2"}, "settings": {"train": {"batch_size": 64}}}
     plan = BenchmarkPlan.model_validate({"name": "adjusted", "adjust": [adjust]})
@@ -172,6 +174,7 @@ def test_one_run_alone_makes_a_report_without_effects(tmp_path: Path) -> None:
     assert len(parsed.cells["scores"]) == 3
 
 
+@pytest.mark.slow
 def test_a_busy_machine_is_told_first(html: str) -> None:
     busy = benchmark_html(_analysis(_records(), load=3.25))
     assert "The machine was busy" in busy

@@ -21,6 +21,7 @@ def _plain(cell: str) -> str:
     return " ".join(cell.split())
 
 
+@pytest.mark.slow
 def test_rows_have_their_names_and_the_seconds_of_a_core(make_run: MakeRun) -> None:
     run = make_run("a", methods=METHODS, summary={"core_seconds_per_image": SECONDS})
     page = Page(to_html(compare([run]), []))
@@ -40,6 +41,7 @@ def test_rows_have_their_names_and_the_seconds_of_a_core(make_run: MakeRun) -> N
     assert all(pair.startswith("U-Net, width 64 − ") for pair in pairs)
 
 
+@pytest.mark.slow
 def test_without_classical_methods_there_is_no_such_column(make_run: MakeRun) -> None:
     run = make_run("a", summary={"core_seconds_per_image": {"model": 0.02}})
     head = Page(to_html(compare([run]), [])).cells["scores"][0]

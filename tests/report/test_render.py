@@ -149,6 +149,7 @@ def test_the_table_of_pairs_shows_corrected_p_values_and_shares(comparison: Comp
         assert int(re.sub(r"\D", "", won)) == round(100 * pair.share_won)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_runs_does_not_change_the_page(comparison: Comparison, page: str) -> None:
     folders = [run.folder for run in comparison.runs]
     again = compare(folders[::-1])
@@ -178,6 +179,7 @@ def test_a_metric_not_computed_says_so_with_the_reason(make_run: MakeRun) -> Non
     assert "LPIPS was not computed: no AlexNet backbone; name one with --lpips-backbone." in html
 
 
+@pytest.mark.slow
 def test_unclamped_psnr_is_shown_under_the_papers_protocol_only(make_run: MakeRun) -> None:
     ours = to_html(compare([make_run("ours")]), [])
     paper = to_html(compare([make_run("paper", evaluate={"unclamped_psnr": True})]), [])
@@ -185,18 +187,21 @@ def test_unclamped_psnr_is_shown_under_the_papers_protocol_only(make_run: MakeRu
     assert "PSNR unclamped" in Page(paper).cells["scores"][0][-2]
 
 
+@pytest.mark.slow
 def test_one_run_alone_has_no_table_of_pairs_and_names_the_missing_seeds(make_run: MakeRun) -> None:
     html = to_html(compare([make_run("a")]), [])
     assert "pairs" not in Page(html).cells
     assert "Chance in training is not covered" in html
 
 
+@pytest.mark.slow
 def test_unknown_patients_are_not_called_apart(make_run: MakeRun) -> None:
     page = to_html(compare([make_run("a", environment={"shared_patients": 0, "patients_unknown": 7})]), [])
     assert "The patients of 7 images are unknown" in page
     assert "No patient is in two sets" not in page
 
 
+@pytest.mark.slow
 def test_shared_patients_are_counted_and_warned_of(make_run: MakeRun) -> None:
     clean = to_html(compare([make_run("a")]), [])
     shared = to_html(
@@ -208,12 +213,14 @@ def test_shared_patients_are_counted_and_warned_of(make_run: MakeRun) -> None:
     assert "312 patients shared between the sets" in shared
 
 
+@pytest.mark.slow
 def test_validation_figures_are_not_called_test_figures(make_run: MakeRun) -> None:
     html = to_html(compare([make_run("a", summary={"split": "validation"})]), [])
     assert "These are not test figures" in html
     assert "These are not test figures" not in to_html(compare([make_run("b")]), [])
 
 
+@pytest.mark.slow
 def test_arms_that_differ_in_several_settings_are_said_to(make_run: MakeRun) -> None:
     runs = [make_run("a"), make_run("b", train={"loss": "mse", "schedule": "constant"}, gain=0.2)]
     html = to_html(compare(runs), [])
@@ -221,6 +228,7 @@ def test_arms_that_differ_in_several_settings_are_said_to(make_run: MakeRun) -> 
     assert "2 settings differ" in html
 
 
+@pytest.mark.slow
 def test_every_setting_of_the_configuration_is_in_the_protocol(make_run: MakeRun) -> None:
     html = to_html(compare([make_run("a", train={"learning_rate": 0.00123, "batch_size": 13, "epochs": 77})]), [])
     for value in ("0.00123", '<td><span class="value">13</span>', '<td><span class="value">77</span>'):
@@ -255,6 +263,7 @@ def test_the_ten_worst_images_are_named_once_a_level_in_their_order(comparison: 
     assert f"The {len(ranked)} images of the test set with the lowest mean PSNR" in page
 
 
+@pytest.mark.slow
 def test_notes_on_the_data_are_shown_with_them_as_plain_text(comparison: Comparison) -> None:
     html = to_html(comparison, [], notes=["121 of 864 images <b>held back</b>"])
     data = html[html.index('<section id="data">') : html.index('<section id="protocol">')]
@@ -268,6 +277,7 @@ def test_a_panel_without_an_arm_is_refused(comparison: Comparison) -> None:
         to_html(comparison, [panel])
 
 
+@pytest.mark.slow
 def test_the_page_is_written_whole_and_leaves_matplotlib_as_it_was(comparison: Comparison, tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     out = tmp_path / "new" / "report.html"
@@ -277,12 +287,14 @@ def test_the_page_is_written_whole_and_leaves_matplotlib_as_it_was(comparison: C
     assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.slow
 def test_the_commands_name_each_run_and_quote_odd_names(make_run: MakeRun) -> None:
     html = to_html(compare([make_run("my run", seed=1), make_run("b", seed=2)]), [])
     assert "veilray train &#39;my run/config.toml&#39;" in html
     assert "veilray evaluate b-again --data cohort --split test" in html
 
 
+@pytest.mark.slow
 def test_a_release_has_no_seed_of_the_test_noise(make_run: MakeRun) -> None:
     comparison = compare([make_run("released", summary={"test_noise_seed": None})])
     rows = {row.name: row.values for section in protocol(comparison).values() for row in section}

@@ -96,6 +96,7 @@ def test_interrupted_and_resumed_ends_with_the_same_bits(
     ]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_cut_short_gives_way_to_the_one_before(cohort: Path, tmp_path: Path) -> None:
     config = small_config()
     train_here(config, cohort, tmp_path / "whole")
@@ -110,11 +111,13 @@ def test_a_checkpoint_cut_short_gives_way_to_the_one_before(cohort: Path, tmp_pa
     assert len(RunFolder(tmp_path / "cut").epochs()) == 2
 
 
+@pytest.mark.slow
 def test_only_the_last_two_checkpoints_are_kept(cohort: Path, tmp_path: Path) -> None:
     train_here(small_config(train={"epochs": 4}), cohort, tmp_path / "run")
     assert len(checkpoints(tmp_path / "run" / "checkpoints")) == 2
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_refused(cohort: Path, tmp_path: Path) -> None:
     train_here(small_config(), cohort, tmp_path / "run")
     other = small_config(model={"width": 8})
@@ -172,6 +175,7 @@ def test_fp16_gradients_that_overflow_are_skipped_and_counted(
     assert math.isfinite(outcome.best_loss)
 
 
+@pytest.mark.slow
 def test_early_stopping(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([0.5, 0.4, 0.45, 0.41, 0.3])
     monkeypatch.setattr(loop, "validate", lambda *arguments: (next(losses), 20.0))
@@ -181,6 +185,7 @@ def test_early_stopping(cohort: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(RunFolder(tmp_path / "run").epochs()) == 4
 
 
+@pytest.mark.slow
 def test_validations_may_lie_epochs_apart(cohort: Path, tmp_path: Path) -> None:
     train_here(small_config(train={"epochs": 5}), cohort, tmp_path / "each")
     train_here(small_config(train={"epochs": 5, "validate_every": 2}), cohort, tmp_path / "some")
@@ -203,6 +208,7 @@ def test_validation_is_exact_whatever_the_batch_size(cohort: Path, tmp_path: Pat
         assert decibels == pytest.approx(results[0][1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_left_alone(cohort: Path, tmp_path: Path) -> None:
     config = small_config()
     train_here(config, cohort, tmp_path / "run")
@@ -214,12 +220,14 @@ def test_a_folder_that_holds_a_run_is_left_alone(cohort: Path, tmp_path: Path) -
         RunFolder.create(tmp_path / "other", config)
 
 
+@pytest.mark.slow
 def test_resuming_with_another_configuration_is_refused(cohort: Path, tmp_path: Path) -> None:
     train_here(small_config(), cohort, tmp_path / "run")
     with pytest.raises(UsageError, match=r"another configuration \(\[train\] differ"):
         RunFolder.resume(tmp_path / "run", small_config(train={"epochs": 9}))
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_checkpoints_there_are(cohort: Path, tmp_path: Path) -> None:
     config = small_config(train={"epochs": 3})
     train_here(config, cohort, tmp_path / "whole")

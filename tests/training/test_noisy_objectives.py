@@ -91,6 +91,7 @@ def _double(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [-0.1, 0.15, 0.5, 1.0, 1.2])
 @pytest.mark.parametrize(("std", "added"), [(0.1, 0.05), (0.2, 0.2), (0.3, 0.15)])
 def test_the_recorruption_likelihood_is_a_probability(m: float, std: float, added: float) -> None:
@@ -187,6 +188,7 @@ def test_the_halves_are_of_neighbours(phantom: Tensor) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "clip"),
     [
@@ -211,6 +213,7 @@ def test_every_objective_learns(cohort: Path, tmp_path: Path, objective: str, cl
     assert records[-1].validation_loss < records[0].validation_loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "allowed"), [("sure", False), ("supervised", True)])
 def test_gpus_do_not_round_while_differences_are_taken(
     cohort: Path, tmp_path: Path, objective: str, allowed: bool
@@ -232,6 +235,7 @@ def test_gpus_do_not_round_while_differences_are_taken(
     assert set(seen) == {allowed}
 
 
+@pytest.mark.slow
 def test_noise_added_in_training_is_added_at_inference(cohort: Path, tmp_path: Path) -> None:
     config = small_config(train={"objective": "r2r", "epochs": 1}, noise={"clip": False})
     train_here(config, cohort, tmp_path / "run")
@@ -345,6 +349,7 @@ def test_releases_that_are_not_independent_or_not_of_the_same_images_are_refused
         matching_rows(first, Release.open(other.path))
 
 
+@pytest.mark.slow
 def test_clean_public_images_go_beside_noisy_ones(two: tuple[Path, Path], cohort: Path, tmp_path: Path) -> None:
     config = small_config(train={"batch_size": 6, "clean_share": 0.34, "epochs": 3})
     images = TrainingImages.open(two[0], config, clean=cohort)

@@ -86,6 +86,7 @@ def test_heads_and_half_precision_are_refused(releases: dict[str, Path]) -> None
         resolved(half, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["clamped", "open"])
 def test_it_learns_without_a_clean_pixel(releases: dict[str, Path], tmp_path: Path, data: str) -> None:
     recorder = Recorder()
@@ -97,6 +98,7 @@ def test_it_learns_without_a_clean_pixel(releases: dict[str, Path], tmp_path: Pa
         _ = TrainingImages.open(releases[data], config).training_batch(0, 0, CPU).clean
 
 
+@pytest.mark.slow
 def test_where_clean_images_are_there_the_objective_does_not_look(releases: dict[str, Path], tmp_path: Path) -> None:
     """The same noisy pixels with and without the clean ones beside them end in the same weights."""
     with_clean, without = releases["pairs"], tmp_path / "without"
@@ -120,6 +122,7 @@ def test_where_clean_images_are_there_the_objective_does_not_look(releases: dict
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "variant"),
     [

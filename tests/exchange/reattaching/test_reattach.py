@@ -91,6 +91,7 @@ def _run(returned: Path, originals: Path, out: Path) -> list[Denoised]:
     return list(reattach([returned], [originals], out, names=lambda uid: ["f" * 32, _name(uid)], key=KEY))
 
 
+@pytest.mark.slow
 def test_each_image_goes_to_its_own_original(originals: Path, tmp_path: Path) -> None:
     back = _back(tmp_path / "back", _all_three())
     results = _run(back, originals, tmp_path / "out")
@@ -107,6 +108,7 @@ def test_each_image_goes_to_its_own_original(originals: Path, tmp_path: Path) ->
     assert sources == {f"{ROOT}.9.{index}" for index in range(3)}
 
 
+@pytest.mark.slow
 def test_what_names_patients_is_its_owners_alone(originals: Path, tmp_path: Path) -> None:
     mask = os.umask(0o000)
     try:
@@ -117,6 +119,7 @@ def test_what_names_patients_is_its_owners_alone(originals: Path, tmp_path: Path
     assert [path.stat().st_mode & 0o777 for path in (tmp_path / "new/out").iterdir()] == [0o600] * 3
 
 
+@pytest.mark.slow
 def test_a_retry_makes_the_same_files_and_overwrites_none(originals: Path, tmp_path: Path) -> None:
     back = _back(tmp_path / "back", _all_three())
     _run(back, originals, tmp_path / "out")
@@ -127,6 +130,7 @@ def test_a_retry_makes_the_same_files_and_overwrites_none(originals: Path, tmp_p
     assert {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()} == first
 
 
+@pytest.mark.slow
 def test_the_same_noisy_images_released_again_make_no_second_objects(originals: Path, tmp_path: Path) -> None:
     made = []
     for number, (release_id, digest) in enumerate([("1", "c"), ("2", "c"), ("2", "d"), ("1", None), ("2", None)]):
@@ -139,6 +143,7 @@ def test_the_same_noisy_images_released_again_make_no_second_objects(originals: 
     assert len(set(made)) == 4
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_reported_with_the_reason(originals: Path, tmp_path: Path) -> None:
     shapes = _all_three()
     first, *_ = shapes
@@ -170,6 +175,7 @@ def test_a_record_can_name_no_path_and_no_image_of_no_release(originals: Path, t
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_was_left_out_is_listed_and_can_be_an_error(originals: Path, tmp_path: Path) -> None:
     _, _, names = _two_sites(tmp_path)
     back, out = _back(tmp_path / "back", _all_three(names.image)), tmp_path / "out"
@@ -194,6 +200,7 @@ def test_what_was_left_out_is_listed_and_can_be_an_error(originals: Path, tmp_pa
     assert veilray("denoise", back, "--out", tmp_path / "no", "--all").status == 2
 
 
+@pytest.mark.slow
 def test_the_command_finds_originals_by_this_site_s_keys_before_and_after_rotations(
     originals: Path, tmp_path: Path
 ) -> None:

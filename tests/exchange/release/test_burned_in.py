@@ -40,10 +40,12 @@ def planted(
     return np.asarray(image, dtype=np.float32) / 255
 
 
+@pytest.mark.slow
 def test_phantoms_hold_no_text(phantoms: list[npt.NDArray[np.float32]]) -> None:
     assert [find_text(pixels) for pixels in phantoms if find_text(pixels)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [10, 14, 20])
 def test_a_line_of_text_is_found_where_it_is(phantoms: list[npt.NDArray[np.float32]], size: int) -> None:
     for pixels in phantoms[:4]:

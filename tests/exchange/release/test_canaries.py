@@ -263,6 +263,7 @@ def test_the_search_finds_numbers(tmp_path: Path) -> None:
     assert _numbers_in("", tmp_path) == ["UV, raw", "FD"]
 
 
+@pytest.mark.slow
 def test_the_canaries_sit_in_all_that_the_basic_profile_names(seeded: tuple[Path, list[str], str]) -> None:
     missing = []
     dataset = dcmread(seeded[0].parent / f"{MARK}folder" / f"{MARK}file0.dcm")
@@ -291,6 +292,7 @@ def test_import_says_no_canary(seeded: tuple[Path, list[str], str]) -> None:
     assert _found(said.encode(), [MARK, *canaries]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
