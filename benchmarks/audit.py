@@ -67,9 +67,10 @@ def main() -> None:
     write_page()
 
 
-def measure(options: argparse.Namespace, name: str) -> tuple[Audit, dict[str, float]]:
+def measure(options: argparse.Namespace, name: str) -> tuple[Audit, dict[str, float | bool]]:
     """Import the radiographs where that was not done, and audit them; with what the audit took, in this run."""
     cohort, out = options.work / options.hospital, options.work / name
+    resumed = out.is_dir()
     if not cohort.is_dir():
         import_radiographs(options, cohort)
     words: list[object] = ["audit", "--originals", cohort, "--out", out, "--std", LEVELS]
@@ -88,7 +89,7 @@ def measure(options: argparse.Namespace, name: str) -> tuple[Audit, dict[str, fl
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     took = {"wall_seconds": time.monotonic() - began, "processor_seconds": processor}
-    return read_audit(out), {name: round(seconds, 1) for name, seconds in took.items()}
+    return read_audit(out), {"resumed": resumed, **{name: round(seconds, 1) for name, seconds in took.items()}}
 
 
 def import_radiographs(options: argparse.Namespace, cohort: Path) -> None:
@@ -122,7 +123,7 @@ def write_page() -> None:
         if path.is_file():
             record = json.loads(path.read_text(encoding="utf-8"))
             audit = Audit.model_validate(record["audit"])
-            page = _replaced(page, name, "\n\n".join(filter(None, _block(name, audit, record["hardware"]))))
+            page = _replaced(page, name, "\n\n".join(filter(None, _block(name, audit, record))))
     PAGE.write_text(page, encoding="utf-8")
     print(f"written: {PAGE}")
 
@@ -136,28 +137,29 @@ def _replaced(page: str, name: str, text: str) -> str:
     return f"{before}{begin}\n{_plain(text)}\n{end}{after}"
 
 
-def _block(name: str, audit: Audit, hardware: dict[str, Any]) -> list[str]:
+def _block(name: str, audit: Audit, record: dict[str, Any]) -> list[str]:
     """What stands in the page of one record."""
     if name == "audit-full":
         members = [one for one in audit.results if one.attack == "membership inference"]
         return [
-            *_opening(audit, hardware)[:1],
+            *_opening(audit, record)[:1],
             draw_full(audit),
             _frontier_table(audit),
             _listed(members),
             _not_tested(audit),
         ]
     drawn = [draw(audit)] if name == "audit" else []
-    return [*_opening(audit, hardware), *drawn, *_tables(audit), _not_tested(audit)]
+    return [*_opening(audit, record), *drawn, *_tables(audit), _not_tested(audit)]
 
 
-def _opening(audit: Audit, hardware: dict[str, Any]) -> list[str]:
-    audited = audit.audited
+def _opening(audit: Audit, record: dict[str, Any]) -> list[str]:
+    audited, hardware = audit.audited, record["hardware"]
+    part = " in the last of several parts" if record.get("resumed") else ""
     what = (
         f"{audited.n_images} radiographs of {audited.n_patients} patients, {audited.n_with_follow_ups} of them with "
         f"several, {audited.height} × {audited.width} pixels; {audit.effort} audit, seeds "
         f"{', '.join(map(str, audit.seeds))}, {hardware['device']}, {hardware['date']}, "
-        f"{audit.seconds / 60:.1f} minutes of computation."
+        f"{audit.seconds / 60:.1f} minutes of computation{part}."
     )
     said = [f"**{one.attacker}** {' '.join(one.sentences)}" for one in verdicts(audit)]
     return [what, f"**Verdict.** {headline(audit)}", gate_sentence(audit), *said]
