@@ -199,7 +199,7 @@ def test_networks_may_be_told_of_the_noise(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_one_graph_without_breaks_that_trains(name: str) -> None:
     model = network(name).train()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)  # a break is found before any back end is asked
     x = torch.rand(2, 1, 16, 24)
     output = compiled(x)
     torch.testing.assert_close(output, model(x), rtol=1e-4, atol=1e-5)

@@ -77,22 +77,22 @@ with joined(torch.device("cpu"), timeout=60) as group:
 """
 
 # Fewer values than ranks, an odd number, several megabytes.
+RANKS = 3
 STEPS = 2
 SIZES = (7, 1, 2, 100_003, 1_000_000)
 
 
-def _run(script: str, folder: Path, ranks: int, *arguments: object) -> list[dict[str, Tensor]]:
-    for left in run_ranks(script, ranks, arguments=[folder, *arguments]):
+def _run(script: str, folder: Path, *arguments: object) -> list[dict[str, Tensor]]:
+    for left in run_ranks(script, RANKS, arguments=[folder, *arguments]):
         assert left.status == 0, left.err[-1000:]
-    return [load_file(folder / f"rank-{rank}.safetensors") for rank in range(ranks)]
+    return [load_file(folder / f"rank-{rank}.safetensors") for rank in range(RANKS)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_the_mean_is_that_of_rounded_values_rounded_once(tmp_path: Path, ranks: int) -> None:
-    found = _run(BUCKETS, tmp_path, ranks, json.dumps(SIZES))
+def test_the_mean_is_that_of_rounded_values_rounded_once(tmp_path: Path) -> None:
+    found = _run(BUCKETS, tmp_path, json.dumps(SIZES))
     # A ring all-reduce of n ranks sends 2 (n - 1) times the gradient, over all ranks, at 4 bytes a value in float32.
-    assert sum(int(one["sent"]) for one in found) == STEPS * 2 * (ranks - 1) * sum(SIZES) * 2
+    assert sum(int(one["sent"]) for one in found) == STEPS * 2 * (RANKS - 1) * sum(SIZES) * 2
     for step in range(STEPS):
         for index in range(len(SIZES)):
             means = [one[f"mean/{step}/{index}"] for one in found]
@@ -100,7 +100,7 @@ def test_the_mean_is_that_of_rounded_values_rounded_once(tmp_path: Path, ranks: 
             total = own[0].bfloat16().float()
             for values in own[1:]:
                 total = total + values.bfloat16().float()
-            expected = (total / ranks).bfloat16().float()
+            expected = (total / RANKS).bfloat16().float()
             for mean in means:
                 assert torch.equal(mean.view(torch.int32), means[0].view(torch.int32)), "ranks differ"
                 torch.testing.assert_close(mean, expected, rtol=0, atol=0, equal_nan=True)
@@ -115,9 +115,8 @@ def test_the_mean_is_that_of_rounded_values_rounded_once(tmp_path: Path, ranks: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ddp_computes_nearly_the_gradients_of_fp32(tmp_path: Path, ranks: int) -> None:
-    found = _run(TRAINING, tmp_path, ranks)
+def test_ddp_computes_nearly_the_gradients_of_fp32(tmp_path: Path) -> None:
+    found = _run(TRAINING, tmp_path)
     for name, value in found[0].items():
         assert all(torch.equal(one[name], value) for one in found), name
         if name.startswith("bf16/"):
