@@ -50,7 +50,7 @@ def demo_command(
             "train.ema_decay": 0.99,
         }
         changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        _veilray("train", "default", "--data", release, "--out", runs[-1], *changes)
+        _veilray("train", "default", "--data", release, "--out", runs[-1], "--no-evaluate", *changes)
         _veilray("evaluate", runs[-1], "--data", release, "--no-download")
     notes = ["--note", _held_back(held_back, len(released))] if held_back else []
     _veilray("compare", *runs, "--out", report, *notes)
