@@ -72,6 +72,16 @@ def test_a_planted_leak_is_stopped_and_overwhelming_noise_is_not(
 
 
 @pytest.mark.slow
+def test_noise_that_hides_nothing_is_stopped_too(flow_cohort: Path, tmp_path: Path, policy: Path) -> None:
+    leaking = _release(flow_cohort, tmp_path / "leaking", "--std", 0.001)
+    options = ["--originals", flow_cohort, "--quick", "--gate", policy, "--out", tmp_path / "a"]
+    stopped = veilray("audit", leaking, *options)
+    assert stopped.status == 4, stopped.err
+    assert "gate not passed: linkage of release, noise 0.001" in stopped.lines[-1]
+    assert (tmp_path / "a" / "audit.html").is_file()
+
+
+@pytest.mark.slow
 def test_levels_are_tried_without_a_release_and_a_second_run_computes_nothing(
     flow_cohort: Path, tmp_path: Path
 ) -> None:

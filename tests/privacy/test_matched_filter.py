@@ -74,3 +74,31 @@ def test_images_that_are_the_same_leave_a_guess() -> None:
     other = np.stack([image, 1.0 - image, image])
     assert gallery_success(other, np.full(64, 0.01), 0) == pytest.approx(0.5, abs=1e-3)
     assert np.exp(log_pair_error(image[None], image, np.full(64, 0.01))) == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize("mean", [-0.1, 0.0, 0.1])
+@pytest.mark.parametrize("std", [1e-3, 1e-4, 1e-6])
+def test_noise_that_hides_nothing_leaves_certainty_or_a_guess(std: float, mean: float) -> None:
+    # Two that differ from the true image well within the range, and one only near an end of it, where the clamp of
+    # noise with a mean hides whatever differs.
+    for extreme, guessed in ((0.95, mean > 0.0), (0.05, mean < 0.0)):
+        true = np.full(16, 0.5)
+        true[5] = extreme
+        brighter, darker, hidden = true.copy(), true.copy(), true.copy()
+        brighter[3], darker[7], hidden[5] = 0.6, 0.2, round(extreme)
+        gallery = np.stack([true, brighter, darker, hidden])
+        seen, variances = clamped_moments(gallery, mean=mean, std=std, clip=True)
+        assert gallery_success(seen, variances[0], 0) == pytest.approx(0.5 if guessed else 1.0, abs=1e-3)
+        errors = np.exp(log_pair_error(seen[1:], seen[0], variances[0]))
+        assert errors == pytest.approx([0.0, 0.0, 0.5 if guessed else 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("std", [1e-3, 1e-4, 1e-6])
+def test_images_that_differ_only_where_the_true_one_never_varies_are_told_apart(std: float) -> None:
+    true = np.ones(4)
+    other = np.array([1.0, 1.0, 1.0, 0.2])
+    seen, variances = clamped_moments(np.stack([true, other]), mean=0.1, std=std, clip=True)
+    assert not variances[0].any()
+    assert gallery_success(seen, variances[0], 0) == 1.0
+    assert log_pair_error(seen[1:], seen[0], variances[0]).tolist() == [-np.inf]
+    assert log_pair_error(seen[1:].astype(np.float32), seen[0].astype(np.float32), variances[0]).tolist() == [-np.inf]

@@ -128,7 +128,7 @@ def _bound(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64]) -> tu
                 errors = log_pair_error(seen[others], true[place], variances[place])
                 lost[place] += float(np.exp(errors).sum())
                 worst = max(worst, float(errors.max()))
-    chance = "1/2" if worst > math.log(0.49) else f"10^{worst / math.log(10.0):.0f}"
+    chance = "1/2" if worst > math.log(0.49) else "0" if worst == -math.inf else f"10^{worst / math.log(10.0):.0f}"
     return float(np.maximum(0.0, 1.0 - lost).mean()), (
         f"predicted: at least this, by the union bound over the gallery, for {len(rows)} of the images",
         f"of those, the closest pair is confused with a predicted chance of {chance}",

@@ -25,6 +25,8 @@ Array = npt.NDArray[np.float64]
 # 65,535 steps hold every level of 8 and of 16 bits.
 _KNOTS = 1 << 16
 _POINTS = 4096
+# Pixels that differ by no more than so many roundings are the same.
+_SAME = 16.0
 
 
 def clamped_moments(x: Array, *, mean: float, std: float, clip: bool) -> tuple[Array, Array]:
@@ -87,9 +89,10 @@ def log_pair_error(others: npt.NDArray[np.floating], true: npt.NDArray[np.floati
     squares = (others - true) ** 2
     distance = squares.sum(axis=1, dtype=np.float64)
     spread = np.sqrt((squares @ variances.astype(squares.dtype)).astype(np.float64))
-    # An image equal to the true one is preferred half of the time.
-    differ = spread > 0.0
-    ratio = np.divide(distance, 2.0 * spread, out=np.zeros_like(distance), where=differ)
+    # Without any spread an image equal to the true one is preferred half of the time, another one never.
+    certain = squares.max(axis=1) > np.finfo(squares.dtype).eps ** 2 * _SAME**2
+    without = np.where(certain, np.inf, 0.0)
+    ratio = np.divide(distance, 2.0 * spread, out=without, where=spread > 0.0)
     errors: Array = log_ndtr(-ratio)
     return errors
 
@@ -98,21 +101,25 @@ def gallery_success(gallery: Array, variances: Array, target: int) -> float:
     """The predicted chance that the filter finds the true image in the whole gallery, to about 1e-3.
 
     `gallery` (G, P) and `variances` (P,) as for `log_pair_error`; for galleries of up to some dozens of images that
-    all differ.
+    all differ. Where the pixels in which two images differ do not vary at all, they are told apart with certainty.
     """
     differences = np.delete(gallery - gallery[target], target, axis=0)
-    differ = differences.any(axis=1)
+    differ = np.abs(differences).max(axis=1, initial=0.0) > _SAME * np.finfo(np.float64).eps
     if not differ.all():  # a guess among images that are the same
         among = len(differences) - int(differ.sum()) + 1
         rest = np.concatenate([gallery[target : target + 1], gallery[target] + differences[differ]])
         return (gallery_success(rest, variances, 0) if differ.any() else 1.0) / among
-    covariance = (differences * variances) @ differences.T
-    limits = np.einsum("jp,jp->j", differences, differences) / 2.0
-    scale = np.sqrt(np.diag(covariance))
+    spreads = differences * np.sqrt(variances)
+    scale = np.linalg.norm(spreads, axis=1)
+    uncertain = scale > 0.0
+    if not uncertain.any():
+        return 1.0
+    differences, spreads, scale = differences[uncertain], spreads[uncertain], scale[uncertain]
+    limits = np.einsum("jp,jp->j", differences, differences) / 2.0 / scale
     # The hardest first, as Genz advises, and a ridge for galleries of more images than pixels.
-    order = np.argsort(limits / scale)
-    correlation = (covariance / np.outer(scale, scale))[np.ix_(order, order)] + 1e-9 * np.eye(len(limits))
-    return orthant_probability((limits / scale)[order], correlation)
+    order = np.argsort(limits)
+    directions = (spreads / scale[:, None])[order]
+    return orthant_probability(limits[order], directions @ directions.T + 1e-9 * np.eye(len(limits)))
 
 
 def orthant_probability(limits: Array, covariance: Array) -> float:
