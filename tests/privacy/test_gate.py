@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from tests.privacy.records import result, small_audit
 
 from veilray.errors import RefusedError, UsageError
 from veilray.privacy.gate import Policy, demand_passed, judge, read_policy
-from veilray.privacy.results import Audit, Composition, GateOutcome, Skipped
+from veilray.privacy.results import AttackResult, Audit, Composition, GateOutcome, Skipped
+from veilray.report.audit_text import gate_sentence
 
 
 def _judge(audit: Audit, **policy: object) -> GateOutcome:
@@ -20,8 +22,17 @@ def _limit(at_most: float, **more: object) -> list[dict[str, object]]:
     return [{"attack": "re-identification", "metric": "auc", "at_most": at_most, **more}]
 
 
+def _without_denoiser(outcomes: Sequence[AttackResult | Skipped], **more: object) -> Audit:
+    audited = {"variants": {"original": "clean", "noise 0.2": "noisy"}} | more
+    return small_audit(outcomes, audited=audited)
+
+
+NOISY, DENOISED = "noise 0.2", "noise 0.2, denoised"
+QUICK = Skipped(attack="re-identification", reason="under --quick denoised images are only linked and scored")
+
+
 def test_a_figure_below_its_limit_passes_and_one_above_does_not() -> None:
-    audit = small_audit([result(value=0.7, high=0.8)])
+    audit = _without_denoiser([result(value=0.7, high=0.8)])
     assert _judge(audit, limit=_limit(0.85)).passed
     stopped = _judge(audit, limit=_limit(0.75))
     assert not stopped.passed
@@ -29,7 +40,7 @@ def test_a_figure_below_its_limit_passes_and_one_above_does_not() -> None:
 
 
 def test_the_upper_end_counts_unless_the_value_is_asked_for() -> None:
-    audit = small_audit([result(value=0.7, high=0.8)])
+    audit = _without_denoiser([result(value=0.7, high=0.8)])
     assert not _judge(audit, limit=_limit(0.75)).passed
     assert _judge(audit, limit=_limit(0.75, compare="value")).passed
 
@@ -37,7 +48,7 @@ def test_the_upper_end_counts_unless_the_value_is_asked_for() -> None:
 def test_originals_do_not_count_and_denoised_images_do() -> None:
     clean, denoised = (result(variant=name, value=0.95, high=0.97) for name in ("original", "noise 0.2, denoised"))
     noisy = result(value=0.6, high=0.65)
-    assert _judge(small_audit([clean, noisy]), limit=_limit(0.75)).passed
+    assert _judge(_without_denoiser([clean, noisy]), limit=_limit(0.75)).passed
     assert not _judge(small_audit([clean, noisy, denoised]), limit=_limit(0.75)).passed
     assert _judge(small_audit([noisy, denoised]), limit=_limit(0.75, variant="noise 0.2")).passed
 
@@ -50,13 +61,70 @@ def test_a_model_counts_whatever_the_kinds_of_images() -> None:
 
 def test_what_was_not_measured_does_not_pass() -> None:
     skipped = Skipped(attack="re-identification", variant="noise 0.2", reason="no patient has two images")
-    (breach,) = _judge(small_audit([skipped]), limit=_limit(0.99)).breaches
+    (breach,) = _judge(_without_denoiser([skipped]), limit=_limit(0.99)).breaches
     assert "no patient has two images" in breach.reason
-    assert not _judge(small_audit([result()]), limit=_limit(0.99, metric="a_slip")).passed
+    (breach,) = _judge(_without_denoiser([result()]), limit=_limit(0.99, metric="a_slip")).breaches
+    assert "a_slip, was not measured on noise 0.2: of re-identification there is auc" in breach.reason
+
+
+def test_a_release_that_was_not_measured_does_not_pass_for_one_that_was() -> None:
+    two = {"variants": {"original": "clean", "release A": "noisy", "release B": "noisy"}}
+    skipped = Skipped(attack="re-identification", variant="release B", reason="no patient has two images")
+    audit = small_audit([result(variant="release A"), skipped], audited=two)
+    (breach,) = _judge(audit, limit=_limit(0.99)).breaches
+    assert "not measured on release B: no patient has two images" in breach.reason
+    assert _judge(audit, limit=_limit(0.99, variant="release A")).passed
+    assert not _judge(audit, limit=_limit(0.99, variant="release B")).passed
+    assert not _judge(audit, limit=_limit(0.99, variant="release C")).passed
+
+
+def test_denoised_images_that_were_not_measured_stop_unless_the_policy_leaves_them_out() -> None:
+    audit = small_audit([result(), QUICK])
+    (breach,) = _judge(audit, limit=_limit(0.99)).breaches
+    assert "not measured on noise 0.2, denoised: under --quick" in breach.reason
+    assert breach.reason.endswith("name kinds = ['noisy'] in the limit, or run without --quick")
+    assert _judge(audit, limit=_limit(0.99, kinds=["noisy"])).passed
+    (only,) = _judge(audit, limit=_limit(0.99, kinds=["denoised"])).breaches
+    assert "name kinds" not in only.reason  # there is nothing that it could name
+
+
+def test_one_attacker_measured_does_not_pass_for_another() -> None:
+    outcomes = [result(variant=name, attacker="correlation of thumbnails") for name in (NOISY, DENOISED)]
+    audit = small_audit([*outcomes, result(variant=NOISY)])
+    assert _judge(audit, limit=_limit(0.99)).passed
+    (breach,) = _judge(audit, limit=_limit(0.99, attacker="verification network")).breaches
+    assert "by verification network, was not measured on noise 0.2, denoised" in breach.reason
+
+
+def test_without_a_denoiser_the_gate_says_what_it_did_not_test() -> None:
+    audit = _without_denoiser([result()])
+    judged = _judge(audit, limit=_limit(0.99))
+    assert judged.passed
+    said = gate_sentence(audit.model_copy(update={"gate": judged}))
+    assert "What a denoiser makes of the images was not tested, since none was given (--denoiser)." in said
+    for limit in (_limit(0.99, kinds=["noisy"]), _limit(0.99, variant=NOISY)):
+        assert _judge(audit, limit=limit).notes == ()
+    both = small_audit([result(), result(variant=DENOISED)])
+    assert _judge(both, limit=_limit(0.99)).notes == ()
+
+
+@pytest.mark.parametrize("kinds", [["denoised"], ["noisy", "denoised"], ["noisy", "baseline"]])
+def test_a_kind_that_the_policy_names_must_be_there(kinds: list[str]) -> None:
+    (breach,) = _judge(_without_denoiser([result()]), limit=_limit(0.99, kinds=kinds)).breaches
+    assert f"there are no {kinds[-1]} images" in breach.reason
+
+
+def test_a_limit_on_a_model_asks_for_no_images_but_for_the_model() -> None:
+    leaking = result(attack="membership inference", variant="run-7", value=0.5, high=0.55)
+    limit = [{"attack": "membership inference", "metric": "auc", "at_most": 0.6}]
+    assert _judge(small_audit([leaking]), limit=limit).passed
+    no_model = Skipped(attack="membership inference", reason="no model was named")
+    (breach,) = _judge(small_audit([no_model]), limit=limit).breaches
+    assert "no model was named" in breach.reason
 
 
 def test_a_figure_from_few_patients_does_not_pass() -> None:
-    audit = small_audit([result(n_patients=12)])
+    audit = _without_denoiser([result(n_patients=12)])
     (stopped,) = _judge(audit, limit=_limit(0.5)).breaches
     assert stopped.reason.endswith("limit 0.5, from only 12 patients, fewer than 30")
     (breach,) = _judge(audit, limit=_limit(0.99)).breaches
@@ -68,7 +136,7 @@ def test_a_figure_from_few_patients_does_not_pass() -> None:
     ("fact", "allowance"), [("holds_clean", "allow_clean"), ("subtractable", "allow_subtractable")]
 )
 def test_clean_images_and_seeds_stop_a_release_unless_allowed(fact: str, allowance: str) -> None:
-    audit = small_audit([result()], audited={fact: True})
+    audit = _without_denoiser([result()], **{fact: True})
     assert not _judge(audit, limit=_limit(0.99)).passed
     assert _judge(audit, limit=_limit(0.99), **{allowance: True}).passed
 
@@ -88,6 +156,7 @@ def test_the_noise_that_is_left_over_all_releases_counts() -> None:
         "[[limit]]\nattack = 'a'\nmetric = 'b'\nat_most = inf",
         "[[limit]]\nattack = 'a'\nmetric = 'b'\nat_mots = 1",
         "least_std = [",
+        "[[limit]]\nattack = 'reconstruction'\nmetric = 'lpips'\nat_most = 0.3",
     ],
 )
 def test_a_policy_that_says_nothing_or_nonsense_is_refused(tmp_path: Path, text: str) -> None:
@@ -96,20 +165,29 @@ def test_a_policy_that_says_nothing_or_nonsense_is_refused(tmp_path: Path, text:
         read_policy(tmp_path / "policy.toml")
 
 
+def test_what_falls_as_more_is_recovered_cannot_be_limited(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text("[[limit]]\nattack = 'reconstruction'\nmetric = 'lpips'\nat_most = 0.3")
+    with pytest.raises(UsageError, match=r"lpips falls as more is recovered.*limit psnr or ssim"):
+        read_policy(path)
+    path.write_text("[[limit]]\nattack = 'reconstruction'\nmetric = 'ssim'\nat_most = 0.3")
+    assert read_policy(path)[0].limit[0].metric == "ssim"
+
+
 def test_a_policy_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         read_policy(tmp_path / "policy.toml")
 
 
 def test_only_a_passed_audit_of_that_very_release_will_do() -> None:
-    passed = small_audit([result()])
+    passed = _without_denoiser([result()])
     passed = passed.model_copy(update={"gate": _judge(passed, limit=_limit(0.9))})
     assert demand_passed(passed, release_digest="1" * 64, where=Path("audit")).passed
     stopped = passed.model_copy(update={"gate": _judge(passed, limit=_limit(0.6))})
     for audit, digest, reason in (
         (passed, "9" * 64, "another release"),
         (stopped, "1" * 64, "did not pass"),
-        (small_audit([result()]), "1" * 64, "no gate"),
+        (_without_denoiser([result()]), "1" * 64, "no gate"),
     ):
         with pytest.raises(RefusedError, match=reason):
             demand_passed(audit, release_digest=digest, where=Path("audit"))

@@ -153,7 +153,7 @@ def _say(audit: Audit, out: Path) -> None:
     if audit.gate is None:
         return
     if audit.gate.passed:
-        typer.echo(f"gate: {PASSED} ({audit.gate.rules} limits)")
+        typer.echo("; ".join([f"gate: {PASSED} ({audit.gate.rules} limits)", *audit.gate.notes]))
         return
     first, more = audit.gate.breaches[0], len(audit.gate.breaches) - 1
     others = f"; and {more} more, see the report" if more else ""

@@ -59,4 +59,4 @@ def _demand_audit(source: Path, audit: Path) -> None:
 
     release = Release.open(source)
     outcome = demand_passed(read_audit(audit), release_digest=release.digest, where=audit)
-    typer.echo(f"audit: {PASSED} ({outcome.rules} limits)")
+    typer.echo("; ".join([f"audit: {PASSED} ({outcome.rules} limits)", *outcome.notes]))

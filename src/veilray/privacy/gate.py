@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from veilray.errors import RefusedError, UsageError, first_fault
+from veilray.privacy.membership import ATTACK as MEMBERSHIP
 from veilray.privacy.results import FEW_PATIENTS, AttackResult, Audit, Breach, GateOutcome, few_patients_note
 
 PASSED = "no tested attack exceeded its limit"
+
+_FALLING = ("lpips",)
+"""Metrics that fall as more is recovered, which nothing can be `at_most`."""
 
 
 class _Policy(BaseModel):
@@ -38,11 +41,24 @@ class Limit(_Policy):
     variant: str = ""
     """Only these images, by name; empty for all of the kinds below."""
     kinds: tuple[Literal["clean", "noisy", "denoised", "baseline"], ...] = ("noisy", "denoised")
-    """Kinds of images that count: by default what leaves, and what a denoiser makes of it."""
+    """Kinds of images that count: by default what leaves, and what a denoiser makes of it where there is one.
+
+    Every image variant of these kinds must have been measured, and of each kind that is named there must be one.
+    """
     compare: Literal["value", "upper"] = "upper"
     """Whether the figure itself or the upper end of its interval must keep to the limit."""
     fewest_patients: Annotated[int, Field(ge=1)] = 30
     """A figure from fewer patients cannot pass."""
+
+    @field_validator("metric")
+    @classmethod
+    def _rises(cls, metric: str) -> str:
+        if metric in _FALLING:
+            raise ValueError(
+                f"{metric} falls as more is recovered, so that at_most would pass the best reconstruction; limit "
+                "psnr or ssim instead (also psnr_of_two_levels, psnr_of_N_releases or seeds_found)"
+            )
+        return metric
 
     @property
     def words(self) -> str:
@@ -84,13 +100,21 @@ def read_policy(path: Path) -> tuple[Policy, str]:
 
 
 def judge(policy: Policy, audit: Audit, *, policy_sha256: str) -> GateOutcome:
-    """What a policy says of an audit. A limit for which there is no figure is a breach: nothing passes unmeasured."""
+    """What a policy says of an audit.
+
+    Nothing passes unmeasured: a limit without a figure is a breach, for each variant of the images that it holds for.
+    """
     breaches: list[Breach] = []
     for limit in policy.limit:
-        breaches += _breaches(limit, audit)
+        breaches += [*_exceeded(limit, audit), *_unmeasured(limit, audit)]
     breaches += _of_the_noise(policy, audit)
-    rules = len(policy.limit) + bool(policy.least_std)
-    return GateOutcome(policy_sha256=policy_sha256, passed=not breaches, rules=rules, breaches=tuple(breaches))
+    return GateOutcome(
+        policy_sha256=policy_sha256,
+        passed=not breaches,
+        rules=len(policy.limit) + bool(policy.least_std),
+        breaches=tuple(breaches),
+        notes=_notes(policy, audit),
+    )
 
 
 def demand_passed(audit: Audit, *, release_digest: str, where: Path) -> GateOutcome:
@@ -104,12 +128,9 @@ def demand_passed(audit: Audit, *, release_digest: str, where: Path) -> GateOutc
     return audit.gate
 
 
-def _breaches(limit: Limit, audit: Audit) -> list[Breach]:
-    results = _meant(limit, audit)
-    if not results:
-        return [Breach(rule=limit.words, reason=_why_missing(limit, audit))]
+def _exceeded(limit: Limit, audit: Audit) -> list[Breach]:
     found = []
-    for one in results:
+    for one in _meant(limit, audit):
         figure = one.high if limit.compare == "upper" and one.high is not None else one.value
         of = f"{one.attack} of {one.variant}" + (f" by {one.attacker}" if one.attacker else "")
         if figure > limit.at_most:
@@ -122,7 +143,7 @@ def _breaches(limit: Limit, audit: Audit) -> list[Breach]:
     return found
 
 
-def _meant(limit: Limit, audit: Audit) -> Sequence[AttackResult]:
+def _meant(limit: Limit, audit: Audit) -> list[AttackResult]:
     def counts(one: AttackResult) -> bool:
         if limit.variant:
             return one.variant == limit.variant
@@ -138,12 +159,56 @@ def _meant(limit: Limit, audit: Audit) -> Sequence[AttackResult]:
     ]
 
 
-def _why_missing(limit: Limit, audit: Audit) -> str:
-    reasons = [one.reason for one in audit.skipped if one.attack == limit.attack]
-    known = sorted({one.metric for one in audit.results if one.attack == limit.attack})
+def _unmeasured(limit: Limit, audit: Audit) -> list[Breach]:
+    """A breach for each variant that the limit holds for and has no figure of, and for each kind that is not there."""
+    measured = {one.variant for one in _meant(limit, audit)}
+    if limit.variant or limit.attack == MEMBERSHIP:
+        wanted, absent = [] if measured else [limit.variant], []
+    else:
+        variants = audit.audited.variants
+        wanted = [name for name, kind in variants.items() if kind in limit.kinds and name not in measured]
+        absent = [kind for kind in limit.kinds if kind not in variants.values()]
+        # Nobody who has no denoiser can be asked for what it makes of the images, unless the policy says so.
+        if "kinds" not in limit.model_fields_set and len(absent) < len(limit.kinds):
+            absent = []
+    reasons = [f"{_why_missing(limit, audit, name)}{_way_out(limit, audit, measured)}" for name in wanted]
+    reasons += [f"{limit.attack}, {limit.metric}: there are no {kind} images in this audit" for kind in absent]
+    return [Breach(rule=limit.words, reason=reason) for reason in reasons]
+
+
+def _why_missing(limit: Limit, audit: Audit, variant: str) -> str:
+    """Why there is no figure of one variant, or of none at all where its name is empty."""
+    of_attack = [one for one in audit.skipped if one.attack == limit.attack]
+    known = sorted({one.metric for one in audit.results if one.attack == limit.attack and variant in ("", one.variant)})
+    own = [one.reason for one in of_attack if variant in ("", one.variant)]
+    # What was not tried at all was not tried on this variant either.
+    reasons = own or ([] if known else [one.reason for one in of_attack if not one.variant])
+    what = f"{limit.attack}, {limit.metric}," + (f" by {limit.attacker}," if limit.attacker else "")
+    where = f" on {variant}" if variant else ""
     if reasons:
-        return f"{limit.attack} was not measured: {reasons[0]}"
-    return f"there is no such figure; of {limit.attack} there is {', '.join(known) if known else 'none'}"
+        return f"{what} was not measured{where}: {'; '.join(dict.fromkeys(reasons))}"
+    return f"{what} was not measured{where}: of {limit.attack} there is {', '.join(known) if known else 'no figure'}"
+
+
+def _way_out(limit: Limit, audit: Audit, measured: set[str]) -> str:
+    """What to do where whole kinds of images were measured and others were not."""
+    variants = audit.audited.variants
+    by_kind = {kind: {name for name, of in variants.items() if of == kind} for kind in limit.kinds}
+    whole = [kind for kind, names in by_kind.items() if names and names <= measured]
+    if not whole:
+        return ""
+    quick = ", or run without --quick" if audit.effort == "quick" and "denoised" not in whole else ""
+    return f"; name kinds = {whole} in the limit{quick}"
+
+
+def _notes(policy: Policy, audit: Audit) -> tuple[str, ...]:
+    """What limits hold for by default that this audit has none of."""
+    usual = any(
+        not one.variant and one.attack != MEMBERSHIP and "kinds" not in one.model_fields_set for one in policy.limit
+    )
+    if not usual or "denoised" in audit.audited.variants.values():
+        return ()
+    return ("what a denoiser makes of the images was not tested, since none was given (--denoiser)",)
 
 
 def _of_the_noise(policy: Policy, audit: Audit) -> list[Breach]:

@@ -180,6 +180,8 @@ class GateOutcome(AuditModel):
     passed: bool
     rules: int
     breaches: tuple[Breach, ...]
+    notes: tuple[str, ...] = ()
+    """What the limits would have held for and what there was none of, each a sentence without a full stop."""
 
 
 class Audit(AuditModel):

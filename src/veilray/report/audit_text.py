@@ -85,9 +85,10 @@ def gate_sentence(audit: Audit) -> str:
     """What the policy said; empty where there was none."""
     if audit.gate is None:
         return ""
+    notes = "".join(f" {note[0].upper()}{note[1:]}." for note in audit.gate.notes)
     if audit.gate.passed:
-        return f"Gate passed: {PASSED} ({audit.gate.rules} limits). This does not say that the release is safe."
-    return "Gate not passed: " + "; ".join(breach.reason for breach in audit.gate.breaches) + "."
+        return f"Gate passed: {PASSED} ({audit.gate.rules} limits).{notes} This does not say that the release is safe."
+    return "Gate not passed: " + "; ".join(breach.reason for breach in audit.gate.breaches) + f".{notes}"
 
 
 def alike(audit: Audit) -> str:
