@@ -85,6 +85,51 @@ def test_of_several_kinds_of_images_the_worst_speaks() -> None:
     assert "0.710" not in said  # one number a sentence; the table has the others
 
 
+BLIND = "sex, view and age alone"
+
+
+@pytest.mark.parametrize(
+    ("blind", "said"),
+    [
+        ((0.75, 0.7, 0.8), "reach 0.750 (0.700 to 0.800) there, which the images do not exceed."),
+        ((0.65, 0.6, 0.7), "reach 0.650 (0.600 to 0.700) there, an interval that overlaps with that of the images."),
+        ((0.55, 0.5, 0.58), "reach 0.550 (0.500 to 0.580) there."),
+    ],
+)
+def test_what_metadata_reach_among_people_alike_is_said_beside_the_images(
+    blind: tuple[float, float, float], said: str
+) -> None:
+    value, low, high = blind
+    alone = result(metric="auc_matched", attacker=BLIND, variant="original", value=value, low=low, high=high)
+    audit = small_audit([result(metric="auc_matched", value=0.71, low=0.61, high=0.79), alone])
+    (verdict,) = [one.plain for one in verdicts(audit) if one.attacker == "Who sees two released images"]
+    assert f"guessing has 0.5, and {BLIND} {said}" in verdict
+
+
+def test_the_headline_takes_the_strongest_of_noisy_and_denoised_images() -> None:
+    audit = small_audit(
+        [
+            result(metric="auc_matched", value=0.71, low=0.61, high=0.79),
+            result(metric="auc_matched", value=0.84, low=0.80, high=0.88, variant="noise 0.2, denoised"),
+            result(metric="auc_matched", value=0.99, low=0.98, high=1.0, variant="original"),
+        ]
+    )
+    assert headline(audit).endswith("AUC of at least 0.840 (0.800 to 0.880; noise 0.2, denoised).")
+
+
+def test_the_headline_says_first_that_the_clean_images_are_there() -> None:
+    assert headline(_audit(audited={"holds_clean": True})).startswith("The release holds the clean images: nothing")
+    nothing = small_audit([], audited={"holds_clean": True})
+    assert headline(nothing) == "The release holds the clean images: nothing protects them."
+
+
+def test_images_that_were_left_out_are_said_where_everything_was_run() -> None:
+    page = audit_page(small_audit([result()], audited={"left_out": ("2 images of another size",)}))
+    assert "2 images of another size" in page
+    assert "Everything that this audit knows was run" not in page
+    assert "Everything that this audit knows was run" in audit_page(small_audit([result()]))
+
+
 def test_people_are_alike_in_no_more_than_what_is_known_of_them() -> None:
     known = result(metric="auc_matched", notes=("both images agree in sex and view",))
     (said,) = [one.plain for one in verdicts(small_audit([known])) if one.attacker == "Who sees two released images"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from veilray.privacy.gate import PASSED
@@ -62,20 +62,13 @@ def verdicts(audit: Audit) -> list[Verdict]:
 
 def headline(audit: Audit) -> str:
     """The audit in one sentence."""
-    noisy = [name for name, kind in audit.audited.variants.items() if kind == "noisy"]
-    linked = _by_variant(audit, "linkage", "top_1", noisy)
-    known = _by_variant(audit, "re-identification", "auc_matched", noisy) or _by_variant(
-        audit, "re-identification", "auc", noisy
-    )
     parts = []
-    if linked:
-        worst = max(linked.values(), key=lambda one: one.value)
-        parts.append(f"whoever holds an original finds it again in at least {figure(worst)} of cases")
-    if known:
-        worst = max(known.values(), key=lambda one: one.value)
-        parts.append(
-            f"released images of one patient can be told to belong together with an AUC of at least {figure(worst)}"
-        )
+    if audit.audited.holds_clean:
+        parts.append("the release holds the clean images: nothing protects them")
+    if said := _worst(_seen(audit, "linkage", "top_1")):
+        parts.append(f"whoever holds the originals finds the one behind a released image in at least {said} of cases")
+    if said := _worst(_seen(audit, "re-identification", "auc_matched") or _seen(audit, "re-identification", "auc")):
+        parts.append(f"released images of one patient can be told to belong together with an AUC of at least {said}")
     if not parts:
         return "Nothing could be measured; the reasons are listed below."
     return f"{'; '.join(parts)}."[0].upper() + f"{'; '.join(parts)}."[1:]
@@ -167,10 +160,11 @@ def _linkage(audit: Audit) -> Verdict:
 
 def _identity(audit: Audit) -> Verdict:
     sentences = []
-    if said := _worst(_seen(audit, "re-identification", "auc_matched")):
+    among = _seen(audit, "re-identification", "auc_matched")
+    if said := _worst(among):
         sentences.append(
             f"tells whether two images are of one patient, among people {alike(audit)}, with an AUC of at least "
-            f"{said}; guessing has 0.5.{_clean(audit, 're-identification', 'auc_matched')}"
+            f"{said}; guessing has 0.5{_blindly(audit, among)}.{_clean(audit, 're-identification', 'auc_matched')}"
         )
     if said := _worst(_seen(audit, "re-identification", "auc")):
         sentences.append(f"Among all patients: at least {said}.{_clean(audit, 're-identification', 'auc')}")
@@ -179,6 +173,20 @@ def _identity(audit: Audit) -> Verdict:
             f"What is known of sex, view and age alone, without any pixel, has {figure(one)}." for one in blind
         ]
     return Verdict(attacker="Who sees two released images", sentences=tuple(sentences))
+
+
+def _blindly(audit: Audit, seen: dict[str, AttackResult]) -> str:
+    """What metadata reach among matched impostors, as the end of a sentence, and whether the images say any more."""
+    blind = [one for one in _all(audit, "re-identification", "auc_matched") if one.attacker == METADATA]
+    if not blind:
+        return ""
+    best, worst = (max(found, key=lambda one: one.value) for found in (blind, seen.values()))
+    said = f", and {METADATA} reach {figure(best)} there"
+    if worst.value <= best.value:
+        return f"{said}, which the images do not exceed"
+    if worst.low is not None and best.high is not None and worst.low <= best.high:
+        return f"{said}, an interval that overlaps with that of the images"
+    return said
 
 
 def _attributes(audit: Audit) -> Verdict:
@@ -259,15 +267,11 @@ def _all(audit: Audit, attack: str, metric: str) -> list[AttackResult]:
     return [one for one in audit.results if (one.attack, one.metric) == (attack, metric)]
 
 
-def _by_variant(
-    audit: Audit, attack: str, metric: str, variants: Iterable[str] | None = None
-) -> dict[str, AttackResult]:
+def _by_variant(audit: Audit, attack: str, metric: str, variants: Collection[str]) -> dict[str, AttackResult]:
     """The strongest attacker's figure for each variant, of those who see the images."""
     found: dict[str, AttackResult] = {}
     for one in _all(audit, attack, metric):
-        if one.attacker == METADATA or one.attacker.startswith(_PARTS):
-            continue
-        if variants is not None and one.variant not in variants:
+        if one.attacker == METADATA or one.attacker.startswith(_PARTS) or one.variant not in variants:
             continue
         if one.variant not in found or one.value > found[one.variant].value:
             found[one.variant] = one
