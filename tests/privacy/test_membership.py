@@ -78,6 +78,15 @@ def test_patients_have_the_mean_of_their_images() -> None:
     assert found.tolist() == [5.0, 2.0]
 
 
+@pytest.mark.parametrize("members", [10, 20])
+def test_the_smaller_of_members_and_others_is_what_counts(members: int) -> None:
+    found = _value(loss_threshold(np.arange(30.0), np.arange(30) < members, model="m"), "auc")
+    assert (found.n_patients, found.n_images) == (10, 30)
+    assert found.notes[0] == "from only 10 patients, fewer than 30"
+    enough = _value(loss_threshold(np.arange(60.0), np.arange(60) < 30, model="m"), "auc")
+    assert not any("fewer" in note for note in enough.notes)
+
+
 def test_too_few_patients_or_shadows_are_said_to_be() -> None:
     few = np.arange(30) < 25
     outcomes = loss_threshold(np.arange(30.0), few, model="m")

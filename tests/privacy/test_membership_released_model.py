@@ -96,7 +96,7 @@ def test_a_run_on_noisy_images_alone_is_attacked_with_its_release(
     data = open_originals(Cohort.open(cohort)).data
     found = attack.run(data, [], budget=Budget(effort="full", seconds=1.0), seeds=[3], progress=lambda _: None)
     areas = [one for one in found if isinstance(one, AttackResult) and one.metric == "auc"]
-    assert [(one.attacker, one.n_patients, one.n_images) for one in areas] == [(LOSS, 32, 64)]
+    assert [(one.attacker, one.n_patients, one.n_images) for one in areas] == [(LOSS, 16, 64)]
 
 
 def test_a_model_that_keeps_its_training_images_is_found_out(trained: tuple[Path, Path]) -> None:
@@ -152,4 +152,4 @@ def test_a_network_of_one_epoch_keeps_nothing(trained: tuple[Path, Path]) -> Non
         assert one.low <= 0.55
         assert one.high >= 0.45
         assert abs(one.value - 0.5) < 0.3
-        assert (one.n_patients, one.n_images) == (32, 64)
+        assert (one.n_patients, one.n_images) == (16, 64)

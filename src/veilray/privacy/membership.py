@@ -136,7 +136,7 @@ def _figures(
             high=figure.high,
             chance=chance,
             n_images=len(scores),
-            n_patients=len(scores),
+            n_patients=min(others, len(scores) - others),  # the smaller group bounds what can be told
             notes=(*notes, f"{len(scores) - others} members and {others} others"),
         )
 

@@ -51,6 +51,7 @@ class AttackResult(AuditModel):
     """What a closed form says, where there is one."""
     n_images: int = Field(ge=1)
     n_patients: int = Field(ge=1)
+    """Of membership inference the smaller number of members and others: no more bear the figure."""
     n_pairs: int | None = None
     """Pairs of images that were compared, where the attack compares pairs."""
     seeds: tuple[int, ...] = ()
