@@ -120,6 +120,16 @@ def test_a_denoiser_and_a_ledger_are_taken_into_account(flow_cohort: Path, flow_
     assert 'src="data:' in (tmp_path / "a" / "audit.html").read_text()
     assert not (tmp_path / "a" / "private").exists()
 
+    limit = '[[limit]]\nattack = "re-identification"\nmetric = "auc"\nat_most = 1.0\nfewest_patients = 5\n'
+    gate = tmp_path / "policy.toml"
+    gate.write_text(limit)
+    stopped = veilray("audit", release, again, *options, *keys, "--gate", gate)
+    assert stopped.status == 4
+    assert "was not measured on release, noise 0.2, denoised: under --quick" in stopped.lines[-1]
+    assert "name kinds = ['noisy'] in the limit, or run without --quick" in stopped.lines[-1]
+    gate.write_text(f'{limit}kinds = ["noisy"]\n')
+    done("audit", release, again, *options, *keys, "--gate", gate)
+
 
 @pytest.mark.slow
 def test_full_restores_each_protection_by_a_network_of_its_own_and_goes_on(
