@@ -63,7 +63,9 @@ def main() -> None:
         if options.quick:
             save("audit-quick", {"n_images": audit.audited.n_images, "figures": len(audit.results), **took})
             return
-        save(name, {**took, "audit": audit.model_dump(mode="json")})
+        # The page of a full audit draws no curves, which are most of it.
+        kept = _without_curves(audit) if options.full else audit
+        save(name, {**took, "audit": kept.model_dump(mode="json")})
     write_page()
 
 
@@ -90,6 +92,11 @@ def measure(options: argparse.Namespace, name: str) -> tuple[Audit, dict[str, fl
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     took = {"wall_seconds": time.monotonic() - began, "processor_seconds": processor}
     return read_audit(out), {"resumed": resumed, **{name: round(seconds, 1) for name, seconds in took.items()}}
+
+
+def _without_curves(audit: Audit) -> Audit:
+    kept = [one.model_copy(update={"curve": None} if isinstance(one, AttackResult) else {}) for one in audit.outcomes]
+    return audit.model_copy(update={"outcomes": tuple(kept)})
 
 
 def import_radiographs(options: argparse.Namespace, cohort: Path) -> None:

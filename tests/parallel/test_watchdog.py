@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -111,7 +112,8 @@ def test_two_ranks_that_hang_say_so_once(late: int) -> None:
 def test_a_process_that_is_alone_is_not_watched() -> None:
     with Watchdog(timeout=0.05) as watchdog:
         watchdog.watch(ALONE)
-        time.sleep(0.3)
+        time.sleep(0.3)  # it would have ended the process
+        assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_importing_it_loads_no_torch() -> None:

@@ -15,6 +15,8 @@ from types import FrameType
 from veilray.errors import LostRankError, VeilrayError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TOLD_TO_END = "another rank has ended or does not answer, or the job was stopped"
+"""What SIGTERM from a launcher means to a rank."""
 
 
 def interrupt_once() -> None:
@@ -51,7 +53,7 @@ def explained(interruption: KeyboardInterrupt) -> VeilrayError:
     if signal.SIGTERM not in interruption.args:
         return VeilrayError("stopped")
     return LostRankError(
-        "another rank has ended or does not answer, or the job was stopped: this rank was told to end (SIGTERM); "
+        f"{TOLD_TO_END}: this rank was told to end (SIGTERM); "
         "the other's own message says why, where it left one; run the command again (a training with --resume)"
     )
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from veilray.parallel.ending import SIGNALS
+from veilray.parallel.ending import SIGNALS, TOLD_TO_END
 from veilray.parallel.group import Group
 from veilray.parallel.rendezvous import LEAVING_SECONDS
 
@@ -91,8 +91,8 @@ class Watchdog:
                 "hangs; --resume goes on from the last checkpoint"
             )
         return (
-            f"another rank has ended or does not answer, or the job was stopped: rank {rank} was told to end, and has "
-            f"not got on for {self._told_timeout:.0f} s; --resume goes on from the last checkpoint"
+            f"{TOLD_TO_END}: rank {rank} was told to end, and has not got on for {self._told_timeout:.0f} s; --resume "
+            "goes on from the last checkpoint"
         )
 
 

@@ -211,6 +211,7 @@ def test_bundles_of_before_a_rotation_open_after_it(tmp_path: Path, sites: Sites
     for kind in kinds:
         sites.one.rotate(kind)
     open_bundle(bundle, tmp_path / "out", keys=sites.one)
+    assert (tmp_path / "out").is_dir()
 
 
 def test_bundles_of_before_their_senders_rotation_open_if_it_signs_as_before(tmp_path: Path, sites: Sites) -> None:
