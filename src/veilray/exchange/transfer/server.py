@@ -95,15 +95,23 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
             upload.busy = False
 
     async def take(request: Request, sender: Sender, upload: Upload) -> JSONResponse:
+        writing: asyncio.Task[None] | None = None
         try:
             async for block in _blocks(request, patience):
-                await run_in_threadpool(upload.write, block)
+                if writing is not None:
+                    await writing
+                # A block is hashed and written while the next one comes.
+                writing = asyncio.create_task(run_in_threadpool(upload.write, block))
         except TimeoutError:
             return refuse(408, "slow", "the chunk came too slowly", sender, offset=upload.offset)
         except ClientDisconnect:
             return refuse(408, "disconnected", "the connection ended within the chunk", sender)
         finally:
-            await run_in_threadpool(upload.commit)  # what was taken before a break is not sent twice
+            try:
+                if writing is not None:
+                    await writing
+            finally:
+                await run_in_threadpool(upload.commit)  # what was taken before a break is not sent twice
         if not upload.whole:
             return _answer("partial", upload.offset)
         return await conclude(sender, upload)
