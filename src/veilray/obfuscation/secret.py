@@ -91,6 +91,9 @@ def secret_field(
             more = room[: target.size]
             stream.fill(more)
             np.add(target, more, out=target)
+    for stream in streams:
+        places, values = stream.tails()
+        pixels[places] += values
     return field
 
 
@@ -145,9 +148,11 @@ class _NormalStream:
             (np.float32(pole * _UNIT**2), np.float32(residue * _UNIT * weight)) for pole, residue in _FRACTIONS
         ]
         self._constant = np.float32(_CONSTANT / _UNIT * weight)
+        self._tails: list[tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]] = []
+        self._filled = 0
 
     def fill(self, out: npt.NDArray[np.float32]) -> None:
-        """The next values into `out`: (n,), n at most _PART."""
+        """The next values into `out`: (n,), n at most _PART; 0 where they are of the tails."""
         words = self._bits.words(out.size).view(np.int32)
         square, term, total = self._square[: out.size], self._term[: out.size], self._sum[: out.size]
         np.copyto(out, words)
@@ -158,20 +163,27 @@ class _NormalStream:
             np.divide(residue, np.subtract(pole, square, out=term), out=term)
             np.add(total, term, out=total)
         np.multiply(out, np.add(total, self._constant, out=total), out=out)
-        self._invert_tails(out, words, np.flatnonzero(square > _INNER_SQUARE))
+        where = np.flatnonzero(square > _INNER_SQUARE)
+        out[where] = 0
+        self._tails.append((where + self._filled, words[where]))
+        self._filled += out.size
 
-    def _invert_tails(
-        self, values: npt.NDArray[np.float32], words: npt.NDArray[np.int32], where: npt.NDArray[np.intp]
-    ) -> None:
-        """Put in the values at the places `where`, in place."""
+    def tails(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+        """Places and values (m,) of all that `fill` has left out; for all at once, since a call costs more than it."""
+        places, words = (np.concatenate(parts) for parts in zip(*self._tails, strict=True))
+        at_once = _PART // 2
+        parts = [self._beyond(words[begin : begin + at_once]) for begin in range(0, words.size, at_once)]
+        return places, np.concatenate([np.empty(0, dtype=np.float32), *parts])
+
+    def _beyond(self, words: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         from scipy.special import ndtri
 
-        near = words[where].astype(np.int64)
+        near = words.astype(np.int64)
         upper = near >= 0
         depth = np.where(upper, 2**31 - 1 - near, near + 2**31)
-        further = (self._tail_bits.words(2 * where.size).view(np.uint64) >> np.uint64(12)).astype(np.float64) + 0.5
+        further = (self._tail_bits.words(2 * words.size).view(np.uint64) >> np.uint64(12)).astype(np.float64) + 0.5
         tail = self._weight * ndtri((depth + further * 2.0**-52) * 2.0**-32)
-        values[where] = np.where(upper, -tail, tail)
+        return np.where(upper, -tail, tail).astype(np.float32)
 
 
 class _Bits:
