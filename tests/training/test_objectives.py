@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,13 @@ def test_charbonnier_is_square_near_zero_and_absolute_far_away() -> None:
     near, far, none = image_losses("charbonnier", output, target).tolist()
     assert near - none == pytest.approx(1e-5**2 / (2 * 1e-3), rel=1e-3)
     assert far == pytest.approx(0.5, rel=1e-5)
+
+
+def test_log_mse_counts_ratios_of_errors_and_ends_at_zero() -> None:
+    output = torch.tensor([0.3, 0.03, 0.0], dtype=torch.float64).view(3, 1, 1, 1).expand(-1, 1, 2, 2)
+    large, small, none = image_losses("log_mse", output, torch.zeros_like(output)).tolist()
+    assert large - small == pytest.approx(math.log(100), rel=1e-3)
+    assert none == 0
 
 
 @pytest.mark.parametrize(("side", "scales"), [(192, 5), (120, 4), (32, 2)])
@@ -158,7 +166,7 @@ def test_a_batch_is_its_images_and_a_perfect_output_costs_least(backbone: Path, 
         assert (worse > together).all()
 
 
-@pytest.mark.parametrize("loss", ["l1", "mse", "charbonnier"])
+@pytest.mark.parametrize("loss", ["l1", "mse", "log_mse", "charbonnier"])
 def test_gradients_of_pixel_losses(loss: Any) -> None:
     output, target = torch.rand(2, 1, 4, 5, dtype=torch.float64), torch.rand(2, 1, 4, 5, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: image_losses(loss, x, target), output.requires_grad_())

@@ -142,6 +142,8 @@ def test_crops_are_parts_of_the_image_and_change_with_the_epoch(cohort: Path) ->
             assert not any(torch.equal(batch.clean[0], part) for part in cropped.training_batch(0, 0, CPU).clean)
     assert len(set(places)) > len(places) / 2
     assert {place[0] for place in places} != {places[0][0]}
+    last = whole.shape[-1] - 20
+    assert sum(place[0] in (0, last) for place in places) > len(places) / 4  # borders are met as often as the inside
 
 
 def test_the_papers_split_shares_patients_and_ours_does_not(cohort: Path) -> None:

@@ -53,6 +53,7 @@ _PHRASES: dict[str, str | dict[str, str]] = {
     "train.loss": {
         "l1": "L1",
         "mse": "MSE",
+        "log_mse": "log MSE",
         "charbonnier": "Charbonnier",
         "ms_ssim_l1": "MS-SSIM + L1",
         "frequency": "L1 + frequency",

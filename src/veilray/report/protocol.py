@@ -90,6 +90,7 @@ _VALUES = {
     "train.loss": {
         "l1": "L1, mean absolute error",
         "mse": "mean squared error",
+        "log_mse": "logarithm of each image's mean squared error",
         "charbonnier": "Charbonnier, the absolute error smoothed below 0.001",
         "ms_ssim_l1": "multi-scale SSIM and L1",
         "frequency": "L1, and L1 of the error's Fourier transform",

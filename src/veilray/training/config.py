@@ -16,7 +16,7 @@ from veilray.errors import UsageError
 from veilray.models.config import ModelConfig
 from veilray.obfuscation.config import NoiseConfig
 
-Loss = Literal["l1", "mse", "charbonnier", "ms_ssim_l1", "frequency", "perceptual", "adversarial"]
+Loss = Literal["l1", "mse", "log_mse", "charbonnier", "ms_ssim_l1", "frequency", "perceptual", "adversarial"]
 Objective = Literal[
     "auto",
     "supervised",
@@ -79,11 +79,11 @@ class TrainConfig(BaseModel):
     second_digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     """Digest of the release of `--second`, which is filled in when a run begins."""
     loss: Loss = "l1"
-    """supervised: mean absolute error of pixels (`l1`), squared (`mse`), or squared only where it is small
-    (`charbonnier`); or the absolute error and what is added to it: multi-scale structural similarity (`ms_ssim_l1`),
-    the error's Fourier transform (`frequency`), the distance of AlexNet features (`perceptual`), a discriminator's
-    judgement of patches (`adversarial`). Validation, which chooses the weights to evaluate, is by the error of pixels
-    alone: by the absolute one wherever something is added to it."""
+    """supervised: mean absolute error of pixels (`l1`), squared (`mse`), the logarithm of each image's mean of it
+    (`log_mse`), or squared only where it is small (`charbonnier`); or the absolute error and what is added to it:
+    multi-scale structural similarity (`ms_ssim_l1`), the error's Fourier transform (`frequency`), the distance of
+    AlexNet features (`perceptual`), a discriminator's judgement of patches (`adversarial`). Validation, which chooses
+    the weights to evaluate, is by the error of pixels alone: by the absolute one wherever something is added to it."""
     loss_weight: float = Field(default=0.0, ge=0.0, le=1000.0)
     """Weight of what the loss adds; if left out, 0.84 for `ms_ssim_l1` (which gives the absolute error the rest to 1),
     1 for `frequency`, 0.02 for `perceptual`, 0.005 for `adversarial`."""

@@ -317,9 +317,13 @@ def _tensor(pixels: FloatImage) -> Tensor:
 
 
 def _cut(image: FloatImage, side: int, key: int) -> FloatImage:
-    """The square of an image (H, W) whose corner is drawn evenly by `key`."""
-    key, left = divmod(key, image.shape[1] - side + 1)
-    top = key % (image.shape[0] - side + 1)
+    """The square of an image (H, W) that `key` draws: of places evenly about the image, moved inside where they overlap
+    its border, by half a square at most. Of squares drawn inside alone, few would hold a pixel of the border.
+    """
+    height, width = (length - side for length in image.shape)
+    key, left = divmod(key, width + side // 2 * 2 + 1)
+    top = key % (height + side // 2 * 2 + 1)
+    top, left = (min(max(0, at - side // 2), most) for at, most in ((top, height), (left, width)))
     return image[top : top + side, left : left + side]
 
 
