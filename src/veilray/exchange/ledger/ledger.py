@@ -4,9 +4,10 @@ A release is reserved before any of it is written, then committed or abandoned. 
 it is settled, so a kill at any moment errs to the safe side. One transaction examines and reserves, under SQLite's
 write lock: two processes cannot both get through what together would be too much.
 
-Acquisitions are kept under keyed hashes of SOP Instance UID (0008,0018) and pixels, likenesses with keyed bits. Whoever
-steals the file alone learns numbers, times, receivers, levels, sizes, and which images look alike; with the ledger's
-key besides, whether a given image was released. It must lie on a local disk: network file systems lock badly.
+Acquisitions are kept under keyed hashes of SOP Instance UID (0008,0018) or name, and of pixels; likenesses with keyed
+bits. Whoever steals the file alone learns numbers, times, receivers, levels, sizes, and which images look alike; with
+the ledger's key besides, whether a given image was released. It must lie on a local disk: network file systems lock
+badly.
 
     with Ledger.open(file, key=key) as ledger:
         ledger.reserve(release, images)     RefusedError where one of them may not leave
@@ -220,7 +221,7 @@ class Ledger:
             book = Acquisitions(self._connection, self._key)
             if images is None:
                 return [Exposure(acquisition=number, given=tuple(book.given([number]))) for number in book.numbers()]
-            found = [book.find(image.sop_uid, image.digest, image.likeness) for image in images]
+            found = [book.find(image) for image in images]
             return [Exposure(acquisition=min(some, default=0), given=tuple(book.given(some))) for some in found]
 
     def close(self) -> None:
@@ -241,7 +242,7 @@ class Ledger:
         book = Acquisitions(self._connection, self._key)
         objections, voided = [], set()
         for number, image in enumerate(images):
-            known = book.find(image.sop_uid, image.digest, image.likeness)
+            known = book.find(image)
             earlier = book.given(known)
             new = Given(
                 release_id=release.release_id,
@@ -257,7 +258,7 @@ class Ledger:
                 objections.append(Objection(image.label or f"image {number + 1}", reason))
             if release.mode == "pairs":
                 voided |= {one.release_id for one in earlier if one.mode == "noisy"}
-            book.add(known, image.sop_uid, image.digest, image.likeness, new)
+            book.add(known, image, new)
         return Reserved(objections=tuple(objections), voided=tuple(sorted(voided - {release.release_id})))
 
     def _insert(self, release: Release, images: int) -> None:

@@ -254,6 +254,7 @@ def _ledger_release(request: Request, source: NoiseSource, release_id: str) -> R
 def _ledger_image(original: Original, looked: Looked, geometry: str, request: Request) -> Image:
     return Image(
         sop_uid=original.sop_uid,
+        name=original.name,
         digest=original.digest,
         likeness=looked.likeness,
         geometry=geometry,
