@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,12 @@ def test_with_keys(cohort: Path, keys: Path, tmp_path: Path) -> None:
     assert "No keys" not in result.stdout
     again = _run(cohort, "--out", tmp_path / "weaker", "--keys", keys, "--receiver", "two", "--std", "0.1")
     assert isinstance(again.exception, RefusedError)
+    pairs = _run(cohort, "--out", tmp_path / "pairs", "--keys", keys, "--receiver", "two", "--pairs")
+    assert isinstance(pairs.exception, RefusedError)
+    log = [json.loads(line) for line in (keys / "exchange/log.jsonl").read_text().splitlines()]
+    assert [{**line, "time": ""} for line in log] == [
+        {"time": "", "event": "refused", "reason": reason} for reason in ("ledger", "consent")
+    ]
     answered = ["--override-name", "Dr. A", "--override-reason", "study 7"]
     over = _run(cohort, "--out", tmp_path / "weaker", "--keys", keys, "--receiver", "two", "--std", "0.1", *answered)
     assert "objections to 6 images were overridden" in over.stdout

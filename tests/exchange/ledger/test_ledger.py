@@ -246,15 +246,18 @@ def test_what_is_sealed_must_have_been_released_for_its_receivers(ledger: Ledger
         ledger.admit("second", **SEALING)
     ledger.commit("second", digest="ab" * 32)
     assert ledger.admit("second", **SEALING) == ""
+    ledger.reserve(_release("only"), [_image()])
+    ledger.settle("only", left=True, name="B. Clerk", reason="its folder is whole", digest="ab" * 32)
+    assert ledger.admit("only", **SEALING) == ""
     # The receiver has another card since.
     assert ledger.admit("second", digest="ab" * 32, receivers={"centre": {"ef" * 32, RECEIVER}}) == ""
-    assert ledger.admit("first", **SEALING) == ""  # without a digest there is nothing to compare
     before = len(ledger.events())
     for name, change, reason in (
         ("unknown", {}, "does not know it"),
         ("second", {"digest": "cd" * 32}, "altered"),
         ("second", {"images": 2}, "2 images cannot be of it, which has 1"),
-        ("first", {"receivers": {"centre": {RECEIVER}, "clinic": {OTHER}}}, "not made for clinic"),
+        ("first", {}, "does not know its content"),
+        ("only", {"receivers": {"centre": {RECEIVER}, "clinic": {OTHER}}}, "not made for clinic"),
     ):
         with pytest.raises(RefusedError, match=f"{reason}.*--override-name"):
             ledger.admit(name, **{**SEALING, **change})
