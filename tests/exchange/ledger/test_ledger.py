@@ -77,14 +77,15 @@ def test_what_weakens_an_earlier_release_is_refused_unless_someone_answers_for_i
     ledger: Ledger, release: dict[str, Any], image: dict[str, Any], reason: str
 ) -> None:
     wanted, images = _release("second", **release), [_image(7, **image), _image(**image)]
-    assert [(one.label, reason in one.reason) for one in ledger.examine(wanted, images)] == [("image-0", True)]
+    found = [(one.label, one.index, reason in one.reason) for one in ledger.examine(wanted, images)]
+    assert found == [("image-0", 1, True)]
     with pytest.raises(RefusedError, match="refuses 1 of 2 images; image-0") as refusal:
         ledger.reserve(wanted, images)
     assert reason in str(refusal.value)
     assert [line.release.release_id for line in ledger.releases()] == ["first"]  # nothing of it stays
     assert ledger.exposures([_image(7)])[0].given == ()
-    found = ledger.reserve(wanted, images, override=CHIEF)
-    assert [one.label for one in found.objections] == ["image-0"]
+    reserved = ledger.reserve(wanted, images, override=CHIEF)
+    assert [one.label for one in reserved.objections] == ["image-0"]
     last = ledger.events()[-1]
     assert (last.release_id, last.what, last.name) == ("second", "overridden", "A. Chief")
     assert "consent of 3 May" in last.reason

@@ -263,7 +263,7 @@ class Ledger:
             )
             reason = objection(earlier, new)
             if reason is not None:
-                objections.append(Objection(image.label or f"image {number + 1}", reason))
+                objections.append(Objection(image.label or f"image {number + 1}", reason, number))
             if release.mode == "pairs":
                 voided |= {one.release_id for one in earlier if one.mode == "noisy"}
             book.add(known, image, new)

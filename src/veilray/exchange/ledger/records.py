@@ -108,6 +108,8 @@ class Objection:
 
     label: str
     reason: str
+    index: int
+    """Which of the images that were asked about, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,8 +280,8 @@ def _without_refused(
     if request.parties is None or not request.leave_out_refused or not going:
         return going
     with request.parties.keys.ledger() as ledger:
-        refused = {found.label for found in ledger.examine(release, [images[original.row] for original in going])}
-    return [original for original in going if original.label not in refused]
+        refused = {found.index for found in ledger.examine(release, [images[original.row] for original in going])}
+    return [original for index, original in enumerate(going) if index not in refused]
 
 
 def _write(plan: ReleasePlan, out: Path, advance: Callable[[int], None] | None) -> WrittenRelease:
