@@ -3,7 +3,8 @@
     POST /v1/uploads                  a signed ticket -> how much of it is here already
     PUT  /v1/uploads/SHA256?offset=N  the next chunk  -> how much is safe on the disk now
 
-Every answer is JSON with `state` (partial, complete) and `offset`, or `error`.
+Every answer is JSON with `state` (partial, complete), `offset` and `taken_away` (whether it was received before and
+lies here no longer), or `error`.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
         except (TimeoutError, ClientDisconnect):
             return refuse(408, "slow", "the ticket came too slowly", sender)
         if upload is None:
-            return _answer("complete", ticket.size)
+            return _answer("complete", ticket.size, taken_away=spool.taken_away(sender, ticket.sha256))
         if not upload.whole:
             return _answer("partial", upload.offset)
         if upload.busy:
@@ -132,8 +133,8 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
     return app
 
 
-def _answer(state: str, offset: int) -> JSONResponse:
-    return JSONResponse({"state": state, "offset": offset, "chunk": CHUNK})
+def _answer(state: str, offset: int, *, taken_away: bool = False) -> JSONResponse:
+    return JSONResponse({"state": state, "offset": offset, "chunk": CHUNK, "taken_away": taken_away})
 
 
 def _wrong_chunk(request: Request, upload: Upload) -> tuple[int, str] | None:
