@@ -271,7 +271,19 @@ def test_slow_clients_are_left(place: Place, large: Path) -> None:
             assert status_of(slow_header) == 0
         answer = web.post("/v1/uploads", content=make_ticket(large, keys=place.sender).model_dump_json())
         assert answer.json()["offset"] == 1000
-    assert {line["reason"] for line in place.log()} == {"slow"}
+    # The header and the body; who says nothing asks for nothing.
+    assert [(line["reason"], line["status"]) for line in place.log()] == [("slow", 408)] * 2
+
+
+def test_requests_that_are_none_are_logged(place: Place, bundle: Path) -> None:
+    with receiving(place) as address, client(place, address) as web, raw(place, address) as garbled:
+        assert web.get("/admin?patient=Doe").status_code == 404
+        assert web.delete("/v1/uploads").status_code == 405
+        garbled.sendall(b"\0\1 no HTTP\r\n\r\n")
+        assert status_of(garbled) == 400
+    refused = [(line["status"], line["reason"], line.get("sender")) for line in place.log()]
+    assert refused == [(404, "request", "two"), (405, "request", "two"), (400, "header", None)]
+    assert "Doe" not in str(place.log())
 
 
 def test_silent_connections_shut_nobody_out(place: Place, bundle: Path) -> None:

@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from veilray.errors import BundleError, UsageError
@@ -48,6 +49,11 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
     def refuse(status: int, reason: str, error: str, sender: Sender | None, **facts: int) -> JSONResponse:
         spool.log("refused", status=status, reason=reason, sender=sender.card.name if sender else "unknown")
         return JSONResponse({"error": error, **facts}, status_code=status, headers={"connection": "close"})
+
+    @app.exception_handler(HTTPException)
+    async def nowhere(request: Request, error: HTTPException) -> JSONResponse:
+        # No such path, or not with this method.
+        return refuse(error.status_code, "request", "there is nothing here", known(request))
 
     @app.post("/v1/uploads")
     async def offer(request: Request) -> JSONResponse:
@@ -216,7 +222,11 @@ def make_receiver(config: ReceiveConfig) -> Receiver:
     listener = _listen(config, on_crowd=lambda: spool.log("refused", reason="connections"))
     settings = uvicorn.Config(
         make_app(spool, senders, patience=config.patience_seconds),
-        http=protocol_class(patience=config.patience_seconds, known=listener.known),
+        http=protocol_class(
+            patience=config.patience_seconds,
+            known=listener.known,
+            on_refusal=lambda status, reason: spool.log("refused", status=status, reason=reason),
+        ),
         lifespan="off",
         log_config=None,
         access_log=False,
