@@ -40,4 +40,12 @@ def test_it_is_the_correlation_of_what_fits_by_a_plain_computation() -> None:
         kept = off <= np.sort(off)[243]
     assert not kept[:6].any()
     expected = np.corrcoef(one.ravel()[kept], other.ravel()[kept])[0, 1]
-    assert resemblance(one, other) == pytest.approx(expected, abs=2e-3)
+    large = [np.kron(image, np.ones((8, 8), np.float32)) for image in (one, other)]
+    assert resemblance(*large) == pytest.approx(expected, abs=2e-3)
+
+
+def test_small_noisy_images_are_compared_by_blocks_that_noise_leaves_standing() -> None:
+    small = [chest_phantom(patient=patient, follow_up=0, seed=5, size=64) for patient in range(6)]
+    random = np.random.default_rng(0)
+    noisy = [np.clip(image + random.normal(0, 0.2, image.shape), 0, 1).astype(np.float32) for image in small]
+    assert min(resemblance(*pair) for pair in zip(noisy, small, strict=True)) >= ALIKE

@@ -131,7 +131,7 @@ def _attach(image: _Returned, data: bytes, target: Path, *, key: bytes, unlike: 
     found = resemblance(pixels, original.pixels)
     doubt = ""
     if not found >= ALIKE:
-        doubt = f"it does not resemble its original ({found:.2f} of 1, less than {ALIKE}): it may be another's"
+        doubt = f"it does not resemble its original ({found:.3f} of 1, less than {ALIKE}): it may be another's"
         if not unlike:
             raise DataError(doubt)
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

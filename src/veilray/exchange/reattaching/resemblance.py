@@ -2,10 +2,13 @@
 
 Names are no proof: whoever denoises may swap two files, by mistake or not, and a radiograph under another patient's
 name is worse than none. Noise averages out over large blocks and a denoiser keeps them, so the images are compared at
-16 x 16. `benchmarks/resemblance.py` measures how far apart that keeps an image's own original and all others.
+16 x 16, small ones at less. `benchmarks/resemblance.py` measures how far apart that keeps an image's own original and
+all others.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +19,22 @@ from veilray.images.radiograph import FloatImage
 ALIKE = 0.98
 """Images of one radiograph resemble each other at least so much."""
 
-_SIDE = 16
+_MOST_BLOCKS, _LEAST_BLOCKS = 16, 4
+"""Along each side of an image."""
+_BLOCK = 8
+"""Pixels along each side of a block, at least: fewer leave too much of the noise."""
 _SET_ASIDE = 0.05
 """Share of the blocks that fit least and are not looked at: a marker or a name was blanked in one of the images."""
 
 
 def resemblance(pixels: FloatImage, original: FloatImage) -> float:
-    """The correlation of two images, (H, W), float32, [0, 1], at 16 x 16 and without the blocks that fit least.
+    """The correlation of two images, (H, W), float32, [0, 1], block by block and without the blocks that fit least.
 
     1 at most; 0 where one of them is uniform. Sizes may differ: each is taken whole.
     """
-    one, other = _coarse(pixels), _coarse(original)
+    blocks = math.isqrt(min(pixels.size, original.size)) // _BLOCK
+    blocks = max(_LEAST_BLOCKS, min(_MOST_BLOCKS, blocks))
+    one, other = _coarse(pixels, blocks), _coarse(original, blocks)
     kept = np.ones(one.shape, dtype=bool)
     for _ in range(3):  # the line through the blocks settles
         slope, offset = _line(one[kept], other[kept])
@@ -45,7 +53,7 @@ def _line(values: npt.NDArray[np.float64], by: npt.NDArray[np.float64]) -> tuple
     return slope, float(values.mean() - slope * by.mean())
 
 
-def _coarse(pixels: FloatImage) -> npt.NDArray[np.float64]:
-    """(H, W) as the means of 256 blocks, (256,)."""
+def _coarse(pixels: FloatImage, blocks: int) -> npt.NDArray[np.float64]:
+    """(H, W) as the means of blocks x blocks parts, in one row."""
     image = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.float32))
-    return np.array(image.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float64).ravel()
+    return np.array(image.resize((blocks, blocks), Image.Resampling.BOX), dtype=np.float64).ravel()
