@@ -52,7 +52,7 @@ def _fill(path: Path, count: int) -> None:
                     clip=True,
                     mean=0.1,
                 )
-                book.add(set(), image.sop_uid, image.digest, image.likeness, given)
+                book.add(set(), image, given)
 
 
 def _release(name: str) -> Release:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from common import save, table
-from veilray.exchange.ledger.likeness import NEAR, as_words, distances, likeness
+from veilray.exchange.ledger.likeness import NEAR, as_words, distances, likeness, mirrored
 from veilray.images.radiograph import FloatImage, to_levels, to_pixels
 
 SPLIT = Path(__file__).parent / "splits" / "nih256.csv"
@@ -56,16 +57,29 @@ COPIES: dict[str, Callable[[FloatImage], FloatImage]] = {
     "cropped by 3 % on each side": lambda pixels: pixels[7:-7, 7:-7],
     "turned by 1 degree": lambda pixels: np.asarray(Image.fromarray(pixels).rotate(1, Image.Resampling.BILINEAR)),
     "corner of 30 x 60 blanked": _blanked,
+    "inverted": lambda pixels: 1 - pixels,
+    "mirrored": lambda pixels: pixels[:, ::-1],
+    "turned by 180 degrees": lambda pixels: pixels[::-1, ::-1],
+    "mirrored, inverted, JPEG of quality 75": lambda pixels: _jpeg(1 - pixels[:, ::-1], 75),
+    "turned by 90 degrees": lambda pixels: np.rot90(pixels),
 }
+
+
+def _apart(looks: npt.NDArray[np.uint64], look: bytes) -> npt.NDArray[np.int64]:
+    """In how many bits a likeness differs from each of `looks`, (N, 4), inverted and mirrored as fits best; (N,)."""
+    straight = np.stack([distances(looks, as_words(turned)) for turned in mirrored(look)])
+    least: npt.NDArray[np.int64] = np.minimum(straight, 256 - straight).min(axis=0)
+    return least
 
 
 def _measure(folder: Path, names: list[str]) -> dict[str, Any]:
     images = [to_pixels(np.asarray(Image.open(folder / f"{name}.png").convert("L"))) for name in names]
-    looks = np.stack([as_words(likeness(pixels)) for pixels in images])
+    likenesses = [likeness(pixels) for pixels in images]
+    looks = np.stack([as_words(look) for look in likenesses])
     patients = np.array([name.partition("_")[0] for name in names])
     same, other = [], []
     for row in range(1, len(images)):
-        apart = distances(looks[:row], looks[row])
+        apart = _apart(looks[:row], likenesses[row])
         own = patients[:row] == patients[row]
         same.append(apart[own])
         other.append(apart[~own])
@@ -73,10 +87,7 @@ def _measure(folder: Path, names: list[str]) -> dict[str, Any]:
     hits = {
         kind: float(
             np.mean(
-                [
-                    distances(looks[row : row + 1], as_words(likeness(copy(pixels))))[0] <= NEAR
-                    for row, pixels in enumerate(images)
-                ]
+                [_apart(looks[row : row + 1], likeness(copy(pixels)))[0] <= NEAR for row, pixels in enumerate(images)]
             )
         )
         for kind, copy in COPIES.items()

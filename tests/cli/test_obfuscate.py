@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +87,12 @@ def test_with_keys(cohort: Path, keys: Path, tmp_path: Path) -> None:
     assert "No keys" not in result.stdout
     again = _run(cohort, "--out", tmp_path / "weaker", "--keys", keys, "--receiver", "two", "--std", "0.1")
     assert isinstance(again.exception, RefusedError)
+    pairs = _run(cohort, "--out", tmp_path / "pairs", "--keys", keys, "--receiver", "two", "--pairs")
+    assert isinstance(pairs.exception, RefusedError)
+    log = [json.loads(line) for line in (keys / "exchange/log.jsonl").read_text().splitlines()]
+    assert [{**line, "time": ""} for line in log] == [
+        {"time": "", "event": "refused", "reason": reason} for reason in ("ledger", "consent")
+    ]
     answered = ["--override-name", "Dr. A", "--override-reason", "study 7"]
     over = _run(cohort, "--out", tmp_path / "weaker", "--keys", keys, "--receiver", "two", "--std", "0.1", *answered)
     assert "objections to 6 images were overridden" in over.stdout
@@ -117,6 +125,16 @@ def test_a_dry_run_writes_nothing(cohort: Path, keys: Path, tmp_path: Path) -> N
     for said in ("6 images of 3 patients would leave", "noisy-16x16-uint8.npy", "index.csv", '"statement"', "view"):
         assert said in result.stdout
     assert "The ledger has 0 objections." in result.stdout
+    _run(cohort, "--keys", keys, "--receiver", "two", "--out", tmp_path / "made")
+    with (tmp_path / "made/index.csv").open(newline="") as stream:
+        made = list(csv.DictReader(stream))
+    said = result.stdout.partition("every line")[2].splitlines()[1 : len(made) + 2]
+    shown = list(csv.DictReader(line.strip() for line in said))
+    assert len(shown) == 6
+    # But for what is measured while the noise is drawn, the lines are those of the file.
+    known = [name for name in made[0] if all(line[name] == one[name] for line, one in zip(shown, made, strict=True))]
+    assert {"image_id", "patient_id", "split", "view", "spacing"} <= set(known)
+    assert list(shown[0]) == list(made[0])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,27 @@ def test_a_release_goes_to_whom_it_was_made_for(flow_cohort: Path, tmp_path: Pat
     assert sorted(file.name for file in tmp_path.glob("*.veil")) == ["b.veil", "c.veil"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("looked", [True, False])
+def test_what_was_settled_by_hand_leaves_only_if_its_folder_was_noted(
+    flow_cohort: Path, tmp_path: Path, keys: Path, looked: bool
+) -> None:
+    release, one = tmp_path / "release", keys / "one"
+    done("obfuscate", flow_cohort, "--out", release, "--keys", one, "--receiver", "two")
+    with sqlite3.connect(one / "ledger.db") as connection:  # as a kill leaves it between the folder and the ledger
+        connection.execute("UPDATE releases SET status = 'reserved', digest = ''")
+    connection.close()
+    release_id = Release.open(release).record.release_id
+    settle = ("ledger", "settle", one, release_id, "--name", "B. Clerk", "--reason", "it is whole")
+    assert veilray(*settle, "--not-released", "--folder", release).status == 2
+    other = tmp_path / "other"
+    done("obfuscate", flow_cohort, "--out", other)
+    assert veilray(*settle, "--released", "--folder", other).status == 2
+    done(*settle, "--released", *(["--folder", release] if looked else []))
+    said = veilray("seal", release, "--out", tmp_path / "a.veil", "--keys", one, "--to", "two")
+    assert (said.status, "does not know its content" in said.err) == ((0, False) if looked else (4, True))
+
+
 def test_what_must_stay_is_refused_with_status_4(flow_cohort: Path, tmp_path: Path, keys: Path) -> None:
     said = veilray("seal", flow_cohort, "--out", tmp_path / "a.veil", "--keys", keys / "one", "--to", "two")
     assert (said.status, len(said.lines)) == (4, 1)
@@ -63,6 +85,30 @@ def test_what_must_stay_is_refused_with_status_4(flow_cohort: Path, tmp_path: Pa
     said = veilray("seal", flow_cohort, "--out", tmp_path / "a.veil", "--keys", keys / "one", "--to", "nobody")
     assert said.status == 4
     assert not (tmp_path / "a.veil").exists()
+
+
+def test_site_two_sends_no_releases(flow_cohort: Path, tmp_path: Path, keys: Path) -> None:
+    release = tmp_path / "release"
+    done("obfuscate", flow_cohort, "--out", release, "--pairs", "--consent-clean-images")
+    words = ["seal", release, "--out", tmp_path / "a.veil", "--keys", keys / "two", "--to", "one"]
+    said = veilray(*words, "--override-name", "A. Chief", "--override-reason", "phantoms only")
+    assert (said.status, len(said.lines), "Site Two" in said.err) == (4, 1, True)
+    assert not (tmp_path / "a.veil").exists()
+    assert '"refused", "reason": "role"' in (keys / "two/exchange/log.jsonl").read_text()
+
+
+def test_a_release_that_a_seed_undoes_leaves_only_if_somebody_answers_for_it(
+    flow_cohort: Path, tmp_path: Path, keys: Path
+) -> None:
+    release, one = tmp_path / "release", keys / "one"
+    done("obfuscate", flow_cohort, "--out", release, "--keys", one, "--receiver", "two", "--seed", 7)
+    words = ["seal", release, "--out", tmp_path / "a.veil", "--keys", one, "--to", "two"]
+    refused = veilray(*words)
+    assert (refused.status, len(refused.lines)) == (4, 1)
+    assert "from a seed" in refused.err
+    said = done(*words, "--override-name", "A. Chief", "--override-reason", "phantoms only")
+    assert "Overridden, with name and reason kept: its noise was made from a seed" in said.out
+    assert "sealing overridden: A. Chief, for two" in done("ledger", "list", one, "--events").out
 
 
 def test_a_tampered_bundle_is_refused_with_status_4(tmp_path: Path, keys: Path) -> None:

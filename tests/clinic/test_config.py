@@ -88,10 +88,16 @@ def test_a_port_that_is_taken_is_named_before_the_model_is_loaded(tmp_path: Path
 
 def test_the_operator_s_commands_want_a_queue_and_fit_together(tmp_path: Path) -> None:
     config = write_config(tmp_path, port=1)
-    for words in (["--retry-kept"], ["--discard", "kept"], ["--discard", "dead", "--destination", "archive"]):
+    for words in (
+        ["--retry-kept"],
+        ["--forget", "all"],
+        ["--discard", "kept"],
+        ["--discard", "dead", "--destination", "archive"],
+    ):
         result = veilray("serve", config, *words)
         assert (result.status, len(result.lines)) == (2, 1)
         assert "no queue" in result.err
+    assert "--forget takes" in veilray("serve", config, "--forget", "%").err
     assert "--discard dead" in veilray("serve", config, "--discard", "kept", "--destination", "archive").err
 
 

@@ -57,6 +57,28 @@ def test_the_same_image_again_is_known_before_and_after_it_was_delivered(queue: 
     assert queue.accept(f"{UID}.0", b"image") == "new"
 
 
+def test_a_delivered_image_can_be_forgotten_and_comes_again(queue: Queue) -> None:
+    images = _take(queue, 3)
+    for image in images[:2]:
+        queue.ready(image, b"derived", ["a"])
+        queue.delivered(image, "a")
+    assert queue.forget_delivered("0" * 12) == 0
+    assert queue.forget_delivered(images[0].name[:12]) == 1
+    assert [queue.accept(f"{UID}.{index}", b"image") for index in range(3)] == ["new", "known", "known"]
+    assert queue.forget_delivered() == 1  # what is on its way stays
+    assert queue.counts()["denoising"] == 1
+
+
+def test_what_it_holds_is_counted(queue: Queue, tmp_path: Path) -> None:
+    (image,) = _take(queue)
+    queue.ready(image, b"derived object", ["a"])
+    (tmp_path / "state/orphans").mkdir()
+    (tmp_path / "state/orphans/x.dcm").write_bytes(bytes(100))
+    assert queue.held() == {"received": 5, "derived": 14, "orphans": 100}
+    queue.delivered(image, "a")
+    assert queue.held() == {"received": 0, "derived": 0, "orphans": 100}
+
+
 def test_many_threads_that_bring_the_same_image_queue_it_once(queue: Queue) -> None:
     found: list[str] = []
     threads = [threading.Thread(target=lambda: found.append(queue.accept(UID, b"image"))) for _ in range(12)]

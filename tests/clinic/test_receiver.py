@@ -193,8 +193,34 @@ def test_a_sender_that_stalls_or_drips_is_cut_off(listening: Callable[..., _Open
             return False
 
     assert drip(15.0)
+    eventually(lambda: node.count("refused", "too_slow") == 1)
     with socket.create_connection(("127.0.0.1", node.port), timeout=20) as client:
         assert client.recv(100) == b""  # nothing was ever sent: closed by the node
+    eventually(lambda: node.count("refused", "no_request") == 1)
+
+
+@pytest.mark.slow
+def test_every_end_against_the_sender_s_will_is_logged_and_counted(
+    listening: Callable[..., _Open], caplog: pytest.LogCaptureFixture
+) -> None:
+    node = listening(timeout_seconds=0.5)
+    logging.getLogger("veilray.node").propagate = True
+    entity = AE(ae_title="MODALITY")
+    entity.add_requested_context(image(0).SOPClassUID, ExplicitVRLittleEndian)
+    with caplog.at_level(logging.INFO, "veilray.node"), contextlib.ExitStack() as stack:
+        for said in (b"", b"GET / HTTP/1.1\r\n\r\n", struct.pack(">BBL", 1, 0, 200) + b"\0\1"):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", node.port), timeout=20))
+            client.sendall(said)
+        idle, stalled = (entity.associate("127.0.0.1", node.port, ae_title="VEILRAY") for _ in range(2))
+        stalled.dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, 1000) + b"\0")
+        # Whether a unit that stalls or the silence of its association is seen first is a matter of chance.
+        eventually(lambda: node.count("refused", "idle") + node.count("refused", "too_slow") == 3, 10)
+        eventually(lambda: node.count("refused", "no_request") == 2, 10)
+        assert send_all(node.port, [image(0)]) == [0]
+    counted = {key: value for key, value in node.counters.values().items() if key[0] == "refused"}
+    assert sum(counted.values()) == 5 == sum("closed: " in record.getMessage() for record in caplog.records)
+    for association in (idle, stalled):
+        association.abort()
 
 
 def _drip(port: int, seconds: float) -> bool:

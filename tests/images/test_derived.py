@@ -21,7 +21,7 @@ from tests.images.clinical_files import add_overlay, cr, dx, table
 from tests.images.dicom_files import build, read, save
 
 from veilray.errors import ImageError
-from veilray.images.derived import TITLE, Provenance, derived_object, encode_dicom, is_derived
+from veilray.images.derived import TITLE, Provenance, _set_compression, derived_object, encode_dicom, is_derived
 from veilray.images.dicom import parse_dicom
 from veilray.images.read import read_radiograph_bytes
 
@@ -204,6 +204,32 @@ def test_lossy_stays_lossy() -> None:
     assert derived.LossyImageCompression == "01"
     assert (derived.LossyImageCompressionRatio, derived.LossyImageCompressionMethod) == (10, "ISO_15444_1")
     assert "LossyImageCompression" not in _derive(cr(_values()))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "said", "method", "ratio"),
+    [
+        ("1.2.840.10008.1.2.4.51", {}, "ISO_10918_1", 4),
+        ("1.2.840.10008.1.2.4.51", {"LossyImageCompression": "01"}, "ISO_10918_1", 4),
+        ("1.2.840.10008.1.2.4.91", {"LossyImageCompression": "01", "LossyImageCompressionRatio": 7}, "ISO_15444_1", 7),
+        ("1.2.840.10008.1.2.4.91", {"LossyImageCompression": "01", "LossyImageCompressionMethod": "X"}, "X", 4),
+        ("1.2.840.10008.1.2.4.91", {}, None, None),
+        ("1.2.840.10008.1.2.1", {"LossyImageCompression": "01"}, None, None),
+    ],
+)
+def test_of_lossy_compression_what_the_header_left_out_is_filled_in(
+    syntax: str, said: dict[str, object], method: str | None, ratio: float | None
+) -> None:
+    original, derived = cr(_values(), **said), Dataset()
+    for keyword, value in said.items():
+        setattr(derived, keyword, value)
+    original.file_meta.TransferSyntaxUID = syntax
+    original.PixelData = bytes(len(original.PixelData) // 4)
+    _set_compression(derived, original)
+    assert derived.get("LossyImageCompressionMethod") == method
+    found = derived.get("LossyImageCompressionRatio")
+    assert found is None if ratio is None else float(found) == pytest.approx(ratio, rel=0.01)
+    assert derived.get("LossyImageCompression") == ("01" if said or method else None)
 
 
 def test_for_processing_other_sizes_and_nameless_objects_are_refused() -> None:

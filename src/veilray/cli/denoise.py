@@ -75,6 +75,10 @@ def denoise_command(
     every: Annotated[
         bool, typer.Option("--all", help="With --reattach: exit status 3 unless every returned image has its object.")
     ] = False,
+    unlike: Annotated[
+        bool,
+        typer.Option("--unlike", help="With --reattach: attach images too that do not resemble their originals."),
+    ] = False,
 ) -> None:
     """Denoise images of any size into PNG files of the same size and bit depth, or into derived DICOM objects.
 
@@ -90,9 +94,10 @@ def denoise_command(
             if reattach:
                 given = {"--model": model, "--mean": mean, "--tile": tile, "--head": head, "--dicom": dicom or None}
                 _refuse("--reattach takes images that are denoised already", {**given, "--id-from": id_from})
-                results = _reattached(inputs, reattach, out, _opened(keys, passphrase_file), receiver)
+                results = _reattached(inputs, reattach, out, _opened(keys, passphrase_file), receiver, unlike)
             else:
-                _refuse("only --reattach takes it", {"--receiver": receiver, "--all": every or None})
+                flags = {"--all": every or None, "--unlike": unlike or None}
+                _refuse("only --reattach takes it", {"--receiver": receiver, **flags})
                 if dicom:
                     _refuse("derived objects are named by their UIDs", {"--id-from": id_from})
                 else:
@@ -140,7 +145,7 @@ def _denoised(
 
 
 def _reattached(
-    inputs: list[Path], originals: list[Path], out: Path, keys: KeyFolder, receiver: str | None
+    inputs: list[Path], originals: list[Path], out: Path, keys: KeyFolder, receiver: str | None, unlike: bool
 ) -> Iterable[Denoised]:
     from veilray.exchange.reattaching.reattach import reattach
     from veilray.exchange.release.pseudonyms import Pseudonyms
@@ -149,9 +154,13 @@ def _reattached(
         raise UsageError("--receiver is missing: each receiver's pseudonyms are others")
     # Under every card that the receiver has had, and by retired keys too: what was released before either changed may
     # come back after it.
-    secrets = [secret for known in keys.receiver_ids(receiver) for secret in keys.pseudonym_keys(known)]
-    names = [Pseudonyms(secret.reveal()) for secret in secrets]
-    return reattach(inputs, originals, out, names=lambda uid: [name.image(uid) for name in names], key=_uid_key(keys))
+    secrets = [secret for card in keys.receiver_ids(receiver) for secret in keys.pseudonym_keys(card)]
+    known = [Pseudonyms(secret.reveal()) for secret in secrets]
+
+    def names(uid: str) -> list[str]:
+        return [pseudonyms.image(uid) for pseudonyms in known]
+
+    return reattach(inputs, originals, out, names=names, key=_uid_key(keys), unlike=unlike)
 
 
 def _opened(keys: Path | None, passphrase_file: Path | None) -> KeyFolder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import typer
@@ -11,7 +10,8 @@ import typer
 if TYPE_CHECKING:
     from veilray.exchange.release.making import ReleasePlan
 
-_ROWS = 3
+_OBJECTIONS = 3
+"""How many of the ledger's are shown: they concern what stays."""
 
 
 def show_plan(plan: ReleasePlan) -> None:
@@ -49,10 +49,11 @@ def _show_index(plan: ReleasePlan) -> None:
     from veilray.cohort.planned import planned_index
 
     request, contents = plan.request, plan.contents
-    lines = list(islice(planned_index(plan.cohort, contents, request.noise, pairs=request.pairs), _ROWS))
-    typer.echo(f"\nindex.csv, the first {len(lines)} lines" + ("" if request.parties else " (names are drawn anew)"))
-    for line in lines:
-        typer.echo("  " + ", ".join(f"{column}={value}" for column, value in line.items()))
+    typer.echo("\nindex.csv, every line" + ("" if request.parties else " (names are drawn anew)"))
+    for number, line in enumerate(planned_index(plan.cohort, contents, request.noise, pairs=request.pairs)):
+        if number == 0:
+            typer.echo("  " + ",".join(line))
+        typer.echo("  " + ",".join(line.values()))
     typer.echo("\nall values of the columns that say something of an image")
     if not contents.columns:
         typer.echo("  there are no such columns")
@@ -76,6 +77,6 @@ def _show_rest(plan: ReleasePlan) -> None:
         typer.echo("Without keys no ledger is asked.")
         return
     objections = plan.objections()
-    for objection in objections[:_ROWS]:
+    for objection in objections[:_OBJECTIONS]:
         typer.echo(f"the ledger would refuse: {objection.label}: {objection.reason}")
     typer.echo(f"The ledger has {len(objections):,} objections.")

@@ -106,14 +106,34 @@ def settle(
     ],
     name: Annotated[str, typer.Option(help="Who looked.", show_default=False)],
     reason: Annotated[str, typer.Option(help="What was found.", show_default=False)],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="With --released: the whole release; without it, it cannot be sealed.", show_default=False),
+    ] = None,
     passphrase_file: Annotated[Path | None, PASSPHRASE_FILE] = None,
 ) -> None:
     """Settle a reservation that a killed process left; until then it counts as released."""
     from veilray.cli.site_keys import open_keys
+    from veilray.errors import UsageError
 
+    if folder is not None and not left:
+        raise UsageError("--folder goes with --released")
+    digest = "" if folder is None else _digest(folder, release)
     with open_keys(keys, passphrase_file).ledger() as ledger:
-        ledger.settle(release, left=left, name=name, reason=reason)
+        ledger.settle(release, left=left, name=name, reason=reason, digest=digest)
     typer.echo(f"{release}: {'counts as released' if left else 'counts no more'}")
+
+
+def _digest(folder: Path, release_id: str) -> str:
+    """The digest of a release that is whole; UsageError where the folder is another's."""
+    from veilray.cohort.release import Release
+    from veilray.errors import UsageError
+
+    release = Release.open(folder)
+    release.verify()
+    if release.record.release_id != release_id:
+        raise UsageError(f"{folder} is release {release.record.release_id}")
+    return release.record.digest
 
 
 def _list_models(ledger: Ledger, data: Path, folder: KeyFolder) -> None:

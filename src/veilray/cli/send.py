@@ -37,4 +37,10 @@ def send_command(
             bundle, to, keys=site, tls=tls, proxy=proxy, timeout=timeout, advance=bar.advance, notice=bar.say
         )
     how = "was there already" if sent.already_there else "is there, whole"
+    if sent.taken_away:
+        how = "was received before and has been taken away since; it was not sent again"
     typer.echo(f"{bundle}, {sent.size:,} bytes, {how}: {sent.sha256}")
+    if sent.taken_away:
+        typer.echo(
+            "If it was lost there, seal it again, or have the receiver delete .done/SHA256 in its spool.", err=True
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,6 +25,13 @@ def serve_command(
     retry_kept: Annotated[
         bool, typer.Option("--retry-kept", help="Put images that were kept back, as for another model; then end.")
     ] = False,
+    forget: Annotated[
+        str | None,
+        typer.Option(
+            help="Forget a delivered image, by its 12 digits in the log, or all: sent again, it is new; then end.",
+            show_default=False,
+        ),
+    ] = None,
     discard: Annotated[
         Literal["kept", "dead"] | None,
         typer.Option(help="Delete what was kept, or dead letters and dead images; then end.", show_default=False),
@@ -50,13 +58,17 @@ def serve_command(
     settings = load_serve_config(config)
     if destination is not None and discard != "dead":
         raise UsageError("--destination goes with --discard dead")
-    if status or retry_dead or retry_kept or discard:
+    if forget is not None and forget != "all" and not re.fullmatch(r"[0-9a-f]{12,32}", forget):
+        raise UsageError("--forget takes the 12 digits by which the log names an image, or all")
+    if status or retry_dead or retry_kept or discard or forget:
         with _existing_queue(settings.node.state) as queue:
             given_up = queue.given_up
             if retry_dead or retry_kept:
                 count = given_up.retry_dead() if retry_dead else 0
                 count += given_up.retry_kept() if retry_kept else 0
                 typer.echo(f"{count:,} put back")
+            if forget is not None:
+                typer.echo(f"{queue.forget_delivered('' if forget == 'all' else forget):,} forgotten")
             if discard is not None:
                 count = given_up.discard_kept() if discard == "kept" else given_up.discard_dead(destination)
                 typer.echo(f"{count:,} discarded")

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pynetdicom.transport import AssociationSocket
@@ -70,18 +71,25 @@ class Allowance:
 
 
 class BoundedSocket(AssociationSocket):
-    """The socket of one association, which refuses to read more or longer than allowed."""
+    """The socket of one association, which refuses to read more or longer than allowed.
+
+    `ended` is told of an end that was not the peer's wish: `too_large` and `too_slow` (an object or a unit), `idle` (an
+    association), `no_request` (a connection that never asked for one).
+    """
 
     def __init__(
-        self, association: Association, client: socket.socket, *, allowance: Allowance, seconds: float
+        self,
+        association: Association,
+        client: socket.socket,
+        *,
+        allowance: Allowance,
+        seconds: float,
+        ended: Callable[[Association, str], None],
     ) -> None:
         super().__init__(association, client_socket=client)
         self.taken = 0
         """Bytes read since the last whole object."""
-        self.too_large = False
-        """Whether the connection ended because an object was too large, or all together."""
-        self.too_slow = False
-        """Whether the connection ended because an object came too slowly."""
+        self._ended: Callable[[Association, str], None] | None = ended
         self._began: float | None = None  # when the first unit of an unfinished object came
         self._allowance = allowance
         self._seconds = seconds
@@ -92,7 +100,7 @@ class BoundedSocket(AssociationSocket):
         if self.socket is None:
             raise OSError("the connection is closed")
         if nr_bytes > MAX_PDU or not self._allowance.allows(self, nr_bytes):
-            self.too_large = True
+            self._tell("too_large")
             raise OSError("too many bytes")
         began = time.monotonic()
         data = self._read(self.socket, nr_bytes, unit_ends=began + self._seconds, object_ends=self._object_ends())
@@ -109,7 +117,7 @@ class BoundedSocket(AssociationSocket):
             while place < count:
                 left = min(unit_ends, object_ends) - time.monotonic()
                 if left <= 0:
-                    self.too_slow = object_ends <= unit_ends
+                    self._tell("too_slow")
                     raise TimeoutError("the sender is too slow")
                 connection.settimeout(left)
                 try:
@@ -137,7 +145,19 @@ class BoundedSocket(AssociationSocket):
         self.taken = 0
         super().close()
 
+    def note_idle(self) -> None:
+        """Its association is about to be ended for being silent."""
+        self._tell("no_request" if self.assoc.requestor.primitive is None else "idle")
+
+    def _tell(self, why: str) -> None:
+        """Say once why the connection ends, where that is not its peer's wish."""
+        if self._ended is not None:
+            tell, self._ended = self._ended, None
+            tell(self.assoc, why)
+
     def _shutdown_socket(self) -> None:
+        if self.assoc.requestor.primitive is None:
+            self._tell("no_request")
         # Where the peer is gone already, shutting down fails; the descriptor is given back all the same.
         if self.socket is not None:
             with contextlib.suppress(OSError):

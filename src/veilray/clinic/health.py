@@ -66,6 +66,9 @@ class Health:
         yield from ("# HELP veilray_deliveries Deliveries by state.", "# TYPE veilray_deliveries gauge")
         for (destination, state), count in sorted(self._queue.deliveries().items()):
             yield f'veilray_deliveries{{destination="{destination}",state="{state}"}} {count}'
+        yield from ("# HELP veilray_held_bytes Bytes of image files, by folder.", "# TYPE veilray_held_bytes gauge")
+        for folder, size in self._queue.held().items():
+            yield f'veilray_held_bytes{{folder="{folder}"}} {size}'
         yield from (
             "# HELP veilray_oldest_seconds Age of the oldest image that is not delivered.",
             "# TYPE veilray_oldest_seconds gauge",

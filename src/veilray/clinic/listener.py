@@ -48,12 +48,29 @@ class BoundedHandler(RequestHandler):
         # Its socket is replaced by one with bounds. Each tells the state machine of the connection when it is made, and
         # the machine must hear of one connection, so the first one's word is taken back.
         association.dul.event_queue.get_nowait()
-        association.dul.socket = BoundedSocket(
-            association, self.request, allowance=self.server.allowance, seconds=self.server.seconds
+        connection = BoundedSocket(
+            association,
+            self.request,
+            allowance=self.server.allowance,
+            seconds=self.server.seconds,
+            ended=self.server.ended,
         )
+        association.dul.socket = connection
         self._end_out_of_turn(association)
+        self._note_silence(association, connection)
         self.server.lobby.serves(self.request, association)
         return association
+
+    def _note_silence(self, association: Association, connection: BoundedSocket) -> None:
+        """Have an association that is ended for its silence told of: pynetdicom keeps that to itself."""
+        abort = association._abort_blocking
+
+        def noted(block: bool = True) -> None:
+            if association.dul.idle_timer_expired():
+                connection.note_idle()
+            abort(block)
+
+        association._abort_blocking = noted  # type: ignore[method-assign]
 
     def _end_out_of_turn(self, association: Association) -> None:
         """Let units that come out of turn end the connection.
@@ -136,10 +153,12 @@ class BoundedServer(ThreadedAssociationServer):
         allowance: Allowance,
         seconds: float,
         refused: Callable[[str, Any], None],
+        ended: Callable[[Association, str], None],
     ) -> None:
         self.allowance = allowance
         self.seconds = seconds
         self.refused = refused
+        self.ended = ended
         self.lobby = Lobby(4 * entity.maximum_associations)
         super().__init__(
             entity,

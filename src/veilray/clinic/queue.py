@@ -19,6 +19,7 @@ stays so until an operator retries or discards it; where its file was deleted, t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -263,6 +264,13 @@ class Queue:
         with self._database.writing() as database:
             database.execute("DELETE FROM images WHERE state = 'done' AND ended < ?", (time.time() - 86_400.0 * days,))
 
+    def forget_delivered(self, name: str = "") -> int:
+        """Forget images that were delivered and whose names begin so: sent again, they are new. Gives how many."""
+        with self._database.writing() as database:
+            return database.execute(
+                "DELETE FROM images WHERE state = 'done' AND substr(name, 1, ?) = ?", (len(name), name)
+            ).rowcount
+
     def counts(self) -> dict[str, int]:
         """How many images are in each state."""
         rows = self._database.rows("SELECT state, COUNT(*) FROM images GROUP BY state")
@@ -273,6 +281,16 @@ class Queue:
         """How many deliveries are in each state, by destination and state."""
         rows = self._database.rows("SELECT destination, state, COUNT(*) FROM deliveries GROUP BY destination, state")
         return {(destination, state): count for destination, state, count in rows}
+
+    def held(self) -> dict[str, int]:
+        """Bytes of the files in each folder; what is kept, dead or an orphan lies there until somebody deletes it."""
+        sizes = {}
+        for name in ("received", "derived", "orphans"):
+            sizes[name] = 0
+            for path in (self._state / name).glob("*.dcm"):
+                with contextlib.suppress(FileNotFoundError):  # it may be delivered meanwhile
+                    sizes[name] += path.stat().st_size
+        return sizes
 
     def backlog(self) -> tuple[int, float]:
         """Images that are neither delivered nor given up, and the age of the oldest in seconds."""

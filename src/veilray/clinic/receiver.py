@@ -27,6 +27,7 @@ from veilray.images.header import printable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pynetdicom.association import Association
     from pynetdicom.events import Event
 
 LOG = logging.getLogger(LOG_NAME)
@@ -42,6 +43,13 @@ DUPLICATE = 0x0111
 OUT_OF_RESOURCES = 0xA700
 NOT_OF_ITS_CLASS = 0xA900
 CANNOT_UNDERSTAND = 0xC000
+
+_ENDS = {
+    "too_large": "too many bytes",
+    "too_slow": "an object or a unit came too slowly",
+    "idle": "its association was silent",
+    "no_request": "it never asked for an association",
+}
 
 
 class Receiver:
@@ -69,11 +77,11 @@ class Receiver:
                 (evt.EVT_C_ECHO, self._echo),
                 (evt.EVT_ACCEPTED, self._accepted),
                 (evt.EVT_REJECTED, self._rejected),
-                (evt.EVT_CONN_CLOSE, self._closed),
             ],
             allowance=Allowance(each=config.max_object_mib << 20, together=config.max_receiving_mib << 20),
             seconds=config.timeout_seconds,
             refused=self._refused,
+            ended=self._ended,
         )
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="receiver", daemon=True)
@@ -152,14 +160,9 @@ class Receiver:
         self._counters.add("refused", "association")
         LOG.warning("association of %s rejected", _caller(event))
 
-    def _closed(self, event: Event) -> None:
-        connection = event.assoc.dul.socket
-        if isinstance(connection, BoundedSocket) and connection.too_large:
-            self._counters.add("refused", "too_large")
-            LOG.warning("connection of %s closed: too many bytes", _caller(event))
-        if isinstance(connection, BoundedSocket) and connection.too_slow:
-            self._counters.add("refused", "too_slow")
-            LOG.warning("connection of %s closed: an object came too slowly", _caller(event))
+    def _ended(self, association: Association, reason: str) -> None:
+        self._counters.add("refused", reason)
+        LOG.warning("connection of %s closed: %s", _named(association), _ENDS[reason])
 
     def _refused(self, reason: str, address: Any) -> None:
         self._counters.add("refused", reason)
@@ -193,5 +196,9 @@ def _whole(event: Event) -> None:
 
 
 def _caller(event: Event) -> str:
-    title = printable(event.assoc.requestor.ae_title or "").strip() or "an unknown title"
-    return f"{title} at {event.assoc.requestor.address}"
+    return _named(event.assoc)
+
+
+def _named(association: Association) -> str:
+    title = printable(association.requestor.ae_title or "").strip() or "an unknown title"
+    return f"{title} at {association.requestor.address}"

@@ -43,6 +43,8 @@ _LOSSY_METHODS = {
     "1.2.840.10008.1.2.4.51": "ISO_10918_1",
     "1.2.840.10008.1.2.4.81": "ISO_14495_1",
 }
+# Those that may lose something, and did where the header says so.
+_MAYBE_LOSSY_METHODS = {"1.2.840.10008.1.2.4.91": "ISO_15444_1", "1.2.840.10008.1.2.4.203": "ISO_15444_15"}
 _SERIES_NUMBERS = 1000  # far enough from a scanner's own that both sort apart
 
 
@@ -196,12 +198,18 @@ def _set_pixels(derived: Dataset, cells: npt.NDArray[np.integer[Any]], stored: S
 def _set_compression(derived: Dataset, original: Dataset) -> None:
     """What was lost once stays lost (C.7.6.1.1.5), also where the source's header forgot to say so."""
     syntax = str(original.file_meta.TransferSyntaxUID)
-    if syntax not in _LOSSY_METHODS or original.get("LossyImageCompression") == "01":
+    said = original.get("LossyImageCompression") == "01"
+    if syntax not in _LOSSY_METHODS and not said:
         return
-    plain = int(original.Rows) * int(original.Columns) * int(original.BitsAllocated) // 8
     derived.LossyImageCompression = "01"
-    derived.LossyImageCompressionRatio = f"{plain / len(original.PixelData):.4g}"
-    derived.LossyImageCompressionMethod = _LOSSY_METHODS[syntax]
+    method = _LOSSY_METHODS.get(syntax) or _MAYBE_LOSSY_METHODS.get(syntax)
+    if method is None:
+        return  # lost before it was stored as it is: how, and how much, only the header can say
+    if not original.get("LossyImageCompressionMethod"):
+        derived.LossyImageCompressionMethod = method
+    if not original.get("LossyImageCompressionRatio"):
+        plain = int(original.Rows) * int(original.Columns) * int(original.BitsAllocated) // 8
+        derived.LossyImageCompressionRatio = f"{plain / len(original.PixelData):.4g}"
 
 
 def _set_identity(derived: Dataset, original: Dataset, provenance: Provenance, key: bytes) -> None:

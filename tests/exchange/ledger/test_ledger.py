@@ -15,6 +15,7 @@ import pytest
 from veilray.errors import DataError, RefusedError, UsageError
 from veilray.exchange.keys.secret import Secret
 from veilray.exchange.ledger.ledger import Image, Ledger, Model, Override, Release
+from veilray.exchange.ledger.likeness import mirrored
 
 KEY = Secret(b"l" * 32)
 RECEIVER, OTHER = "ab" * 32, "cd" * 32
@@ -30,6 +31,9 @@ def _image(number: int = 0, **other: Any) -> Image:
 def _release(release_id: str, **other: Any) -> Release:
     values = {"receivers": (RECEIVER,), "mode": "noisy", "source": "secret", "noise_id": "n1", "mean": 0.1}
     return Release(**{"release_id": release_id, **values, **other})
+
+
+LOOK = _image().likeness
 
 
 @pytest.fixture
@@ -73,14 +77,15 @@ def test_what_weakens_an_earlier_release_is_refused_unless_someone_answers_for_i
     ledger: Ledger, release: dict[str, Any], image: dict[str, Any], reason: str
 ) -> None:
     wanted, images = _release("second", **release), [_image(7, **image), _image(**image)]
-    assert [(one.label, reason in one.reason) for one in ledger.examine(wanted, images)] == [("image-0", True)]
+    found = [(one.label, one.index, reason in one.reason) for one in ledger.examine(wanted, images)]
+    assert found == [("image-0", 1, True)]
     with pytest.raises(RefusedError, match="refuses 1 of 2 images; image-0") as refusal:
         ledger.reserve(wanted, images)
     assert reason in str(refusal.value)
     assert [line.release.release_id for line in ledger.releases()] == ["first"]  # nothing of it stays
     assert ledger.exposures([_image(7)])[0].given == ()
-    found = ledger.reserve(wanted, images, override=CHIEF)
-    assert [one.label for one in found.objections] == ["image-0"]
+    reserved = ledger.reserve(wanted, images, override=CHIEF)
+    assert [one.label for one in reserved.objections] == ["image-0"]
     last = ledger.events()[-1]
     assert (last.release_id, last.what, last.name) == ("second", "overridden", "A. Chief")
     assert "consent of 3 May" in last.reason
@@ -105,12 +110,41 @@ def test_pairs_void_earlier_noisy_releases_and_say_which(ledger: Ledger) -> None
         ({"sop_uid": "9.9", "likeness": b"x" * 32}, True),  # under another UID
         ({"sop_uid": "9.9", "digest": b"x" * 32}, True),  # a copy by its looks
         ({"sop_uid": "9.9", "digest": b"x" * 32, "likeness": b"x" * 32}, False),
+        ({"sop_uid": "9.9", "digest": b"x" * 32, "likeness": bytes(255 - b for b in LOOK)}, True),  # inverted
+        ({"sop_uid": "9.9", "digest": b"x" * 32, "likeness": mirrored(LOOK)[1]}, True),
+        ({"sop_uid": "9.9", "digest": b"x" * 32, "likeness": bytes(255 - b for b in mirrored(LOOK)[3])}, True),
     ],
 )
 def test_an_acquisition_is_known_again(ledger: Ledger, other: dict[str, Any], known: bool) -> None:
     image = _image(**other, std=0.1)
     assert bool(ledger.examine(_release("second"), [image])) is known
     assert bool(ledger.exposures([image])[0].given) is known
+
+
+@pytest.mark.parametrize(
+    ("name", "sop_uid", "known"),
+    [
+        (("p1", "film"), "", True),
+        (("p1", "other"), "", False),
+        (("p2", "film"), "", False),
+        (("p1f", "ilm"), "", False),
+        (None, "", False),
+        (("p1", "film"), "9.9", False),  # what has a UID is told by it
+    ],
+)
+def test_where_there_is_no_uid_a_name_is_the_acquisition(
+    ledger: Ledger, name: tuple[str, str] | None, sop_uid: str, known: bool
+) -> None:
+    ledger.reserve(_release("named"), [_image(8, sop_uid="", name=("p1", "film"))])
+    crop = _image(9, sop_uid=sop_uid, name=name, std=0.3)  # other pixels, other looks
+    assert bool(ledger.examine(_release("second"), [crop])) is known
+
+
+def test_pairs_of_inverted_copies_void_what_left(ledger: Ledger) -> None:
+    copies = [_image(0, sop_uid="", digest=b"x" * 32, likeness=bytes(255 - b for b in LOOK))]
+    with pytest.raises(RefusedError, match="void"):
+        ledger.reserve(_release("clean", mode="pairs"), copies)
+    assert ledger.reserve(_release("clean", mode="pairs"), copies, override=CHIEF).voided == ("first",)
 
 
 @pytest.mark.parametrize(("bits", "near"), [(0, True), (32, True), (33, False)])
@@ -213,15 +247,18 @@ def test_what_is_sealed_must_have_been_released_for_its_receivers(ledger: Ledger
         ledger.admit("second", **SEALING)
     ledger.commit("second", digest="ab" * 32)
     assert ledger.admit("second", **SEALING) == ""
+    ledger.reserve(_release("only"), [_image()])
+    ledger.settle("only", left=True, name="B. Clerk", reason="its folder is whole", digest="ab" * 32)
+    assert ledger.admit("only", **SEALING) == ""
     # The receiver has another card since.
     assert ledger.admit("second", digest="ab" * 32, receivers={"centre": {"ef" * 32, RECEIVER}}) == ""
-    assert ledger.admit("first", **SEALING) == ""  # without a digest there is nothing to compare
     before = len(ledger.events())
     for name, change, reason in (
         ("unknown", {}, "does not know it"),
         ("second", {"digest": "cd" * 32}, "altered"),
         ("second", {"images": 2}, "2 images cannot be of it, which has 1"),
-        ("first", {"receivers": {"centre": {RECEIVER}, "clinic": {OTHER}}}, "not made for clinic"),
+        ("first", {}, "does not know its content"),
+        ("only", {"receivers": {"centre": {RECEIVER}, "clinic": {OTHER}}}, "not made for clinic"),
     ):
         with pytest.raises(RefusedError, match=f"{reason}.*--override-name"):
             ledger.admit(name, **{**SEALING, **change})

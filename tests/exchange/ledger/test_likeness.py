@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from veilray.exchange.ledger.likeness import LIKENESS_BYTES, NEAR, as_words, distances, likeness
+from veilray.exchange.ledger.likeness import (
+    LIKENESS_BYTES,
+    NEAR,
+    as_words,
+    distances,
+    is_near,
+    likeness,
+    mirrored,
+)
 from veilray.images.phantom import chest_phantom
 from veilray.images.radiograph import FloatImage, to_levels, to_pixels
 
@@ -48,6 +56,23 @@ def test_bits_are_the_signs_of_cosine_sums() -> None:
 def test_distances_count_bits() -> None:
     looks = np.stack([as_words(bytes(32)), as_words(b"\xff" * 32), as_words(b"\x01" + bytes(31))])
     assert distances(looks, as_words(bytes(32))).tolist() == [0, 256, 1]
+
+
+def test_mirror_images_and_inverted_ones_are_foreseen() -> None:
+    pixels = np.random.default_rng(2).random((96, 64)).astype(np.float32)
+    made = [pixels, pixels[:, ::-1], pixels[::-1], pixels[::-1, ::-1]]
+    assert mirrored(likeness(pixels)) == [likeness(image) for image in made]
+    assert is_near(np.array([0, NEAR, NEAR + 1, 128, 255 - NEAR, 256 - NEAR, 256])).tolist() == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+    # All but the signs of sums that are zero turn round.
+    assert _apart(pixels, 1 - pixels) == 256
 
 
 def test_copies_of_a_phantom_are_near_and_other_phantoms_are_not() -> None:

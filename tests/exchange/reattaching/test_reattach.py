@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 pytest.importorskip("pydicom")
@@ -54,13 +55,18 @@ def _two_sites(folder: Path) -> tuple[KeyFolder, KeyFolder, Pseudonyms]:
     return keys, other, Pseudonyms(keys.pseudonym_key(other.card.fingerprint).reveal())
 
 
+def _pixels(index: int) -> npt.NDArray[np.float32]:
+    """Of the original of that number, (20 + index, 26)."""
+    return np.random.default_rng(index).random((20 + index, 26), dtype=np.float32)
+
+
 @pytest.fixture
 def originals(tmp_path: Path) -> Path:
     """Three CR images of different sizes, one of them in an archive, beside files that are none."""
     folder = tmp_path / "originals"
     folder.mkdir()
     for index in range(3):
-        values = np.random.default_rng(index).integers(0, 4096, (20 + index, 26)).astype(np.uint16)
+        values = np.rint(4095 * _pixels(index)).astype(np.uint16)
         data = save(cr(values, bits=12, SOPInstanceUID=f"{ROOT}.9.{index}"))
         if index == 2:
             with zipfile.ZipFile(folder / "more.zip", "w") as archive:
@@ -72,19 +78,21 @@ def originals(tmp_path: Path) -> Path:
     return folder
 
 
-def _back(folder: Path, shapes: dict[str, tuple[int, int]], *, release: DenoisedRelease | None = RELEASE) -> Path:
+def _back(
+    folder: Path, images: dict[str, npt.NDArray[np.float32]], *, release: DenoisedRelease | None = RELEASE
+) -> Path:
     """A folder as it comes back from Site Two."""
     folder.mkdir()
-    for name, shape in shapes.items():
-        pixels = np.random.default_rng(len(name)).random(shape, dtype=np.float32)
+    for name, pixels in images.items():
         write_png(folder / f"{name}.png", to_levels(pixels, np.uint16))
     batch = new_batch(weights_sha256="ab" * 32, settings=SETTINGS, release=release)
-    note_denoised(folder, batch, [f"{name}.png" for name in shapes])
+    note_denoised(folder, batch, [f"{name}.png" for name in images])
     return folder
 
 
-def _all_three(name: Callable[[str], str] = _name) -> dict[str, tuple[int, int]]:
-    return {name(f"{ROOT}.9.{index}"): (20 + index, 26) for index in range(3)}
+def _all_three(name: Callable[[str], str] = _name) -> dict[str, npt.NDArray[np.float32]]:
+    """The originals, smoothed a little, under their pseudonyms."""
+    return {name(f"{ROOT}.9.{index}"): 0.9 * _pixels(index) + np.float32(0.05) for index in range(3)}
 
 
 def _run(returned: Path, originals: Path, out: Path) -> list[Denoised]:
@@ -145,11 +153,11 @@ def test_the_same_noisy_images_released_again_make_no_second_objects(originals: 
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_reported_with_the_reason(originals: Path, tmp_path: Path) -> None:
-    shapes = _all_three()
-    first, *_ = shapes
-    shapes[first] = (16, 16)  # not of native size
-    shapes["e" * 32] = (20, 26)  # of nobody
-    back = _back(tmp_path / "back", shapes)
+    images = _all_three()
+    first, *_ = images
+    images[first] = images[first][:16, :16]  # not of native size
+    images["e" * 32] = _pixels(0)  # of nobody
+    back = _back(tmp_path / "back", images)
     (back / f"{_name(f'{ROOT}.9.1')}.png").unlink()
     write_png(back / f"{'d' * 32}.png", np.zeros((4, 4), np.uint8))
     reasons = {Path(result.source).stem: result.reason for result in _run(back, originals, tmp_path / "out")}
@@ -159,6 +167,19 @@ def test_what_does_not_fit_is_reported_with_the_reason(originals: Path, tmp_path
     assert "does not say" in reasons["d" * 32]
     assert reasons[_name(f"{ROOT}.9.2")] == ""
     assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_images_under_each_other_s_names_are_attached_to_nobody(originals: Path, tmp_path: Path) -> None:
+    images = _all_three()
+    first, second, third = images
+    swapped = {first: _pixels(1)[:20], second: np.vstack([_pixels(0), _pixels(0)[:1]]), third: images[third]}
+    back = _back(tmp_path / "back", swapped)
+    reasons = {Path(result.source).stem: result.reason for result in _run(back, originals, tmp_path / "out")}
+    assert ["resemble" in reasons[name] for name in (first, second, third)] == [True, True, False]
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    # A person who has looked may say that they are right.
+    results = reattach([back], [originals], tmp_path / "all", names=lambda uid: [_name(uid)], key=KEY, unlike=True)
+    assert sorted(len(result.warnings) for result in results if result.target) == [0, 1, 1]
 
 
 def test_a_record_can_name_no_path_and_no_image_of_no_release(originals: Path, tmp_path: Path) -> None:

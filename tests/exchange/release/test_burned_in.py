@@ -19,7 +19,7 @@ from veilray.errors import DataError, UsageError
 from veilray.exchange.release.burned_in import _opened, find_text
 from veilray.exchange.release.originals import read_originals
 from veilray.exchange.release.review import Blanks, look, parse_blank, read_blanks, write_quarantine
-from veilray.images.phantom import write_phantoms
+from veilray.images.phantom import chest_phantom, write_phantoms
 from veilray.images.read import read_radiograph
 
 
@@ -73,6 +73,24 @@ def test_large_images_are_searched_smaller() -> None:
     for box in found:
         assert 280 <= box.top < 350
         assert 580 <= box.left < 900
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [12, 16, 40, 150])
+def test_small_and_large_text_of_a_large_image_is_found(size: int) -> None:
+    plain = chest_phantom(patient=1, follow_up=0, seed=5, size=2048)
+    assert find_text(plain) == []
+    found = find_text(planted(plain, "DOE JANE 1950", at=(900, 150), size=size, level=255))
+    assert found
+    for box in found:
+        assert 140 - size <= box.top < 150 + 2 * size
+        assert 890 - size <= box.left < 900 + 10 * size
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_text_that_is_found_at_two_sizes_is_one_region(step: int) -> None:
+    pixels = np.full((1030, 1100), 0.3, np.float32)
+    assert len(find_text(planted(pixels, "PORTABLE", at=(600, 300), size=14 * step, level=255))) == 1
 
 
 def test_small_images_are_not_searched() -> None:

@@ -302,3 +302,18 @@ def test_without_keys_there_is_no_memory(cohort: Cohort, tmp_path: Path) -> None
     assert plan_release(cohort, Request(noise=NOISE)).objections() == []
     with pytest.raises(VeilrayError):
         _make(cohort, Request(noise=NOISE), tmp_path / "a")
+
+
+def test_another_crop_under_the_same_name_is_refused(cohort: Cohort, keys: KeyFolder, tmp_path: Path) -> None:
+    _make(cohort, _request(keys), tmp_path / "first")
+    folder = tmp_path / "cropped"
+    folder.mkdir()
+    for path in (tmp_path / "in").glob("i[01].png"):
+        with Image.open(path) as image:
+            image.crop((8, 6, 24, 20)).save(folder / path.name)
+    patients = tmp_path / "patients.csv"
+    for name, options, refused in (("a", {"patients": patients}, 2), ("b", {}, 0)):
+        import_radiographs([folder], tmp_path / name, size=16, workers=1, **options)  # type: ignore[arg-type]
+        plan = plan_release(Cohort.open(tmp_path / name), _request(keys))
+        # Without patients nobody knows whose i0 is.
+        assert len(plan.objections()) == refused

@@ -68,6 +68,7 @@ def test_of_a_run_only_the_model_leaves(run: Path, tmp_path: Path) -> None:
         assert CANARY.encode() not in content, name
         for text in (b"00000000_000", b"c0ffee", b"data/cohort"):  # image ids, cohort digest and path of the fixture
             assert text not in content, name
+    assert b"seed" not in files["model.json"]
     assert not list((tmp_path / "near").iterdir())
 
 

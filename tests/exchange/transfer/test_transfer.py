@@ -80,11 +80,17 @@ def test_a_bundle_arrives_once_however_often_it_is_sent(place: Place, bundle: Pa
     with receiving(place) as address:
         assert not send(place, bundle, address).already_there
         assert whole(place) == [bundle.read_bytes()]
-        assert send(place, bundle, address).already_there
+        again = send(place, bundle, address)
+        assert (again.already_there, again.taken_away) == (True, False)
         next(place.spool.glob("*.veil")).unlink()  # opened, and taken away
-        assert send(place, bundle, address).already_there
+        again = send(place, bundle, address)
+        assert (again.already_there, again.taken_away) == (True, True)
+        assert whole(place) == []
+        (place.spool / ".done" / again.sha256).unlink()  # the way out, where it was lost
+        assert not send(place, bundle, address).already_there
+        assert whole(place) == [bundle.read_bytes()]
     assert not leftovers(place)
-    assert [line["event"] for line in place.log()] == ["received"]
+    assert [line["event"] for line in place.log()] == ["received", "received"]
     assert "a.veil" not in str(place.log())
 
 
@@ -265,7 +271,19 @@ def test_slow_clients_are_left(place: Place, large: Path) -> None:
             assert status_of(slow_header) == 0
         answer = web.post("/v1/uploads", content=make_ticket(large, keys=place.sender).model_dump_json())
         assert answer.json()["offset"] == 1000
-    assert {line["reason"] for line in place.log()} == {"slow"}
+    # The header and the body; who says nothing asks for nothing.
+    assert [(line["reason"], line["status"]) for line in place.log()] == [("slow", 408)] * 2
+
+
+def test_requests_that_are_none_are_logged(place: Place, bundle: Path) -> None:
+    with receiving(place) as address, client(place, address) as web, raw(place, address) as garbled:
+        assert web.get("/admin?patient=Doe").status_code == 404
+        assert web.delete("/v1/uploads").status_code == 405
+        garbled.sendall(b"\0\1 no HTTP\r\n\r\n")
+        assert status_of(garbled) == 400
+    refused = [(line["status"], line["reason"], line.get("sender")) for line in place.log()]
+    assert refused == [(404, "request", "two"), (405, "request", "two"), (400, "header", None)]
+    assert "Doe" not in str(place.log())
 
 
 def test_silent_connections_shut_nobody_out(place: Place, bundle: Path) -> None:
@@ -530,10 +548,14 @@ def test_the_server_as_a_process_of_its_own(place: Place, bundle: Path) -> None:
         tls = ("--ca", place.tls.authority, "--cert", place.tls.certificate, "--key", place.tls.key)
         said = done("send", bundle, "--to", address, "--keys", place.sender.path, *tls)
         assert "is there, whole" in said.out
+        taken = next(place.spool.glob("*.veil")).rename(place.folder / "taken.veil")
+        said = done("send", bundle, "--to", address, "--keys", place.sender.path, *tls)
+        assert "taken away since; it was not sent again" in said.out
+        assert ".done/SHA256" in said.err
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
     finally:
         process.kill()
-    assert whole(place) == [bundle.read_bytes()]
+    assert taken.read_bytes() == bundle.read_bytes()
     assert place.tls.key.read_text() not in out + err

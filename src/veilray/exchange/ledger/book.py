@@ -1,4 +1,4 @@
-"""The ledger's tables, and finding an acquisition in them again: by UID, by pixels, by likeness."""
+"""The ledger's tables, and finding an acquisition in them again: by UID or name, by pixels, by likeness."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from veilray.exchange.keys.secret import Secret
 from veilray.exchange.ledger.exposure import Given
-from veilray.exchange.ledger.likeness import LIKENESS_BYTES, NEAR, as_words, distances
+from veilray.exchange.ledger.likeness import LIKENESS_BYTES, as_words, distances, is_near, mirrored
+from veilray.exchange.ledger.records import Image
 
 SCHEMA = """
 CREATE TABLE owner (tag BLOB NOT NULL);
@@ -70,11 +71,13 @@ class Acquisitions:
         )
         return [number for (number,) in rows]
 
-    def find(self, sop_uid: str, digest: bytes, look: bytes) -> set[int]:
-        """The acquisitions that an image may be: by its UID, by its pixels, and where those are new by its likeness."""
-        by_pixels = self._by_tag(self._pixel_tag(digest))
-        found = by_pixels | (self._by_tag(self._uid_tag(sop_uid)) if sop_uid else set())
-        return found if by_pixels else found | self._looks.near(self._hide(look))
+    def find(self, image: Image) -> set[int]:
+        """The acquisitions that an image may be: by its UID or name, by its pixels, and where those are new by its
+        likeness, also of an inverted or mirrored copy."""
+        found = {number for tag in self._tags(image) for number in self._by_tag(tag)}
+        if self._by_tag(self._pixel_tag(image.digest)):
+            return found
+        return found.union(*(self._looks.near(self._hide(look)) for look in mirrored(image.likeness)))
 
     def given(self, numbers: Iterable[int]) -> list[Given]:
         """All that left of these acquisitions, oldest first; reservations count."""
@@ -101,10 +104,9 @@ class Acquisitions:
             for row in rows
         ]
 
-    def add(self, known: set[int], sop_uid: str, digest: bytes, look: bytes, given: Given) -> None:
+    def add(self, known: set[int], image: Image, given: Given) -> None:
         """Write down an image that may be any of the acquisitions `known`, under each of them; or under a new one."""
-        tags = [self._pixel_tag(digest), *([self._uid_tag(sop_uid)] if sop_uid else [])]
-        hidden = self._hide(look)
+        tags, hidden = self._tags(image), self._hide(image.likeness)
         values = (given.field, given.geometry, given.std)
         for number in known or {self._new()}:
             self._connection.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", [(tag, number) for tag in tags])
@@ -119,11 +121,17 @@ class Acquisitions:
     def _by_tag(self, tag: bytes) -> set[int]:
         return {number for (number,) in self._connection.execute("SELECT acquisition FROM tags WHERE tag = ?", (tag,))}
 
+    def _tags(self, image: Image) -> list[bytes]:
+        """Keyed hashes by which an image is known again for certain: of its pixels, and of its UID or else its name."""
+        tags = [self._pixel_tag(image.digest)]
+        if image.sop_uid:
+            tags.append(self._key.derive("veilray ledger SOP Instance UID", image.sop_uid.encode()).reveal())
+        elif image.name:
+            tags.append(self._key.derive("veilray ledger name of an image", *map(str.encode, image.name)).reveal())
+        return tags
+
     def _pixel_tag(self, digest: bytes) -> bytes:
         return self._key.derive("veilray ledger pixels", digest).reveal()
-
-    def _uid_tag(self, sop_uid: str) -> bytes:
-        return self._key.derive("veilray ledger SOP Instance UID", sop_uid.encode()).reveal()
 
     def _hide(self, look: bytes) -> bytes:
         # Which bit is which, and its sign, hang on the key; how many bits differ between two likenesses does not.
@@ -153,7 +161,7 @@ class _Looks:
 
     def near(self, look: bytes) -> set[int]:
         count = len(self._known)
-        close = distances(self._words[:count], as_words(look)) <= NEAR
+        close = is_near(distances(self._words[:count], as_words(look)))
         return {int(number) for number in self._numbers[:count][close]}
 
 

@@ -4,9 +4,10 @@ A release is reserved before any of it is written, then committed or abandoned. 
 it is settled, so a kill at any moment errs to the safe side. One transaction examines and reserves, under SQLite's
 write lock: two processes cannot both get through what together would be too much.
 
-Acquisitions are kept under keyed hashes of SOP Instance UID (0008,0018) and pixels, likenesses with keyed bits. Whoever
-steals the file alone learns numbers, times, receivers, levels, sizes, and which images look alike; with the ledger's
-key besides, whether a given image was released. It must lie on a local disk: network file systems lock badly.
+Acquisitions are kept under keyed hashes of SOP Instance UID (0008,0018) or name, and of pixels; likenesses with keyed
+bits. Whoever steals the file alone learns numbers, times, receivers, levels, sizes, and which images look alike; with
+the ledger's key besides, whether a given image was released. It must lie on a local disk: network file systems lock
+badly.
 
     with Ledger.open(file, key=key) as ledger:
         ledger.reserve(release, images)     RefusedError where one of them may not leave
@@ -29,7 +30,7 @@ from typing import Self
 from veilray.errors import DataError, RefusedError, UsageError
 from veilray.exchange.keys.keyfile import check_private
 from veilray.exchange.keys.secret import Secret
-from veilray.exchange.ledger.admission import sealing_objection
+from veilray.exchange.ledger.admission import refusal, sealing_objection
 from veilray.exchange.ledger.book import STEPS, Acquisitions
 from veilray.exchange.ledger.exposure import Given, objection
 from veilray.exchange.ledger.listing import list_events, list_releases
@@ -130,7 +131,7 @@ class Ledger:
         with self._transaction():
             found = self._enter(release, images)
             if found.objections and override is None:
-                raise RefusedError(_refusal(found.objections, len(images)))
+                raise RefusedError(refusal(found.objections, len(images)))
             if found.objections and override is not None:
                 note = f"{len(found.objections)} images: {override.reason}"
                 self._note(release.release_id, "overridden", override.name, note)
@@ -149,12 +150,16 @@ class Ledger:
             self._settle(release_id, "abandoned")
             self._note(release_id, "abandoned")
 
-    def settle(self, release_id: str, *, left: bool, name: str, reason: str) -> None:
-        """Settle what a killed process left reserved, by a person who looked. UsageError where it is not reserved."""
+    def settle(self, release_id: str, *, left: bool, name: str, reason: str, digest: str = "") -> None:
+        """Settle what a killed process left reserved, by a person who looked; `digest` is that of the folder it wrote.
+
+        Without one the release is never sealed unless overridden. UsageError where it is not reserved.
+        """
         if not name.strip() or not reason.strip():
             raise UsageError("settling a reservation needs the name of who looked, and what was found")
         with self._transaction():
             self._settle(release_id, "committed" if left else "abandoned")
+            self._connection.execute("UPDATE releases SET digest = ? WHERE id = ?", (digest, release_id))
             self._note(release_id, "settled as released" if left else "settled as not released", name, reason)
 
     def admit(
@@ -166,15 +171,19 @@ class Ledger:
         override: Override | None = None,
         event: str = "sealed",
         images: int = 0,
+        subtractable: bool = False,
     ) -> str:
         """Let a release, or what `event` says of it, be sealed, and note that; gives an objection that was overridden.
 
-        `receivers` gives each one's fingerprints, former ones too, by name; `images` how many are said to be of it.
-        RefusedError where the ledger does not know it as made for all of them, and there is no `override`.
+        `receivers` gives each one's fingerprints, former ones too, by name; `images` how many are said to be of it;
+        `subtractable` whether its noisy images leave and a seed undoes them. RefusedError where the ledger does not
+        know it as made for all of them, or a seed undoes it, and there is no `override`.
         """
         with self._transaction():
             known = {line.release.release_id: line for line in list_releases(self._connection)}
-            found = sealing_objection(known.get(release_id), digest=digest, receivers=receivers, images=images)
+            found = sealing_objection(
+                known.get(release_id), digest=digest, receivers=receivers, images=images, subtractable=subtractable
+            )
             if found is not None:
                 if override is None:
                     how = "Or override (--override-name, --override-reason; both are kept)"
@@ -220,7 +229,7 @@ class Ledger:
             book = Acquisitions(self._connection, self._key)
             if images is None:
                 return [Exposure(acquisition=number, given=tuple(book.given([number]))) for number in book.numbers()]
-            found = [book.find(image.sop_uid, image.digest, image.likeness) for image in images]
+            found = [book.find(image) for image in images]
             return [Exposure(acquisition=min(some, default=0), given=tuple(book.given(some))) for some in found]
 
     def close(self) -> None:
@@ -241,7 +250,7 @@ class Ledger:
         book = Acquisitions(self._connection, self._key)
         objections, voided = [], set()
         for number, image in enumerate(images):
-            known = book.find(image.sop_uid, image.digest, image.likeness)
+            known = book.find(image)
             earlier = book.given(known)
             new = Given(
                 release_id=release.release_id,
@@ -254,10 +263,10 @@ class Ledger:
             )
             reason = objection(earlier, new)
             if reason is not None:
-                objections.append(Objection(image.label or f"image {number + 1}", reason))
+                objections.append(Objection(image.label or f"image {number + 1}", reason, number))
             if release.mode == "pairs":
                 voided |= {one.release_id for one in earlier if one.mode == "noisy"}
-            book.add(known, image.sop_uid, image.digest, image.likeness, new)
+            book.add(known, image, new)
         return Reserved(objections=tuple(objections), voided=tuple(sorted(voided - {release.release_id})))
 
     def _insert(self, release: Release, images: int) -> None:
@@ -339,11 +348,3 @@ def _owner(key: Secret) -> bytes:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _refusal(objections: Sequence[Objection], images: int) -> str:
-    first = objections[0]
-    return (
-        f"the ledger refuses {len(objections):,} of {images:,} images; {first.label}: {first.reason}. "
-        "Leave them out (--leave-out-refused), or override (--override-name, --override-reason; both are kept)"
-    )

@@ -48,6 +48,8 @@ class Image:
     """All that was done to the native pixels before the noise, as `secret_field` takes it; kept in clear."""
     std: float
     """Of its noise; 0 is allowed for model-only alone."""
+    name: tuple[str, str] | None = None
+    """Patient and image, as their site names them, where there is no UID: the same name is the same acquisition."""
     label: str = ""
     """How a refusal names it to the operator; not kept."""
 
@@ -106,6 +108,8 @@ class Objection:
 
     label: str
     reason: str
+    index: int
+    """Which of the images that were asked about, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

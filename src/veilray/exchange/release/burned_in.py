@@ -19,8 +19,8 @@ from veilray.images.radiograph import FloatImage
 MIN_SIDE = 64
 """Smaller images are not searched: three letters that a person could read hardly fit."""
 
-# Images with a shorter side of at least twice this are searched at a half, a third, ... of their size; letters there
-# must be that much larger.
+# Images with a shorter side of at least twice this are searched several times: as they are for small letters, at a
+# half, a quarter, ... of their size for larger ones, and last at about this side for the largest.
 _SEARCHED_SIDE = 512
 
 _CONTRAST = 0.25
@@ -28,6 +28,8 @@ _CONTRAST = 0.25
 _MIN_LETTERS = 3
 # Letter heights, in pixels and as a share of the image's shorter side.
 _LEAST_HEIGHT, _MOST_HEIGHT = 4, 0.1
+_SMALL_LETTERS = 24
+"""Height, in pixels of the image that is searched, up to which letters are looked for before the last time."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,30 @@ def find_text(pixels: FloatImage) -> list[Box]:
     """Regions of one image, (H, W) float32 in [0, 1], that look like lines of text, bright or dark; none if clean."""
     if min(pixels.shape) < MIN_SIDE:
         return []
-    step = max(1, min(pixels.shape) // _SEARCHED_SIDE)
-    small = _reduced(pixels, step)
-    lines = [line for look in (small, 1 - small) for line in _lines(_letters(look))]
-    return [Box(*(step * number for number in _around(line, small.shape))) for line in lines]
+    boxes: dict[Box, None] = {}
+    for step in _steps(min(pixels.shape)):
+        small = _reduced(pixels, step)
+        last = min(small.shape) < 2 * _SEARCHED_SIDE
+        most = max(_LEAST_HEIGHT + 1, round(_MOST_HEIGHT * min(small.shape))) if last else _SMALL_LETTERS
+        for look in (small, 1 - small):
+            lines = _lines(_letters(look, most=most))
+            boxes |= dict.fromkeys(Box(*(step * number for number in _around(line, small.shape))) for line in lines)
+    return [box for box in boxes if not any(_holds(other, box) for other in boxes if other != box)]
+
+
+def _steps(side: int) -> list[int]:
+    """By how much an image of that shorter side is reduced, time after time: 1, 2, 4, ... until it is small enough."""
+    last = max(1, side // _SEARCHED_SIDE)
+    return [*(2**power for power in range((last - 1).bit_length())), last]
+
+
+def _holds(outer: Box, inner: Box) -> bool:
+    return (
+        outer.top <= inner.top
+        and outer.left <= inner.left
+        and inner.top + inner.height <= outer.top + outer.height
+        and inner.left + inner.width <= outer.left + outer.width
+    )
 
 
 def _reduced(pixels: FloatImage, step: int) -> FloatImage:
@@ -73,11 +95,10 @@ def _reduced(pixels: FloatImage, step: int) -> FloatImage:
     return small
 
 
-def _letters(pixels: FloatImage) -> list[_Shape]:
-    """Small shapes that are brighter than what surrounds them, with strokes thinner than themselves."""
+def _letters(pixels: FloatImage, *, most: int) -> list[_Shape]:
+    """Small shapes, at most `most` high, brighter than what is around, with strokes thinner than themselves."""
     from scipy import ndimage
 
-    most = max(_LEAST_HEIGHT + 1, round(_MOST_HEIGHT * min(pixels.shape)))
     # Where no step between neighbours is steep there is no stroke: most radiographs end here.
     steep = np.zeros(pixels.shape, dtype=bool)
     steep[:, 1:] |= np.abs(np.diff(pixels, axis=1)) > _CONTRAST / 2

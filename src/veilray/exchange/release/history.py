@@ -16,13 +16,14 @@ from veilray.exchange.release.originals import Original, read_originals
 def left_of(cohort: Cohort, rows: Iterable[int], *, ledger: Ledger) -> list[tuple[Original, Exposure]]:
     """Each of these rows of a cohort with all that has left of it: also under another UID, size or file format.
 
-    Found by UID, by pixels and by likeness, as `Ledger` does; CohortError where the cohort's index is damaged.
+    Found by UID or name, by pixels and by likeness, as `Ledger` does; CohortError where the cohort's index is damaged.
     """
     known = read_originals(cohort)
     chosen = [known[row] for row in rows]
     images = [
         Image(
             sop_uid=original.sop_uid,
+            name=original.name,
             digest=original.digest,
             likeness=likeness(cohort.gather(np.array([original.row]))[0]),
             geometry="",

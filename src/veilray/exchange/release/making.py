@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from veilray.exchange.release.deidentify import DEFAULT_FIELDS, FIELDS, Coded, F
 from veilray.exchange.release.originals import Original, read_originals, released_matrix
 from veilray.exchange.release.pseudonyms import Pseudonyms
 from veilray.exchange.release.review import Blanks, Looked, look, write_quarantine
+from veilray.exchange.sealing.sequences import logging_refusals
 from veilray.images.radiograph import FloatImage
 from veilray.obfuscation.config import NoiseConfig
 
@@ -104,7 +106,8 @@ def plan_release(cohort: Cohort, request: Request, *, advance: Callable[[int], N
     Raises UsageError for a request that contradicts itself, DataError where a list names images that are not there,
     RefusedError for clean images without consent.
     """
-    _check(request)
+    with _logging_refusals(request, "consent"):
+        _check(request)
     originals = read_originals(cohort)
     looked = list(look(cohort, originals, request.blanks, reviewed=request.reviewed, advance=advance))
     geometries = [_geometry(cohort, original, request.blanks) for original in originals]
@@ -158,7 +161,8 @@ def make_release(plan: ReleasePlan, out: Path, *, advance: Callable[[int], None]
         written = _write(plan, out, advance)
         return MadeRelease(written=written, overridden=0, voided=(), quarantine=quarantine)
     with parties.keys.ledger() as ledger:
-        found: Reserved = ledger.reserve(plan.ledger_release, plan.ledger_images, override=parties.override)
+        with _logging_refusals(plan.request, "ledger"):
+            found: Reserved = ledger.reserve(plan.ledger_release, plan.ledger_images, override=parties.override)
         try:
             written = _write(plan, out, advance)
         except BaseException:
@@ -168,6 +172,11 @@ def make_release(plan: ReleasePlan, out: Path, *, advance: Callable[[int], None]
             raise
         ledger.commit(plan.ledger_release.release_id, digest=written.record.digest)
     return MadeRelease(written=written, overridden=len(found.objections), voided=found.voided, quarantine=quarantine)
+
+
+def _logging_refusals(request: Request, reason: str) -> AbstractContextManager[None]:
+    """Without keys there is no log."""
+    return logging_refusals(request.parties.keys.path, reason) if request.parties else nullcontext()
 
 
 def _check(request: Request) -> None:
@@ -254,6 +263,7 @@ def _ledger_release(request: Request, source: NoiseSource, release_id: str) -> R
 def _ledger_image(original: Original, looked: Looked, geometry: str, request: Request) -> Image:
     return Image(
         sop_uid=original.sop_uid,
+        name=original.name,
         digest=original.digest,
         likeness=looked.likeness,
         geometry=geometry,
@@ -270,8 +280,8 @@ def _without_refused(
     if request.parties is None or not request.leave_out_refused or not going:
         return going
     with request.parties.keys.ledger() as ledger:
-        refused = {found.label for found in ledger.examine(release, [images[original.row] for original in going])}
-    return [original for original in going if original.label not in refused]
+        refused = {found.index for found in ledger.examine(release, [images[original.row] for original in going])}
+    return [original for index, original in enumerate(going) if index not in refused]
 
 
 def _write(plan: ReleasePlan, out: Path, advance: Callable[[int], None] | None) -> WrittenRelease:

@@ -46,6 +46,11 @@ class Original:
         """How messages name it: its id may hold the patient's."""
         return f"line {self.row + 2} of the cohort's {INDEX_FILE}"
 
+    @property
+    def name(self) -> tuple[str, str] | None:
+        """Patient and image, for the ledger to know it again by where it has no UID; None where no patient is known."""
+        return None if self.sop_uid or self.patient_id == self.image_id else (self.patient_id, self.image_id)
+
     def facts(self, *, matrix: str, study: str = "") -> Facts:
         """What bears on de-identification; `study` is the pseudonym of its study."""
         spacing = None

@@ -20,6 +20,8 @@ from veilray.models.exported import MODEL_CARD, MODEL_RECORD, DataCounts, ModelR
 from veilray.models.weights import WEIGHTS_FILE, load_weights, model_of, save_weights
 from veilray.training.run import RunFolder
 
+_SEEDS = ("seed", "noise_seed")
+
 
 def export_model(run: Path, out: Path) -> ModelRecord:
     """Write the model of a run folder into the existing empty folder `out`.
@@ -45,7 +47,7 @@ def export_model(run: Path, out: Path) -> ModelRecord:
         data=_counts(folder),
         score=_score(run),
         release=_release(folder),
-        config={name: _choices(value) for name, value in config if name not in ("model", "noise")},
+        config={name: _choices(value) for name, value in config if name not in ("model", "noise", *_SEEDS)},
     )
     write_json(out / MODEL_RECORD, record.model_dump(mode="json"))
     write_text(out / MODEL_CARD, model_card(record))
@@ -61,12 +63,17 @@ def training_digest(run: Path) -> str:
 
 
 def _choices(value: Any) -> Any:
-    """Of a part of a configuration the numbers and the choices: text that is free may be a path, and stays."""
+    """Of a part of a configuration the numbers and choices but the seeds: text that is free may be a path, and stays.
+
+    Who knows the seeds can draw the noise and the order of the training again, and the split from guessed ids.
+    """
     if not isinstance(value, BaseModel):
         return value
     kept = {}
     for name, field in type(value).model_fields.items():
         inner = getattr(value, name)
+        if name in _SEEDS:
+            continue
         if not isinstance(inner, str) or get_origin(field.annotation) is Literal:
             kept[name] = _choices(inner)
     return kept

@@ -15,7 +15,7 @@ from veilray.errors import DataError, RefusedError, UsageError
 from veilray.exchange.ledger.records import DENOISED_SEALED, EVALUATION_SEALED, Evaluated, Model, Override
 from veilray.exchange.sealing.bundle import BundleSource, Faithful, measure, streams_first
 from veilray.exchange.sealing.manifest import MAX_PARTS, MAX_RECEIVERS, Manifest, Part, encode_manifest
-from veilray.exchange.sealing.sequences import Sequences, log
+from veilray.exchange.sealing.sequences import Sequences, log, logging_refusals
 from veilray.exchange.sealing.sources import Source, sealable
 from veilray.exchange.watching import ignore
 from veilray.files import replacing
@@ -50,7 +50,7 @@ def seal(
     Signed by the key folder's Ed25519 key, encrypted by age to every receiver; anyone else, the sender included, cannot
     open it. Memory does not grow with the size. `advance` is called with the bytes that were encrypted. At Site One the
     ledger is asked: it must know a release, or the one that images were denoised from, as made for these receivers,
-    unless there is an `override`, which it keeps.
+    unless there is an `override`, which it keeps. Site Two seals no releases.
     A model that leaves is written into it, under the bundle's id; an evaluation's leaving, under its release's.
 
     Nothing is left behind when it fails. Raises RefusedError for a folder that must not leave, DataError where a file
@@ -114,10 +114,16 @@ def _ask_ledger(
         asked[release.release_id, release.digest or ""] = event
     if keys.role != "site-one" or not asked:
         return []
-    with _logging_refusals(keys, "ledger"), keys.ledger() as ledger:
+    with logging_refusals(keys.path, "ledger"), keys.ledger() as ledger:
         objections = [
             ledger.admit(
-                release_id, digest=digest, receivers=known, override=override, event=event, images=counts[release_id]
+                release_id,
+                digest=digest,
+                receivers=known,
+                override=override,
+                event=event,
+                images=counts[release_id],
+                subtractable=found.release is not None and found.release.subtractable,
             )
             for (release_id, digest), event in asked.items()
         ]
@@ -134,7 +140,7 @@ def _note_evaluation(
     """RefusedError where the ledger objects to an evaluation's leaving; what whoever sends it must know."""
     known = {card.name: keys.fingerprints_of(card) for card in receivers}
     event, release_id = evaluated.event(known), evaluated.release_id
-    with _logging_refusals(keys, "ledger"), keys.ledger() as ledger:
+    with logging_refusals(keys.path, "ledger"), keys.ledger() as ledger:
         if release_id is None:
             ledger.note(manifest.bundle_id, event)
             return []
@@ -147,15 +153,6 @@ def _note_evaluation(
 
 def _overridden(objection: str) -> list[str]:
     return [f"Overridden, with name and reason kept: {objection}."] if objection else []
-
-
-@contextmanager
-def _logging_refusals(keys: KeyFolder, reason: str) -> Iterator[None]:
-    try:
-        yield
-    except RefusedError:
-        log(keys.path, "refused", reason=reason)
-        raise
 
 
 @contextmanager
@@ -174,8 +171,15 @@ def _remembered(model: Model, manifest: Manifest, out: Path, keys: KeyFolder) ->
 
 
 def _admit(stack: ExitStack, source: Path, out: Path, keys: KeyFolder) -> Source:
-    with _logging_refusals(keys, "source"):
-        return stack.enter_context(sealable(source, near=out.parent))
+    with logging_refusals(keys.path, "source"):
+        found = stack.enter_context(sealable(source, near=out.parent))
+    if found.release is not None and keys.role != "site-one":
+        with logging_refusals(keys.path, "role"):
+            raise RefusedError(
+                f"{source} is a release, and the keys are those of a Site Two, which has no ledger: seal it with those "
+                "of Site One"
+            )
+    return found
 
 
 def _fingerprints(receivers: Sequence[PublicCard]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
     KEYS/exchange/            0700
       sequences.json          last sequence sealed for each receiver, last bundle opened of each sender
-      log.jsonl               one line for each bundle sealed, opened or refused
+      log.jsonl               one line for each bundle sealed, opened or refused, and each release refused
       lock                    held while sequences.json changes
 
 The log holds fingerprints, bundle ids, counts and reasons: no file names, no paths, nothing of what a bundle contains.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from veilray.errors import BundleError, DataError
+from veilray.errors import BundleError, DataError, RefusedError
 from veilray.exchange.keys.keyfile import read_private, write_private
 from veilray.exchange.log_lines import add_line
 from veilray.exchange.sealing.manifest import MAX_SEQUENCE, Manifest, Sha256
@@ -123,3 +123,13 @@ def log(keys: Path, event: str, **facts: str | int | list[str]) -> None:
     folder = keys / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     add_line(folder / LOG, event, **facts)
+
+
+@contextmanager
+def logging_refusals(keys: Path, reason: str) -> Iterator[None]:
+    """Add a line to the log of a key folder where the block refuses something; the reason is one word."""
+    try:
+        yield
+    except RefusedError:
+        log(keys, "refused", reason=reason)
+        raise

@@ -54,6 +54,8 @@ class Sent:
     size: int
     already_there: bool
     """Whether the receiver had all of it before."""
+    taken_away: bool = False
+    """Whether it lies there no longer: it was opened, or lost. It is not taken again."""
 
 
 def send_bundle(
@@ -120,7 +122,8 @@ class _Sending:
                 answer = self._attempt(self._chunk, answer["offset"], answer["chunk"])
             if answer is not None:
                 self._note(ticket.size)
-                return Sent(sha256=ticket.sha256, size=ticket.size, already_there=already)
+                taken = already and answer["taken_away"]
+                return Sent(sha256=ticket.sha256, size=ticket.size, already_there=already, taken_away=taken)
 
     def _note(self, offset: int) -> None:
         if offset > self._offset:
@@ -212,7 +215,7 @@ def _checked(response: httpx.Response, size: int) -> dict[str, Any]:
     fits = type(offset) is int and type(chunk) is int and 0 <= offset <= size and 0 < chunk <= 2**30
     if state not in ("partial", "complete") or not fits or (state == "partial" and offset == size):
         raise VeilrayError("the server does not answer as a receiver of Veilray's does; check the address")
-    return {"state": state, "offset": offset, "chunk": chunk}
+    return {"state": state, "offset": offset, "chunk": chunk, "taken_away": answer.get("taken_away") is True}
 
 
 def _error_of(response: httpx.Response) -> str:

@@ -20,10 +20,13 @@ from veilray.exchange import tls
 STATE_KEY = "client_certificate"
 
 
-def protocol_class(*, patience: float, known: Callable[[int], None]) -> type[asyncio.Protocol]:
+def protocol_class(
+    *, patience: float, known: Callable[[int], None], on_refusal: Callable[[int, str], None]
+) -> type[asyncio.Protocol]:
     """A protocol whose connections end when no whole request header has come for `patience` seconds.
 
-    `known` is told the descriptor of every connection that is through its handshake.
+    `known` is told the descriptor of every connection that is through its handshake, `on_refusal` status and reason of
+    what never reaches the application: 408 for a header that began and never ended, 400 for what is no HTTP.
     """
 
     class MutualTlsProtocol(H11Protocol):
@@ -38,14 +41,22 @@ def protocol_class(*, patience: float, known: Callable[[int], None]) -> type[asy
             self.app_state = {**self.app_state, STATE_KEY: hashlib.sha256(shown).hexdigest() if shown else ""}
             self._wait()
 
+        _begun = False
+
         def data_received(self, data: bytes) -> None:
+            self._begun = True
             super().data_received(data)
             if self._in_request():
                 self._stop_waiting()
             elif self._watch is None:
                 self._wait()
 
+        def send_400_response(self, msg: str) -> None:
+            on_refusal(400, "header")
+            super().send_400_response(msg)
+
         def on_response_complete(self) -> None:
+            self._begun = False
             super().on_response_complete()
             self._stop_waiting()
             self._wait()
@@ -69,6 +80,8 @@ def protocol_class(*, patience: float, known: Callable[[int], None]) -> type[asy
         def _give_up(self) -> None:
             self._watch = None
             if not self._in_request() and not self.transport.is_closing():
+                if self._begun:
+                    on_refusal(408, "slow")
                 self.transport.abort()
 
     return MutualTlsProtocol

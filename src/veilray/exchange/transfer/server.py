@@ -3,7 +3,8 @@
     POST /v1/uploads                  a signed ticket -> how much of it is here already
     PUT  /v1/uploads/SHA256?offset=N  the next chunk  -> how much is safe on the disk now
 
-Every answer is JSON with `state` (partial, complete) and `offset`, or `error`.
+Every answer is JSON with `state` (partial, complete), `offset` and `taken_away` (whether it was received before and
+lies here no longer), or `error`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from veilray.errors import BundleError, UsageError
@@ -48,6 +50,11 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
         spool.log("refused", status=status, reason=reason, sender=sender.card.name if sender else "unknown")
         return JSONResponse({"error": error, **facts}, status_code=status, headers={"connection": "close"})
 
+    @app.exception_handler(HTTPException)
+    async def nowhere(request: Request, error: HTTPException) -> JSONResponse:
+        # No such path, or not with this method.
+        return refuse(error.status_code, "request", "there is nothing here", known(request))
+
     @app.post("/v1/uploads")
     async def offer(request: Request) -> JSONResponse:
         sender = known(request)
@@ -63,7 +70,7 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
         except (TimeoutError, ClientDisconnect):
             return refuse(408, "slow", "the ticket came too slowly", sender)
         if upload is None:
-            return _answer("complete", ticket.size)
+            return _answer("complete", ticket.size, taken_away=spool.taken_away(sender, ticket.sha256))
         if not upload.whole:
             return _answer("partial", upload.offset)
         if upload.busy:
@@ -132,8 +139,8 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
     return app
 
 
-def _answer(state: str, offset: int) -> JSONResponse:
-    return JSONResponse({"state": state, "offset": offset, "chunk": CHUNK})
+def _answer(state: str, offset: int, *, taken_away: bool = False) -> JSONResponse:
+    return JSONResponse({"state": state, "offset": offset, "chunk": CHUNK, "taken_away": taken_away})
 
 
 def _wrong_chunk(request: Request, upload: Upload) -> tuple[int, str] | None:
@@ -215,7 +222,11 @@ def make_receiver(config: ReceiveConfig) -> Receiver:
     listener = _listen(config, on_crowd=lambda: spool.log("refused", reason="connections"))
     settings = uvicorn.Config(
         make_app(spool, senders, patience=config.patience_seconds),
-        http=protocol_class(patience=config.patience_seconds, known=listener.known),
+        http=protocol_class(
+            patience=config.patience_seconds,
+            known=listener.known,
+            on_refusal=lambda status, reason: spool.log("refused", status=status, reason=reason),
+        ),
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -159,6 +159,10 @@ class Spool:
         """Whether a bundle has come already; it may have been taken away since."""
         return (self.folder(sender) / ".done" / sha256).exists()
 
+    def taken_away(self, sender: Sender, sha256: str) -> bool:
+        """Whether a bundle has come and lies here no longer: it was opened, or lost."""
+        return self.received(sender, sha256) and not (self.folder(sender) / f"{sha256}.veil").exists()
+
     def upload(self, sender: Sender, sha256: str) -> Upload | None:
         """An upload that was offered before, since the start of the server."""
         return self._uploads.get((sender.card.name, sha256))
