@@ -128,9 +128,9 @@ def test_alexnet_on_grey_is_alexnet_on_three_equal_channels() -> None:
 
 def test_without_weights_thumbnails_and_gradients_are_left() -> None:
     plain = {"thumbnails", "gradients"}
-    assert set(banks(None, quick=False)) == plain
-    assert set(banks(_random_alexnet(), quick=True)) == plain | {"AlexNet at 56", "AlexNet at 112"}
-    told = banks(_random_alexnet(), quick=False)
+    assert set(banks(None, fine=True)) == plain
+    assert set(banks(_random_alexnet(), fine=False)) == plain | {"AlexNet at 56", "AlexNet at 112"}
+    told = banks(_random_alexnet(), fine=True)
     assert set(told) == plain | {"AlexNet at 56", "AlexNet at 112", "AlexNet at 224"}
     images = torch.from_numpy(recognisable(2, each=1))
     assert {len(bank(images)) for name, bank in told.items() if "AlexNet" in name} == {4}
