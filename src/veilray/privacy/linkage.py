@@ -39,6 +39,7 @@ _WANTED = 0.75
 _TELLING = (0.6, 0.95)
 """Predicted success between which the comparison says something."""
 _WIDEST = 64
+_TELLERS = 6
 _FEWEST = 3
 _BOUNDED = 16
 
@@ -225,7 +226,7 @@ def check_closed_form(data: AuditData, variant: Variant, *, most: int, seeds: Se
     rows = np.concatenate(galleries)
     widest = min(_WIDEST, *data.size)
     originals = _centre(_gather(data, rows), widest).astype(np.float64)
-    side = _telling_side(originals[: len(galleries[0])], variant, widest)
+    side = _telling_side(np.split(originals, len(galleries))[:_TELLERS], variant, widest)
     # A release exists once; noise made for the audit can be drawn again until there is enough to compare.
     repeats = 1 if variant.draws is not None else max(len(seeds), most // len(rows))
     drawn = [_noisy_patches(variant, rows, side, number) for number in range(repeats)]
@@ -287,13 +288,15 @@ def _check(data: AuditData, variant: Variant, *, most: int, seeds: Sequence[int]
     )
 
 
-def _telling_side(originals: npt.NDArray[np.float64], variant: Variant, widest: int) -> int:
-    """The least side of the patch whose predicted success reaches the wanted one, by a few images of one gallery."""
+def _telling_side(galleries: Sequence[npt.NDArray[np.float64]], variant: Variant, widest: int) -> int:
+    """The least side of the patch whose predicted success reaches the wanted one, by some images of some galleries."""
 
     def reaches(side: int) -> bool:
-        patches = _centre(originals, side).reshape(len(originals), -1)
-        seen, variances = clamped_moments(patches, mean=variant.mean, std=variant.std, clip=variant.clip)
-        chances = [gallery_success(seen, variances[place], place) for place in range(0, len(seen), 4)]
+        chances = []
+        for originals in galleries:
+            patches = _centre(originals, side).reshape(len(originals), -1)
+            seen, variances = clamped_moments(patches, mean=variant.mean, std=variant.std, clip=variant.clip)
+            chances += [gallery_success(seen, variances[place], place) for place in range(0, len(seen), 4)]
         return float(np.mean(chances)) >= _WANTED
 
     sides = range(1, widest + 1)
