@@ -26,6 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from common import RESULTS, save
 from veilray.privacy.results import AttackResult, Audit, read_audit
 from veilray.report.audit_figures import draw_frontier, frontier_points, utility_words
@@ -140,7 +142,11 @@ def write_page() -> None:
         path = RESULTS / f"{name}.json"
         if path.is_file():
             record = json.loads(path.read_text(encoding="utf-8"))
-            audit = Audit.model_validate(record["audit"])
+            try:
+                audit = Audit.model_validate(record["audit"])
+            except ValidationError:
+                print(f"{path} was recorded by an older audit; its place in the page stays until it is made anew")
+                continue
             page = _replaced(page, name, "\n\n".join(filter(None, _block(name, audit, record))))
     PAGE.write_text(page, encoding="utf-8")
     print(f"written: {PAGE}")
@@ -285,7 +291,7 @@ def draw_full(audit: Audit) -> str:
         return ""
     sheet, axes = canvas(width=7.3, height=4.2)
     draw_frontier(axes, audit, points)
-    return _saved(sheet, FRONTIER, "PSNR of each protection, restored, against re-identification")
+    return _saved(sheet, FRONTIER, f"PSNR of each protection, {utility_words(audit)}, against re-identification")
 
 
 def _saved(sheet: Any, path: Path, alt: str) -> str:
