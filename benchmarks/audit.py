@@ -26,10 +26,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from common import RESULTS, save
 from veilray.privacy.results import AttackResult, Audit, read_audit
-from veilray.report.audit_figures import draw_frontier, frontier_points
-from veilray.report.audit_text import alike, figure, gate_sentence, headline, metric_name, value_text, verdicts
+from veilray.report.audit_figures import draw_frontier, frontier_points, utility_words
+from veilray.report.audit_text import (
+    alike,
+    chance_text,
+    figure,
+    gate_sentence,
+    headline,
+    highest_of,
+    metric_words,
+    predicted_text,
+    verdicts,
+)
 from veilray.report.drawing import canvas, styled
 
 HERE = Path(__file__).parent
@@ -61,7 +73,8 @@ def main() -> None:
         name = "audit" + ("-hannover" if options.hospital == "hannover" else "") + ("-full" if options.full else "")
         audit, took = measure(options, name + ("-quick" if options.quick else ""))
         if options.quick:
-            save("audit-quick", {"n_images": audit.audited.n_images, "figures": len(audit.results), **took})
+            figures = {"n_images": audit.audited.n_images, "figures": len(audit.results)}
+            save("audit-quick", {"code": audit.code, **figures, **took})
             return
         # The page of a full audit draws no curves, which are most of it.
         kept = _without_curves(audit) if options.full else audit
@@ -129,7 +142,11 @@ def write_page() -> None:
         path = RESULTS / f"{name}.json"
         if path.is_file():
             record = json.loads(path.read_text(encoding="utf-8"))
-            audit = Audit.model_validate(record["audit"])
+            try:
+                audit = Audit.model_validate(record["audit"])
+            except ValidationError:
+                print(f"{path} was recorded by an older audit; its place in the page stays until it is made anew")
+                continue
             page = _replaced(page, name, "\n\n".join(filter(None, _block(name, audit, record))))
     PAGE.write_text(page, encoding="utf-8")
     print(f"written: {PAGE}")
@@ -166,58 +183,73 @@ def _opening(audit: Audit, record: dict[str, Any]) -> list[str]:
         f"{audited.n_images} radiographs of {audited.n_patients} patients, {audited.n_with_follow_ups} of them with "
         f"several, {audited.height} × {audited.width} pixels; {audit.effort} audit, seeds "
         f"{', '.join(map(str, audit.seeds))}, {hardware['device']}, {hardware['date']}, "
-        f"{audit.seconds / 60:.1f} minutes of computation{part}."
+        f"{audit.seconds / 60:.1f} minutes of computation{part}, code {audit.code[:12]}."
     )
     said = [f"**{one.attacker}** {' '.join(one.sentences)}" for one in verdicts(audit)]
-    return [what, f"**Verdict.** {headline(audit)}", gate_sentence(audit), *said]
+    chosen = (
+        f"Each verdict takes the highest of several figures, that on re-identification of {highest_of(audit)}; its "
+        "interval does not allow for its having been chosen."
+    )
+    return [what, f"**Verdict.** {headline(audit)}", gate_sentence(audit), *said, chosen]
 
 
 def _tables(audit: Audit) -> list[str]:
     """One table an attack: a row for each metric and attacker, a column for each kind of image."""
     found = []
     for attack in dict.fromkeys(one.attack for one in audit.results):
-        rows: dict[tuple[str, str], dict[str, str]] = {}
+        rows: dict[tuple[str, str], dict[str, AttackResult]] = {}
         for one in audit.results:
-            if one.attack == attack and not one.attacker.startswith("part of"):
-                text = figure(one)
-                if one.predicted is not None:
-                    text += f"; predicted {value_text(one.metric, one.predicted)}"
-                rows.setdefault((metric_name(one.metric), one.attacker), {})[one.variant] = text
+            if one.attack == attack and one.role != "part":
+                rows.setdefault((metric_words(one), one.attacker), {})[one.variant] = one
         variants = [name for name in audit.audited.variants if any(name in cells for cells in rows.values())]
-        lines = [["figure", "attacker", *variants], ["---"] * (2 + len(variants))]
-        lines += [[*key, *(cells.get(variant, "") for variant in variants)] for key, cells in rows.items()]
+        lines = [["figure", "attacker", "guessing", *variants], ["---"] * (3 + len(variants))]
+        for key, cells in rows.items():
+            told = [_cell(cells[variant]) if variant in cells else "" for variant in variants]
+            lines.append([*key, chance_text(list(cells.values())), *told])
         found.append(f"### {attack.capitalize()}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return found
 
 
+def _cell(result: AttackResult) -> str:
+    return "; ".join(filter(None, [figure(result), predicted_text(result)]))
+
+
 def _frontier_table(audit: Audit) -> str:
-    """A line for each protection: what is seen of it, and what a network makes of that."""
+    """A line for each protection: what is seen of it, and the most that a network makes of that."""
     lines = [
-        ["protection", "PSNR as it leaves", "PSNR restored", "re-identification as it leaves, AUC", "restored, AUC"],
-        ["---"] * 5,
+        [
+            "protection",
+            "PSNR as it leaves",
+            "PSNR restored",
+            f"PSNR {utility_words(audit)}",
+            "re-identification as it leaves, AUC",
+            "restored, AUC",
+        ],
+        ["---"] * 6,
     ]
     metric = "auc_matched" if any(one.metric == "auc_matched" for one in audit.results) else "auc"
 
-    def told(wanted: str, attack: str, variant: str | None) -> str:
+    def told(wanted: str, attack: str, variants: Sequence[str]) -> str:
         found = [
             one
             for one in audit.results
-            if (one.attack, one.metric, one.variant) == (attack, wanted, variant)
-            and not one.attacker.startswith(("part of", "sex, view"))
+            if (one.attack, one.metric) == (attack, wanted) and one.variant in variants and one.role == "attacker"
         ]
         return figure(max(found, key=lambda one: one.value)) if found else ""
 
-    made = {source: name for name, source in audit.audited.restored.items()}
     for name in audit.audited.variants:
         if name not in audit.audited.restored:
-            seen = [told("psnr", "reconstruction", one) for one in (name, made.get(name))]
-            seen += [told(metric, "re-identification", one) for one in (name, made.get(name))]
+            made = [one for one, source in audit.audited.restored.items() if source == name]
+            seen = [told("psnr", "reconstruction", one) for one in ([name], made, [name, *made])]
+            seen += [told(metric, "re-identification", one) for one in ([name], made)]
             lines.append([name, *seen])
+    blind = [one for one in audit.results if one.role == "baseline" and one.metric == metric]
+    lines += [[f"no image: {one.attacker}", "", "", "", figure(one), ""] for one in blind[:1]]
     return "### The frontier\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _listed(results: Sequence[AttackResult]) -> str:
-    lines = [f"- {one.attacker}, {metric_name(one.metric)}: {figure(one)}; {'; '.join(one.notes)}." for one in results]
+    lines = [f"- {one.attacker}, {metric_words(one)}: {figure(one)}; {'; '.join(one.notes)}." for one in results]
     return "### Membership\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -259,7 +291,7 @@ def draw_full(audit: Audit) -> str:
         return ""
     sheet, axes = canvas(width=7.3, height=4.2)
     draw_frontier(axes, audit, points)
-    return _saved(sheet, FRONTIER, "PSNR of each protection, restored, against re-identification")
+    return _saved(sheet, FRONTIER, f"PSNR of each protection, {utility_words(audit)}, against re-identification")
 
 
 def _saved(sheet: Any, path: Path, alt: str) -> str:

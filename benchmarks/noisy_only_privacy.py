@@ -36,7 +36,8 @@ from veilray.cohort.release import Release
 from veilray.files import read_json, write_json
 from veilray.inference.denoiser import Denoiser
 from veilray.privacy import reconstruction
-from veilray.privacy.data import AuditData, Budget, Variant
+from veilray.privacy.data import AuditData, Variant
+from veilray.privacy.extent import FULL
 from veilray.privacy.material import open_originals, release_variant
 from veilray.privacy.released_model import attack_run
 from veilray.privacy.results import AttackResult, Skipped
@@ -115,7 +116,7 @@ def _attacked(kind: str, cohort: Path, release: Path, work: Path, shadows: int) 
     _veilray("train", "default", "--data", data, "--out", run, "--no-evaluate", *resume, *_sets(settings))
     began = time.process_time()
     on = None if kind == "supervised" else release
-    outcomes = attack_run(run, cohort, release=on, seed=SEED, progress=_say, shadows=shadows)
+    outcomes = attack_run(run, cohort, release=on, seeds=[SEED], progress=_say, shadows=shadows)
     return {
         "objective": RunFolder(run).config().train.objective,
         "membership": _recorded(outcomes),
@@ -179,8 +180,7 @@ def _reconstruction(
 
 
 def _restored(data: AuditData, variant: Variant) -> Sequence[AttackResult | Skipped]:
-    budget = Budget(effort="full", seconds=60.0)
-    return reconstruction.run(data, [variant], budget=budget, seeds=[SEED], progress=_say)
+    return reconstruction.run(data, variant, extent=FULL, seeds=[SEED], progress=_say)
 
 
 def _recorded(outcomes: Sequence[AttackResult | Skipped]) -> list[dict[str, Any]]:

@@ -25,7 +25,8 @@ from common import save, table
 from veilray.cohort.cohort import Cohort
 from veilray.inference.denoiser import Denoiser
 from veilray.privacy.attributes import AttributeInference
-from veilray.privacy.data import AuditData, Budget, Variant
+from veilray.privacy.data import AuditData, Variant
+from veilray.privacy.extent import extent_of
 from veilray.privacy.material import open_originals
 from veilray.privacy.observing import Observer
 from veilray.privacy.reidentification import ReIdentification
@@ -54,7 +55,7 @@ def main() -> None:
     data = open_originals(cohort, labels=options.labels).data
     rows = _rows(cohort, data, options.images)
     observer = Observer(options.backbone)
-    budget = Budget(effort=options.effort, seconds=600.0)
+    extent = extent_of(options.effort)
     outcomes: list[AttackResult | Skipped] = []
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,7 +64,7 @@ def main() -> None:
             chosen = dataclasses.replace(variant, rows=tuple(rows.tolist()))
             found: list[AttackResult | Skipped] = []
             for attack in (ReIdentification(observer), AttributeInference(observer)):
-                found += attack(data, [chosen], budget=budget, seeds=options.seeds, progress=_say)
+                found += attack(data, chosen, extent=extent, seeds=options.seeds, progress=_say)
             seconds[variant.name] = round(_processor() - started, 1)
             _show(found, seconds[variant.name])
             outcomes += found
@@ -72,7 +73,7 @@ def main() -> None:
             "cohort_digest": cohort.digest,
             "images": options.images,
             "effort": options.effort,
-            "alexnet": observer.has_alexnet,
+            "alexnet": not observer.weakened,
             "denoiser": options.denoiser and Path(options.denoiser).name,
             "noise": {"mean": options.mean, "seed": NOISE_SEED},
             "processor_seconds": seconds,

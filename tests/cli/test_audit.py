@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from tests.command_line import done, veilray
 from tests.exchange.sites import make_sites
 
-from veilray.privacy import reconstruction, restorers
+from veilray.cli.auditing import plan_audit
+from veilray.privacy import extent, restorers
 from veilray.privacy.results import read_audit
 
 POLICY = """
@@ -65,7 +67,13 @@ def test_a_planted_leak_is_stopped_and_overwhelming_noise_is_not(
     assert "gate: no tested attack exceeded its limit" in passed.out
     assert "safe" not in passed.out
     said = done("seal", hidden, "--out", tmp_path / "b.veil", *seal, "--audit", tmp_path / "good")
-    assert "audit: no tested attack exceeded its limit" in said.out
+    assert "audit: no tested attack exceeded its limit (1 limits), by a policy that --gate did not name" in said.out
+    named = ["--audit", tmp_path / "good", "--gate", policy]
+    assert f"by {policy} (SHA-256" in done("seal", hidden, "--out", tmp_path / "d.veil", *seal, *named).out
+    policy.write_text(POLICY.replace("0.6", "0.5"))
+    refused = veilray("seal", hidden, "--out", tmp_path / "e.veil", *seal, *named)
+    assert (refused.status, (tmp_path / "e.veil").exists()) == (4, False)
+    assert "was judged by another policy" in refused.err
     other = veilray("seal", leaking, "--out", tmp_path / "c.veil", *seal, "--audit", tmp_path / "good")
     assert other.status == 4
     assert "another release" in other.err
@@ -87,7 +95,7 @@ def test_levels_are_tried_without_a_release_and_a_second_run_computes_nothing(
 ) -> None:
     words = ["audit", "--originals", flow_cohort, "--out", tmp_path / "a", "--std", "0.1,0.3", "--quick"]
     first = done(*words)
-    assert "Who holds the originals: finds the right one of 40 originals for at least 100 %" in first.out
+    assert "finds the right one of 40 originals, share of the images: at least 83.2 % (measured 100 %" in first.out
     assert "from only 20 patients, fewer than 30" in first.out
     audit = read_audit(tmp_path / "a")
     assert list(audit.audited.variants) == ["original", "noise 0.1", "noise 0.3"]
@@ -120,7 +128,8 @@ def test_a_denoiser_and_a_ledger_are_taken_into_account(flow_cohort: Path, flow_
     assert 'src="data:' in (tmp_path / "a" / "audit.html").read_text()
     assert not (tmp_path / "a" / "private").exists()
 
-    limit = '[[limit]]\nattack = "re-identification"\nmetric = "auc"\nat_most = 1.0\nfewest_patients = 5\n'
+    limit = '[[limit]]\nattack = "re-identification"\nmetric = "auc"\nat_most = 1.0\n'
+    limit += "fewest_patients = 5\nallow_weak = true\n"
     gate = tmp_path / "policy.toml"
     gate.write_text(limit)
     stopped = veilray("audit", release, again, *options, *keys, "--gate", gate)
@@ -137,7 +146,7 @@ def test_full_restores_each_protection_by_a_network_of_its_own_and_goes_on(
 ) -> None:
     short = functools.partial(restorers.restored_variant, steps=3)
     monkeypatch.setattr(restorers, "restored_variant", short)
-    monkeypatch.setitem(reconstruction._SEEDS, "full", 1 << 10)
+    monkeypatch.setattr(extent, "FULL", dataclasses.replace(extent.FULL, guessed=1 << 10))
     words = ["audit", "--originals", flow_cohort, "--out", tmp_path / "a", "--std", "0.2", "--full", "--images", 12]
     done(*words)
     audit = read_audit(tmp_path / "a")
@@ -173,6 +182,59 @@ def test_what_cannot_be_audited_is_one_clear_line(
     result = veilray("audit", *words, "--originals", flow_cohort, "--out", tmp_path / "a")
     assert (result.status, len(result.lines)) == (status, 1), result.err
     assert said in result.err
+
+
+def test_a_policy_on_what_there_is_not_is_found_before_anything_is_attacked(flow_cohort: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "policy.toml"
+    for limit, said in (
+        ('attack = "linkage"\nmetric = "top_2"', "linkage has no metric top_2"),
+        ('attack = "linkage"\nmetric = "top_1"\nvariant = "noise 0.9"', "no images called noise 0.9"),
+    ):
+        gate.write_text(f"[[limit]]\n{limit}\nat_most = 0.5\n")
+        words = ["audit", "--std", "0.2", "--originals", flow_cohort, "--out", tmp_path / "a", "--gate", gate]
+        result = veilray(*words)
+        assert (result.status, len(result.lines)) == (2, 1), result.err
+        assert said in result.err
+        assert not (tmp_path / "a" / "attacks").exists()
+
+
+@pytest.mark.slow
+def test_images_that_were_left_out_stop_a_release_and_are_said(flow_cohort: Path, tmp_path: Path, policy: Path) -> None:
+    release = _release(flow_cohort, tmp_path / "r", "--std", 9)
+    words = ["audit", release, "--originals", flow_cohort, "--out", tmp_path / "a", "--quick", "--images", 30]
+    stopped = veilray(*words, "--gate", policy)
+    assert stopped.status == 4
+    assert "30 of 40 images of release, noise 9" in stopped.lines[-1]
+    assert "Of release, noise 9: 30 of 40 images were audited." in stopped.out
+    assert "Left out: 10 images, so that the audit takes less time" in stopped.out
+    policy.write_text(f"allow_left_out = true\n{POLICY}")
+    assert "gate: no tested attack" in done(*words, "--gate", policy).out
+
+
+def test_what_the_ledger_does_not_know_is_composed_with_what_it_does(flow_cohort: Path, tmp_path: Path) -> None:
+    make_sites(tmp_path / "keys")
+    keys = ["--keys", tmp_path / "keys" / "one"]
+    _release(flow_cohort, tmp_path / "r", "--std", 0.3, *keys, "--receiver", "two")
+    unknown = _release(flow_cohort, tmp_path / "s", "--std", 0.4)
+    composed = (0.3**-2 + 0.4**-2) ** -0.5
+    levels: tuple[float, ...]
+    for releases, levels in (([unknown], ()), ([], (0.4, 0.5))):
+        plan = plan_audit(
+            flow_cohort,
+            releases,
+            levels=levels,
+            mean=0.1,
+            denoiser=None,
+            labels=None,
+            backbone=None,
+            extent=extent.QUICK,
+            out=tmp_path / "a",
+            keys=tmp_path / "keys" / "one",
+            passphrase_file=None,
+        ).plan
+        assert plan.composition is not None
+        assert plan.composition.least_std == pytest.approx(composed)
+        assert "it does not know" in plan.composition.source
 
 
 def test_a_release_of_another_cohort_is_refused(flow_cohort: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from veilray.privacy.formal import formal_side
-from veilray.privacy.results import AttackResult, Audit, Audited, Skipped
+from veilray.privacy.results import AttackResult, Audit, Audited, AuditedRelease, Skipped
 
 
 def result(**given: Any) -> AttackResult:
@@ -31,7 +31,7 @@ def small_audit(outcomes: Sequence[AttackResult | Skipped], **given: Any) -> Aud
     """An audit of originals, one level of noise and its denoised images."""
     audited = {
         "originals_digest": "0" * 64,
-        "release_digests": ("1" * 64,),
+        "releases": (AuditedRelease(digest="1" * 64, variant="noise 0.2", noise="fresh", audited=80, total=80),),
         "n_images": 80,
         "n_patients": 40,
         "n_with_follow_ups": 40,
@@ -41,6 +41,7 @@ def small_audit(outcomes: Sequence[AttackResult | Skipped], **given: Any) -> Aud
     } | given.pop("audited", {})
     usual = {
         "veilray": "0.1.0",
+        "code": "3" * 64,
         "effort": "quick",
         "seeds": (1, 2, 3),
         "started": "2026-01-01T08:00:00+00:00",

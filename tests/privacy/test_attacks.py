@@ -14,7 +14,8 @@ from veilray.errors import DataError, RunError
 from veilray.images.phantom.write import write_phantoms
 from veilray.privacy import released_model
 from veilray.privacy.attacks import attacks, membership_attack
-from veilray.privacy.data import Budget, Effort
+from veilray.privacy.extent import Effort, extent_of
+from veilray.privacy.variants import clean_variant
 from veilray.training.config import RunConfig
 from veilray.training.run import RunFolder
 
@@ -36,7 +37,7 @@ def _run_on(digest: str, folder: Path) -> Path:
 
 def test_quick_audits_do_not_train_on_the_few_denoised_images() -> None:
     quick, usual = (
-        {one.name: one.kinds for one in attacks(effort=effort, backbone=None, perceptual=None)}
+        {one.name: one.kinds for one in attacks(extent=extent_of(effort), backbone=None, perceptual=None)}
         for effort in ("quick", "default")
     )
     assert list(quick) == ["linkage", "reconstruction", "re-identification", "attribute inference"]
@@ -50,23 +51,22 @@ def test_a_run_is_asked_whom_it_was_trained_on(
 ) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def answer(run: object, data: object, *, seed: int, progress: object, **options: object) -> list[object]:
-        asked.append((run, data, seed, options))
+    def answer(run: object, data: object, *, seeds: object, progress: object, **options: object) -> list[object]:
+        asked.append((run, data, seeds, options))
         return [result(attack="membership inference")]
 
     monkeypatch.setattr(released_model, "attack_run", answer)
     run = _run_on(Cohort.open(cohort).digest, tmp_path / "run")
-    attack = membership_attack(run, cohort, effort=effort, folder=tmp_path)
+    attack = membership_attack(run, cohort, folder=tmp_path)
     assert attack.kinds == {"clean"}
     data = phantom_data(2)
-    budget = Budget(effort=effort, seconds=1.0)
-    (found,) = attack.run(data, [], budget=budget, seeds=(4, 5), progress=lambda _: None)
+    (found,) = attack.run(data, clean_variant(data), extent=extent_of(effort), seeds=(4, 5), progress=lambda _: None)
     assert found.attack == "membership inference"
-    assert asked == [(run, cohort, 4, {"release": None, "shadows": shadows, "most": most, "folder": tmp_path})]
+    assert asked == [(run, cohort, (4, 5), {"release": None, "shadows": shadows, "most": most, "folder": tmp_path})]
 
 
 def test_a_run_of_another_cohort_is_not_asked(cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not trained on"):
-        membership_attack(_run_on("0" * 64, tmp_path / "run"), cohort, effort="full", folder=tmp_path)
+        membership_attack(_run_on("0" * 64, tmp_path / "run"), cohort, folder=tmp_path)
     with pytest.raises(DataError):
-        membership_attack(tmp_path / "nothing", cohort, effort="full", folder=tmp_path)
+        membership_attack(tmp_path / "nothing", cohort, folder=tmp_path)

@@ -13,7 +13,8 @@ from tests.privacy.records import result
 
 from veilray.errors import DataError
 from veilray.privacy.audit import AuditPlan, run_audit
-from veilray.privacy.data import AuditData, Budget, NamedAttack, Progress, Variant
+from veilray.privacy.data import AuditData, NamedAttack, Progress, Variant
+from veilray.privacy.extent import DEFAULT, QUICK, Extent
 from veilray.privacy.results import AttackResult, Skipped, read_audit
 from veilray.privacy.variants import clean_variant, simulated_variant
 
@@ -39,13 +40,13 @@ class _Counting:
         self.name, self.error, self.calls = name, error, 0
 
     def __call__(
-        self, data: AuditData, variants: Sequence[Variant], *, budget: Budget, seeds: Sequence[int], progress: Progress
+        self, data: AuditData, variant: Variant, *, extent: Extent, seeds: Sequence[int], progress: Progress
     ) -> list[AttackResult | Skipped]:
         self.calls += 1
         if self.error is not None:
             raise self.error
         progress("counting")
-        return [result(attack=self.name, variant=variants[0].name, value=budget.seconds, seeds=tuple(seeds))]
+        return [result(attack=self.name, variant=variant.name, value=extent.linked, seeds=tuple(seeds))]
 
 
 def _plan(*attacks: _Counting, **given: Any) -> AuditPlan:
@@ -53,8 +54,8 @@ def _plan(*attacks: _Counting, **given: Any) -> AuditPlan:
     usual = {
         "data": data,
         "variants": [clean_variant(data), simulated_variant(data, mean=0.1, std=0.2, seed=1)],
-        "attacks": [NamedAttack(name=one.name, run=one, share=0.5) for one in attacks],
-        "effort": "quick",
+        "attacks": [NamedAttack(name=one.name, run=one) for one in attacks],
+        "extent": QUICK,
         "grey_step": 1 / 255,
     }
     return AuditPlan(**(usual | given))
@@ -69,8 +70,7 @@ def test_every_attack_meets_every_variant(tmp_path: Path) -> None:
     assert audit == read_audit(tmp_path)
     assert audit.formal is not None
     assert [level.std for level in audit.formal.levels] == [0.2]
-    # Half of three minutes, for two variants.
-    assert audit.results[0].value == pytest.approx(45.0)
+    assert audit.results[0].value == QUICK.linked
 
 
 def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
@@ -101,15 +101,17 @@ def test_other_inputs_are_run_anew(tmp_path: Path) -> None:
     run_audit(plan, tmp_path, _Watcher())
     for other in (
         dataclasses.replace(plan, seeds=(9,)),
-        dataclasses.replace(plan, effort="default"),
+        dataclasses.replace(plan, extent=DEFAULT),
+        dataclasses.replace(plan, extent=dataclasses.replace(QUICK, linked=7)),
+        dataclasses.replace(plan, variants=[dataclasses.replace(clean_variant(data), judged=(1,))]),
         dataclasses.replace(plan, data=dataclasses.replace(data, digest="another")),
-        dataclasses.replace(plan, attacks=[NamedAttack(name="attack", run=attack, share=0.5, inputs="weights")]),
+        dataclasses.replace(plan, attacks=[NamedAttack(name="attack", run=attack, inputs="weights")]),
     ):
         before = attack.calls
         run_audit(other, tmp_path, _Watcher())
         assert attack.calls == before + 1
     run_audit(plan, tmp_path, _Watcher())
-    assert attack.calls == 5
+    assert attack.calls == 7
 
 
 def test_a_damaged_result_is_run_again(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.privacy.alexnet import random_weights
 from tests.privacy.planted import anonymous, recognisable
 
 from veilray.privacy.features import (
@@ -97,15 +98,7 @@ def test_similarities_are_inner_products_of_roots_at_length_one() -> None:
 
 
 def _random_alexnet() -> AlexNetFeatures:
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for index, (outputs, inputs, kernel) in {
-        0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)
-    }.items():  # fmt: skip
-        shape = (outputs, inputs, kernel, kernel)
-        weights[f"features.{index}.weight"] = torch.randn(shape, generator=generator) / math.sqrt(inputs * kernel**2)
-        weights[f"features.{index}.bias"] = torch.randn(outputs, generator=generator)
-    return AlexNetFeatures(weights)
+    return AlexNetFeatures(random_weights())
 
 
 def test_alexnet_on_grey_is_alexnet_on_three_equal_channels() -> None:
@@ -128,9 +121,9 @@ def test_alexnet_on_grey_is_alexnet_on_three_equal_channels() -> None:
 
 def test_without_weights_thumbnails_and_gradients_are_left() -> None:
     plain = {"thumbnails", "gradients"}
-    assert set(banks(None, quick=False)) == plain
-    assert set(banks(_random_alexnet(), quick=True)) == plain | {"AlexNet at 56", "AlexNet at 112"}
-    told = banks(_random_alexnet(), quick=False)
+    assert set(banks(None, fine=True)) == plain
+    assert set(banks(_random_alexnet(), fine=False)) == plain | {"AlexNet at 56", "AlexNet at 112"}
+    told = banks(_random_alexnet(), fine=True)
     assert set(told) == plain | {"AlexNet at 56", "AlexNet at 112", "AlexNet at 224"}
     images = torch.from_numpy(recognisable(2, each=1))
     assert {len(bank(images)) for name, bank in told.items() if "AlexNet" in name} == {4}

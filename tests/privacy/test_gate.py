@@ -9,8 +9,8 @@ import pytest
 from tests.privacy.records import result, small_audit
 
 from veilray.errors import RefusedError, UsageError
-from veilray.privacy.gate import Policy, demand_passed, judge, read_policy
-from veilray.privacy.results import AttackResult, Audit, Composition, GateOutcome, Skipped
+from veilray.privacy.gate import Policy, check_policy, demand_passed, judge, read_policy
+from veilray.privacy.results import AttackResult, Audit, AuditedRelease, Composition, GateOutcome, Skipped
 from veilray.report.audit_text import gate_sentence
 
 
@@ -91,7 +91,7 @@ def test_denoised_images_that_were_not_measured_stop_unless_the_policy_leaves_th
 def test_one_attacker_measured_does_not_pass_for_another() -> None:
     outcomes = [result(variant=name, attacker="correlation of thumbnails") for name in (NOISY, DENOISED)]
     audit = small_audit([*outcomes, result(variant=NOISY)])
-    assert _judge(audit, limit=_limit(0.99)).passed
+    assert _judge(audit, limit=_limit(0.99, allow_weak=True)).passed
     (breach,) = _judge(audit, limit=_limit(0.99, attacker="verification network")).breaches
     assert "by verification network, was not measured on noise 0.2, denoised" in breach.reason
 
@@ -165,6 +165,103 @@ def test_a_policy_that_says_nothing_or_nonsense_is_refused(tmp_path: Path, text:
         read_policy(tmp_path / "policy.toml")
 
 
+def _released(**given: object) -> dict[str, object]:
+    usual = {"digest": "1" * 64, "variant": NOISY, "noise": "secret", "audited": 80, "total": 80}
+    return {"releases": (AuditedRelease.model_validate(usual | given),)}
+
+
+def test_images_of_a_release_that_were_left_out_stop_it_unless_allowed() -> None:
+    audit = _without_denoiser([result()], **_released(audited=60))
+    (breach,) = _judge(audit, limit=_limit(0.99)).breaches
+    assert breach.reason.startswith("60 of 80 images of noise 0.2 were audited")
+    assert _judge(audit, limit=_limit(0.99), allow_left_out=True).passed
+    assert not _judge(audit, least_std=0.1).passed  # whatever the rules are about
+
+
+TWO_WAYS = [
+    result(attack="reconstruction", metric="psnr_of_releases", noise=way, value=value, low=value, high=value)
+    for way, value in (("fresh", 34.0), ("secret", 19.0))
+]
+
+
+@pytest.mark.parametrize(("noise", "passed"), [("secret", True), ("fresh", False), (None, False)])
+def test_noise_made_another_way_than_the_release_does_not_count(noise: str | None, passed: bool) -> None:
+    given = _released(noise=noise) if noise else {"releases": ()}
+    limit = {"attack": "reconstruction", "metric": "psnr_of_releases", "at_most": 25.0}
+    audit = _without_denoiser(TWO_WAYS, **given)
+    assert _judge(audit, limit=[limit]).passed == passed
+    assert not _judge(audit, limit=[limit | {"noise": ["fresh", "secret"]}]).passed
+
+
+def test_a_pass_says_no_more_than_what_its_limits_are_about() -> None:
+    audit = _without_denoiser([result()])
+    assert _judge(audit, least_std=0.1).words == "the noise has a std of at least 0.1"
+    assert _judge(audit, limit=_limit(0.99)).words == "no tested attack exceeded its limit (1 limits)"
+    judged = audit.model_copy(update={"gate": _judge(audit, least_std=0.1)})
+    assert "attack" not in gate_sentence(judged)
+
+
+def test_images_that_the_audit_has_not_are_named_as_that() -> None:
+    (breach,) = _judge(_without_denoiser([result()]), limit=_limit(0.99, variant="noise 0.3")).breaches
+    assert breach.reason == "there are no images called noise 0.3 in this audit; there are original, noise 0.2"
+
+
+WEAK = "without AlexNet's features, whose weights were not given"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        (result(weakened=WEAK), f"was measured {WEAK}"),
+        (result(attacker="correlation of thumbnails"), "by the verification network was not measured"),
+    ],
+)
+def test_a_weak_attacker_does_not_pass_for_a_strong_one(outcome: AttackResult, reason: str) -> None:
+    audit = _without_denoiser([outcome])
+    (breach,) = _judge(audit, limit=_limit(0.99)).breaches
+    assert reason in breach.reason
+    assert _judge(audit, limit=_limit(0.99, allow_weak=True)).passed
+    assert _judge(audit, limit=_limit(0.99, attacker=outcome.attacker)).passed
+
+
+def test_who_sees_no_pixels_is_not_limited_unless_named() -> None:
+    blind = result(role="baseline", attacker="sex, view and age alone", value=0.98, low=0.97, high=0.99)
+    audit = _without_denoiser([result(), blind])
+    assert _judge(audit, limit=_limit(0.9)).passed
+    assert not _judge(audit, limit=_limit(0.9, attacker="sex, view and age alone")).passed
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ({"attack": "re-identifcation"}, "no attack is called re-identifcation; there are linkage, re-identification"),
+        ({"metric": "acu"}, "re-identification has no metric acu; there are auc"),
+        ({"attacker": "a neighbour"}, "re-identification has no attacker a neighbour; there are verification network"),
+        ({"variant": "noise 0.9"}, "there are no images called noise 0.9 in this audit; there are noise 0.2"),
+    ],
+)
+def test_a_limit_on_what_there_is_not_is_found_beforehand(limit: dict[str, str], said: str) -> None:
+    usual = {"attack": "re-identification", "metric": "auc", "at_most": 0.9}
+    with pytest.raises(UsageError, match=said):
+        check_policy(Policy.model_validate({"limit": [usual | limit]}), {"noise 0.2": "noisy"}, where=Path("p.toml"))
+
+
+@pytest.mark.parametrize(
+    ("attack", "metric", "attacker"),
+    [
+        ("linkage", "top_1_patch_16", ""),
+        ("re-identification", "auc_matched_with_metadata", "verification network with sex and age"),
+        ("re-identification", "auc", "sex and view alone"),
+        ("reconstruction", "psnr_of_releases", "averaging releases, Veilray's secret noise"),
+        ("attribute inference", "age_group_accuracy", ""),
+        ("membership inference", "tpr_at_fpr_0.01", ""),
+    ],
+)
+def test_a_limit_on_what_there_is_is_let_through(attack: str, metric: str, attacker: str) -> None:
+    limit = {"attack": attack, "metric": metric, "attacker": attacker, "at_most": 0.9}
+    check_policy(Policy.model_validate({"limit": [limit]}), {}, where=None)
+
+
 def test_what_falls_as_more_is_recovered_cannot_be_limited(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text("[[limit]]\nattack = 'reconstruction'\nmetric = 'lpips'\nat_most = 0.3")
@@ -183,6 +280,10 @@ def test_only_a_passed_audit_of_that_very_release_will_do() -> None:
     passed = _without_denoiser([result()])
     passed = passed.model_copy(update={"gate": _judge(passed, limit=_limit(0.9))})
     assert demand_passed(passed, release_digest="1" * 64, where=Path("audit")).passed
+    own = {"release_digest": "1" * 64, "where": Path("audit")}
+    assert demand_passed(passed, **own, policy_sha256="2" * 64).passed
+    with pytest.raises(RefusedError, match="another policy"):
+        demand_passed(passed, **own, policy_sha256="4" * 64)
     stopped = passed.model_copy(update={"gate": _judge(passed, limit=_limit(0.6))})
     for audit, digest, reason in (
         (passed, "9" * 64, "another release"),

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from veilray.errors import UsageError
-from veilray.privacy.membership import LIRA, LOSS, lira, loss_threshold, patient_losses
+from veilray.privacy.catalogue import LIRA, LOSS
+from veilray.privacy.membership import lira, loss_threshold, patient_losses
 from veilray.privacy.results import AttackResult, Skipped
 
 PATIENTS = 120
@@ -30,7 +31,8 @@ class _Regression:
 
     def __call__(self, mask: np.ndarray, seed: int) -> np.ndarray:
         slopes = np.linalg.lstsq(self.inputs[mask], self.targets[mask], rcond=None)[0]
-        return (self.inputs @ slopes - self.targets) ** 2
+        losses: np.ndarray = (self.inputs @ slopes - self.targets) ** 2
+        return losses[None]
 
 
 MEMBER = np.random.default_rng(5).permutation(PATIENTS) < PATIENTS // 2
@@ -64,13 +66,27 @@ def test_area_and_rate_are_those_of_the_definition() -> None:
     rng = np.random.default_rng(0)
     member = np.arange(400) < 200
     losses = rng.normal(size=400) - 1.0 * member
-    outcomes = loss_threshold(losses, member, model="m")
+    outcomes = loss_threshold(losses[None], member, model="m")
     expected = stats.mannwhitneyu(-losses[member], -losses[~member]).statistic / 200**2
     assert _value(outcomes, "auc").value == pytest.approx(expected)
     # At 1 % of 200 others: as low as the third lowest of them, or lower.
     limit = np.sort(losses[~member])[2]
     assert _value(outcomes, "tpr_at_fpr_0.01").value == pytest.approx((losses[member] < limit).mean())
     assert any("0.001" in one.reason for one in outcomes if isinstance(one, Skipped))
+
+
+def test_figures_are_averaged_over_noises() -> None:
+    member = np.arange(40) < 20
+    telling, silent = np.where(member, 0.0, 1.0), np.ones(40)
+    found = _value(loss_threshold(np.stack([telling, silent]), member, model="m"), "auc")
+    assert found.value == pytest.approx(0.75)
+
+
+def test_certainty_has_an_interval() -> None:
+    member = np.arange(70) < 30
+    found = _value(loss_threshold(np.where(member, 0.0, 1.0)[None], member, model="m"), "auc")
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(0.025 ** (1 / 30))
 
 
 def test_patients_have_the_mean_of_their_images() -> None:
@@ -80,16 +96,16 @@ def test_patients_have_the_mean_of_their_images() -> None:
 
 @pytest.mark.parametrize("members", [10, 20])
 def test_the_smaller_of_members_and_others_is_what_counts(members: int) -> None:
-    found = _value(loss_threshold(np.arange(30.0), np.arange(30) < members, model="m"), "auc")
+    found = _value(loss_threshold(np.arange(30.0)[None], np.arange(30) < members, model="m"), "auc")
     assert (found.n_patients, found.n_images) == (10, 30)
     assert found.notes[0] == "from only 10 patients, fewer than 30"
-    enough = _value(loss_threshold(np.arange(60.0), np.arange(60) < 30, model="m"), "auc")
+    enough = _value(loss_threshold(np.arange(60.0)[None], np.arange(60) < 30, model="m"), "auc")
     assert not any("fewer" in note for note in enough.notes)
 
 
 def test_too_few_patients_or_shadows_are_said_to_be() -> None:
     few = np.arange(30) < 25
-    outcomes = loss_threshold(np.arange(30.0), few, model="m")
+    outcomes = loss_threshold(np.arange(30.0)[None], few, model="m")
     assert [type(one) for one in outcomes] == [Skipped]
     with pytest.raises(UsageError, match="at least 16"):
-        lira(np.ones(30), few, lambda *_: np.ones(30), model="m", shadows=8, seed=0, progress=lambda _: None)
+        lira(np.ones((1, 30)), few, lambda *_: np.ones((1, 30)), model="m", shadows=8, seed=0, progress=lambda _: None)

@@ -18,11 +18,13 @@ from veilray.errors import RunError
 from veilray.obfuscation.config import NoiseConfig
 from veilray.privacy import released_model
 from veilray.privacy.attacks import membership_attack
-from veilray.privacy.data import Budget
+from veilray.privacy.catalogue import LIRA, LOSS
+from veilray.privacy.extent import FULL
 from veilray.privacy.material import open_originals
-from veilray.privacy.membership import LIRA, LOSS, loss_threshold, patient_losses
+from veilray.privacy.membership import loss_threshold, patient_losses
 from veilray.privacy.released_model import Question, attack_run, image_losses, question_of
 from veilray.privacy.results import AttackResult
+from veilray.privacy.variants import clean_variant
 from veilray.training.run import RunFolder
 
 PATIENTS = 36
@@ -89,20 +91,21 @@ def test_a_run_on_noisy_images_alone_is_attacked_with_its_release(
     train_here(small_config(train={"epochs": 1}), release, run)
     assert RunFolder(run).config().train.objective != "supervised"
     with pytest.raises(RunError, match="nor on a release"):
-        membership_attack(run, cohort, effort="full", folder=tmp_path)
-    attack = membership_attack(run, cohort, effort="full", folder=tmp_path, releases=[release])
+        membership_attack(run, cohort, folder=tmp_path)
+    attack = membership_attack(run, cohort, folder=tmp_path, releases=[release])
     whole = functools.partial(released_model.attack_run, run, cohort)
     monkeypatch.setattr(released_model, "attack_run", lambda *_, shadows, **options: whole(shadows=0, **options))
     data = open_originals(Cohort.open(cohort)).data
-    found = attack.run(data, [], budget=Budget(effort="full", seconds=1.0), seeds=[3], progress=lambda _: None)
+    found = attack.run(data, clean_variant(data), extent=FULL, seeds=[3, 4], progress=lambda _: None)
     areas = [one for one in found if isinstance(one, AttackResult) and one.metric == "auc"]
     assert [(one.attacker, one.n_patients, one.n_images) for one in areas] == [(LOSS, 16, 64)]
+    assert areas[0].seeds == (3, 4)
 
 
 def test_a_model_that_keeps_its_training_images_is_found_out(trained: tuple[Path, Path]) -> None:
     question = question_of(RunFolder(trained[0]), trained[1])
     losses = patient_losses(image_losses(_Memory(question), question, seed=1), question.patients)
-    found = loss_threshold(losses, question.member, model="memory")[0]
+    found = loss_threshold(losses[None], question.member, model="memory")[0]
     assert isinstance(found, AttackResult)
     assert found.value == 1.0
 
@@ -130,7 +133,7 @@ def test_a_stopped_attack_goes_on_where_it_was(
     monkeypatch.setattr(released_model, "image_losses", told)
     monkeypatch.setattr(released_model, "train", lambda *_, **__: None)
     monkeypatch.setattr(released_model.Denoiser, "load", lambda *_: None)
-    options = {"seed": 3, "progress": lambda _: None, "shadows": 16, "folder": tmp_path}
+    options = {"seeds": [3], "progress": lambda _: None, "shadows": 16, "folder": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         attack_run(run, cohort, **options)  # type: ignore[arg-type]
     assert len(list(tmp_path.glob("shadow-*.json"))) == 6  # the first call was about the released model
@@ -143,7 +146,7 @@ def test_a_stopped_attack_goes_on_where_it_was(
 @pytest.mark.slow
 def test_a_network_of_one_epoch_keeps_nothing(trained: tuple[Path, Path]) -> None:
     run, cohort = trained
-    outcomes = attack_run(run, cohort, seed=3, progress=lambda _: None, shadows=16)
+    outcomes = attack_run(run, cohort, seeds=[3], progress=lambda _: None, shadows=16)
     areas = {one.attacker: one for one in outcomes if isinstance(one, AttackResult) and one.metric == "auc"}
     assert set(areas) == {LOSS, LIRA}
     for one in areas.values():

@@ -11,19 +11,23 @@ from tests.privacy.phantoms import phantom_data
 
 from veilray.obfuscation.secret import secret_field
 from veilray.privacy import reconstruction
-from veilray.privacy.data import AuditData, Budget, Variant
+from veilray.privacy.data import AuditData, Variant
+from veilray.privacy.extent import QUICK
 from veilray.privacy.noise_trial import seeded_field
 from veilray.privacy.recovery import averages, find_seeds, subtracted, without_field
 from veilray.privacy.results import AttackResult, Skipped
 from veilray.privacy.scoring import psnr_of
 from veilray.privacy.variants import clean_variant, simulated_variant
 
-QUICK = Budget(effort="quick", seconds=10.0)
+SEEDS = (1, 2)
 SECRET = bytes(range(32))
 
 
 def _run(data: AuditData, *variants: Variant, **options: object) -> list[AttackResult | Skipped]:
-    return reconstruction.run(data, variants, budget=QUICK, seeds=(1,), progress=lambda _: None, **options)  # type: ignore[arg-type]
+    found: list[AttackResult | Skipped] = []
+    for one in variants:
+        found += reconstruction.run(data, one, extent=QUICK, seeds=SEEDS, progress=lambda _: None, **options)  # type: ignore[arg-type]
+    return found
 
 
 def _nested(data: AuditData, std: float) -> np.ndarray:
@@ -87,12 +91,14 @@ def test_a_seed_is_found_and_gives_the_image_back_but_secret_noise_has_none() ->
 def test_a_run_shows_what_naive_noise_loses_and_secret_noise_keeps() -> None:
     data = phantom_data(31)
     outcomes = _run(data, simulated_variant(data, mean=0.1, std=0.2, seed=5))
-    found = {(one.metric, "secret" in one.attacker): one for one in outcomes if isinstance(one, AttackResult)}
-    assert found["psnr_of_8_releases", False].value > found["psnr_of_8_releases", True].value + 6
+    found = {(one.metric, one.noise == "secret"): one for one in outcomes if isinstance(one, AttackResult)}
+    assert found["psnr_of_releases", False].value > found["psnr_of_releases", True].value + 6
     assert found["psnr_of_two_levels", False].value > found["psnr_of_two_levels", True].value + 6
     assert found["seeds_found", False].value == 1.0
     assert found["seeds_found", True].value == 0.0
-    assert all(one.n_patients == 31 for one in found.values())
+    assert all((one.n_patients, one.seeds) == (31, SEEDS) for one in found.values())
+    assert found["psnr_of_releases", False].count == 8
+    assert {one.noise for one in outcomes if isinstance(one, AttackResult)} == {"", "fresh", "seeded", "secret"}
 
 
 def test_fidelity_is_that_of_the_images() -> None:

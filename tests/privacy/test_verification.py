@@ -10,25 +10,27 @@ from scipy import stats
 from tests.privacy.planted import Images, anonymous, as_they_are, audit_data, recognisable
 
 from veilray.images.phantom import chest_phantom
-from veilray.privacy.data import AuditData, Budget, Labels, Rows
+from veilray.privacy.catalogue import GRADIENTS, NETWORK, REIDENTIFICATION, THUMBNAILS
+from veilray.privacy.data import AuditData, Labels, Rows
 from veilray.privacy.embedding import PatientSpace, predict, principal_coordinates, ridge
+from veilray.privacy.extent import FULL, QUICK
 from veilray.privacy.fusion import Logistic
 from veilray.privacy.observing import Observer, chosen_rows
-from veilray.privacy.reidentification import ATTACK, METADATA, ReIdentification
+from veilray.privacy.reidentification import ReIdentification
 from veilray.privacy.results import AttackResult, Skipped, find_results
-from veilray.privacy.verification import NETWORK, NETWORK_AND_METADATA
 
 PATIENTS = 30
-BUDGET = Budget(effort="quick", seconds=60)
+ALONE = "sex, view and age alone"
+KNOWING = "verification network with sex, view and age"
 
 
 def _attack(data: AuditData) -> list[AttackResult | Skipped]:
     attack = ReIdentification(Observer())
-    return attack(data, [as_they_are(data)], budget=BUDGET, seeds=[1], progress=lambda _: None)
+    return attack(data, as_they_are(data), extent=QUICK, seeds=[1], progress=lambda _: None)
 
 
 def _value(outcomes: list[AttackResult | Skipped], metric: str, attacker: str) -> AttackResult:
-    found = [one for one in find_results(outcomes, attack=ATTACK, metric=metric) if one.attacker == attacker]
+    found = [one for one in find_results(outcomes, attack=REIDENTIFICATION, metric=metric) if one.attacker == attacker]
     assert len(found) == 1
     return found[0]
 
@@ -49,12 +51,15 @@ def test_who_can_be_recognised_is() -> None:
     assert whole.curve is not None
     assert whole.curve[-1] == (1.0, 1.0)
     assert (whole.n_images, whole.n_patients, whole.seeds) == (90, PATIENTS, (1,))
-    assert _value(outcomes, "auc_matched", NETWORK).value > 0.9
+    alike = _value(outcomes, "auc_matched", NETWORK)
+    assert alike.value > 0.9
+    assert alike.matched_on == ("sex", "view", "age within 5 years")
+    assert _value(outcomes, "auc_matched_with_metadata", KNOWING).above_metadata is not None
     assert _value(outcomes, "precision_at_1", NETWORK).value > 0.9
-    both = _value(outcomes, "auc_with_metadata", NETWORK_AND_METADATA)
+    both = _value(outcomes, "auc_with_metadata", KNOWING)
     assert both.value > 0.97
     # Two patients of the same sex within a year of age are few: metadata tell patients apart, but not matched ones.
-    assert _value(outcomes, "auc", METADATA).value > 0.9
+    assert _value(outcomes, "auc", ALONE).value > 0.9
     assert any("1e-3" in one.reason for one in outcomes if isinstance(one, Skipped))
 
 
@@ -85,9 +90,44 @@ def test_what_cannot_be_attacked_is_skipped_with_the_reason(patients: np.ndarray
 def test_with_few_follow_ups_only_the_floors_attack() -> None:
     outcomes = _attack(audit_data(recognisable(4, each=2), np.repeat(np.arange(4), 2)))
     results = [one for one in outcomes if isinstance(one, AttackResult)]
-    assert {one.attacker for one in results} == {"correlation of thumbnails", "histograms of gradients"}
+    assert {one.attacker for one in results} == {THUMBNAILS, GRADIENTS}
     assert all("from only 4 patients" in one.notes[0] for one in results)
     assert any(NETWORK in one.reason for one in outcomes if isinstance(one, Skipped))
+
+
+def test_with_few_follow_ups_metadata_stand_beside_the_floors() -> None:
+    patients = np.repeat(np.arange(4), 2)
+    # Sex and age tell the four apart, whatever their images.
+    labels = Labels(
+        sex=("F", "F", "M", "M") * 2, age=(30.0, 31.0, 60.0, 61.0, 80.0, 81.0, 40.0, 41.0), view=(None,) * 8
+    )
+    outcomes = _attack(audit_data(recognisable(4, each=2), patients, labels))
+    blind = _value(outcomes, "auc", "sex and age alone")
+    assert blind.role == "baseline"
+    assert blind.value == 1.0
+
+
+def test_metadata_are_measured_again_where_the_pairs_are_others() -> None:
+    patients = np.repeat(np.arange(20), 2)
+    data = audit_data(recognisable(20, each=2), patients, _labels(patients))
+    attack = ReIdentification(Observer())
+    whole = dataclasses.replace(as_they_are(data), name="noisy", kind="noisy")
+    part = dataclasses.replace(whole, name="part", rows=tuple(range(30)))
+    found = {
+        one.name: attack(data, one, extent=QUICK, seeds=[1], progress=lambda _: None)
+        for one in (as_they_are(data), whole, part)
+    }
+    blind = {
+        name: [one for one in outcomes if isinstance(one, AttackResult) and one.role == "baseline"]
+        for name, outcomes in found.items()
+    }
+    assert (bool(blind["original"]), bool(blind["noisy"]), bool(blind["part"])) == (True, False, True)
+    assert {one.n_images for one in blind["part"] if one.metric == "auc"} == {30}
+    # The differences are there even where the baseline is not given again.
+    seeing = _value(found["noisy"], "auc", NETWORK)
+    alone = _value(found["original"], "auc", ALONE)
+    assert seeing.above_metadata is not None
+    assert seeing.above_metadata.value == pytest.approx(seeing.value - alone.value)
 
 
 def test_images_are_looked_at_once_and_only_those_that_are_there() -> None:
@@ -101,7 +141,7 @@ def test_images_are_looked_at_once_and_only_those_that_are_there() -> None:
     variant = dataclasses.replace(as_they_are(data), draw=draw, rows=tuple(range(12)))
     observer = Observer()
     for _ in range(2):
-        outcomes = ReIdentification(observer)(data, [variant], budget=BUDGET, seeds=[1], progress=lambda _: None)
+        outcomes = ReIdentification(observer)(data, variant, extent=QUICK, seeds=[1], progress=lambda _: None)
     assert asked == list(range(12))
     assert {one.n_images for one in outcomes if isinstance(one, AttackResult)} == {12}
 
@@ -117,13 +157,13 @@ def test_phantoms_are_recognised_in_their_follow_ups() -> None:
 
 
 def test_a_large_cohort_is_sampled_by_whole_patients() -> None:
-    patients = np.concatenate([np.repeat(np.arange(300), 2), np.arange(300, 1500)])
+    patients = np.concatenate([np.repeat(np.arange(200), 2), np.arange(200, 1500)])
     data = audit_data(np.zeros((len(patients), 2, 2), dtype=np.float32), patients)
-    rows = chosen_rows(data, as_they_are(data), effort="quick")
-    assert 990 <= len(rows) <= 1000
+    rows = chosen_rows(data, as_they_are(data), extent=QUICK)
+    assert 590 <= len(rows) <= 600
     taken = np.bincount(patients[rows], minlength=1500)
-    assert set(taken[:300].tolist()) == {2}  # 600 images are less than three quarters: all of them are taken
-    assert len(chosen_rows(data, as_they_are(data), effort="full")) == len(patients)
+    assert set(taken[:200].tolist()) == {2}  # 400 images are less than three quarters: all of them are taken
+    assert len(chosen_rows(data, as_they_are(data), extent=FULL)) == len(patients)
 
 
 def test_principal_coordinates_are_those_of_the_training_images() -> None:

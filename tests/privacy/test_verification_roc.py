@@ -8,7 +8,7 @@ from scipy import stats
 
 from veilray.errors import UsageError
 from veilray.privacy.pairs import all_pairs
-from veilray.privacy.roc import Round, hits_at_one, verification
+from veilray.privacy.roc import Round, excess, hits_at_one, verification
 
 
 def _rounds(patients: np.ndarray, scores: np.ndarray) -> list[Round]:
@@ -62,11 +62,49 @@ def test_scores_that_say_nothing_give_one_half() -> None:
     patients = np.repeat(np.arange(100), 2)
     found = verification(_rounds(patients, np.zeros(200 * 199 // 2)), patients, seeds=1, seed=0)
     assert found is not None
-    assert found.auc.low is not None
-    assert found.auc.high is not None
-    assert found.auc.low < 0.5 < found.auc.high
+    assert (found.auc.value, found.auc_pairs) == (0.5, 0.5)  # every tie counts half
     assert found.rate is not None  # 19,800 impostor pairs
-    assert found.rate.value < 0.05
+    assert found.rate.value == 0.0  # the threshold that lets a genuine pair in lets all impostors in
+
+
+def test_ties_count_half_as_in_mann_and_whitney() -> None:
+    patients = np.repeat(np.arange(30), 2)
+    genuine = all_pairs(patients).genuine
+    scores = np.random.default_rng(1).integers(0, 4, len(genuine)) + genuine.astype(np.float64)
+    found = verification(_rounds(patients, scores), patients, seeds=1, seed=0)
+    assert found is not None
+    expected = stats.mannwhitneyu(scores[genuine], scores[~genuine]).statistic / (genuine.sum() * (~genuine).sum())
+    assert found.auc.value == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_difference_is_that_of_the_same_resamples() -> None:
+    patients = np.repeat(np.arange(40), 2)
+    genuine = all_pairs(patients).genuine
+    rng = np.random.default_rng(3)
+    weak = rng.normal(size=len(genuine)) + 0.8 * genuine
+    found = [
+        verification(_rounds(patients, scores), patients, seeds=1, seed=0) for scores in (weak, weak + 0.7 * genuine)
+    ]
+    first, second = (one for one in found if one is not None)
+    more = excess(second, first)
+    assert more.value == pytest.approx(second.auc.value - first.auc.value)
+    assert more.low is not None
+    assert more.high is not None
+    # The two are of the same pairs, so their difference is surer than either.
+    assert first.auc.low is not None
+    assert first.auc.high is not None
+    assert 0.0 < more.low < more.value < more.high
+    assert more.high - more.low < first.auc.high - first.auc.low
+    same = excess(first, first)
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+
+
+def test_certainty_has_the_exact_interval_of_its_patients() -> None:
+    patients = np.repeat(np.arange(20), 2)
+    found = verification(_rounds(patients, all_pairs(patients).genuine * 1.0), patients, seeds=1, seed=0)
+    assert found is not None
+    assert (found.auc.value, found.auc.high) == (1.0, 1.0)
+    assert found.auc.low == pytest.approx(0.025 ** (1 / 20))
 
 
 def test_the_rate_at_few_false_positives_needs_many_impostors() -> None:
@@ -82,6 +120,19 @@ def test_the_rate_at_few_false_positives_needs_many_impostors() -> None:
     assert found.rate is not None
     share = scores[all_pairs(many).genuine].mean()
     assert found.rate.value == pytest.approx(share, abs=0.03)
+
+
+def test_each_round_must_have_impostors_enough_for_its_own_threshold() -> None:
+    patients = np.repeat(np.arange(160), 2)
+    halves = [all_pairs(patients, np.arange(160)), all_pairs(patients, np.arange(160, 320))]
+    rounds = [Round(pairs=pairs, scores=pairs.genuine * 1.0) for pairs in halves]
+    found = verification(rounds, patients, seeds=1, seed=0)
+    assert found is not None
+    assert found.rate is not None  # 12,640 impostor pairs each
+    shorter = all_pairs(patients, np.arange(160, 300))
+    found = verification([rounds[0], Round(pairs=shorter, scores=shorter.genuine * 1.0)], patients, seeds=1, seed=0)
+    assert found is not None
+    assert (found.rate, found.fewest_impostors) == (None, 9_660)
 
 
 def test_nothing_to_compare_is_no_figure_and_no_number_is_an_error() -> None:

@@ -4,36 +4,69 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.privacy.records import result, small_audit
 
 from veilray.privacy.gate import Policy, judge
-from veilray.privacy.results import Audit, Skipped
+from veilray.privacy.results import AttackResult, Audit, Difference, Skipped
 from veilray.report.audit import AuditPanel, audit_page
-from veilray.report.audit_figures import frontier_points, spread
-from veilray.report.audit_text import gate_sentence, headline, value_text, verdicts
+from veilray.report.audit_figures import frontier_points, spread, utility_words
+from veilray.report.audit_text import (
+    at_least,
+    gate_sentence,
+    headline,
+    highest_of,
+    predicted_text,
+    value_text,
+    verdicts,
+)
 
+BLIND = "sex, view and age alone"
 ROC = ((0.0, 0.0), (0.5, 0.8), (1.0, 1.0))
 
 
 def _audit(**given: object) -> Audit:
     outcomes = [
-        result(attack="linkage", metric="top_1", variant="original", value=1.0, low=0.9, high=1.0),
-        result(attack="linkage", metric="top_1", value=0.975, low=0.9, high=1.0, predicted=0.98),
+        result(attack="linkage", metric="top_1", unit="share", variant="original", value=1.0, low=0.9, high=1.0),
+        result(
+            attack="linkage",
+            metric="top_1",
+            unit="share",
+            value=0.975,
+            low=0.925,
+            high=1.0,
+            chance=0.01,
+            predicted=0.98,
+            predicted_at_least=True,
+        ),
         result(
             attack="linkage", metric="top_1_patch_16", value=0.5, low=0.4, high=0.6, curve=((2.0, 0.1), (16.0, 0.5))
         ),
         result(metric="auc_matched", value=0.71, low=0.61, high=0.79, curve=ROC),
-        result(metric="auc_matched", value=0.99, low=0.98, high=1.0, attacker="sex, view and age alone"),
+        result(metric="auc_matched", value=0.99, low=0.98, high=1.0, attacker=BLIND, role="baseline"),
         result(metric="auc_matched", variant="original", value=0.9, low=0.85, high=0.95, curve=ROC),
-        result(attack="reconstruction", metric="psnr", value=14.3, low=14.1, high=14.5, attacker="none"),
         result(
             attack="reconstruction",
-            metric="psnr_of_8_releases",
+            metric="psnr",
+            unit="dB",
+            chance=None,
+            value=14.3,
+            low=14.1,
+            high=14.5,
+            attacker="none",
+        ),
+        result(
+            attack="reconstruction",
+            metric="psnr_of_releases",
+            unit="dB",
+            chance=None,
+            count=8,
+            noise="fresh",
             value=22.9,
-            attacker="averaging 8 releases, fresh noise for each release",
+            attacker="averaging releases, fresh noise for each release",
             curve=((1.0, 14.3), (8.0, 22.9)),
             low=22.0,
             high=23.0,
@@ -47,8 +80,8 @@ def _audit(**given: object) -> Audit:
 
 def test_the_verdict_comes_first_and_has_numbers() -> None:
     said = headline(_audit())
-    assert "at least 97.5 %" in said.replace("\N{NO-BREAK SPACE}", " ")
-    assert "AUC of at least 0.710 (0.610 to 0.790)" in said
+    assert "at least 92.5 % (measured 97.5 %, 95 % 92.5 to 100 %)" in said.replace("\N{NO-BREAK SPACE}", " ")
+    assert "AUC of telling: at least 0.610 (measured 0.710, 95 % 0.610 to 0.790)" in said
     page = audit_page(_audit())
     assert (
         page.index("Verdict")
@@ -67,8 +100,8 @@ def test_every_kind_of_attacker_has_a_sentence() -> None:
     assert "predicted" not in said["Who sees two released images"]
     assert "Without any protection: 0.900" in said["Who sees two released images"]
     assert (
-        "+8.6 dB, to 22.9 dB (22.0 to 23.0 dB; noise 0.2; from only 12 patients, fewer than 30)"
-        in (said["Who gets several releases of one image"])
+        "8 of them, +8.6 dB: at least 22.0 dB (measured 22.9 dB, 95 % 22.0 to 23.0 dB; noise 0.2; "
+        "from only 12 patients, fewer than 30)" in (said["Who gets several releases of one image"])
     )
     assert "epsilon" in said["Formally"]
 
@@ -81,29 +114,102 @@ def test_of_several_kinds_of_images_the_worst_speaks() -> None:
         ]
     )
     (said,) = [one.plain for one in verdicts(audit) if one.attacker == "Who sees two released images"]
-    assert "at least 0.840 (0.800 to 0.880; noise 0.2, denoised)" in said
+    assert "at least 0.800 (measured 0.840, 95 % 0.800 to 0.880; noise 0.2, denoised)" in said
     assert "0.710" not in said  # one number a sentence; the table has the others
 
 
-BLIND = "sex, view and age alone"
+def _seeing(**difference: float) -> tuple[AttackResult, AttackResult]:
+    alone = result(
+        metric="auc_matched", attacker=BLIND, role="baseline", variant="original", value=0.65, low=0.6, high=0.7
+    )
+    more = Difference.model_validate(difference)
+    return result(metric="auc_matched", value=0.71, low=0.61, high=0.79, above_metadata=more), alone
 
 
 @pytest.mark.parametrize(
-    ("blind", "said"),
+    ("difference", "said"),
     [
-        ((0.75, 0.7, 0.8), "reach 0.750 (0.700 to 0.800) there, which the images do not exceed."),
-        ((0.65, 0.6, 0.7), "reach 0.650 (0.600 to 0.700) there, an interval that overlaps with that of the images."),
-        ((0.55, 0.5, 0.58), "reach 0.550 (0.500 to 0.580) there."),
+        (
+            {"value": 0.06, "low": 0.01, "high": 0.11},
+            "The images alone exceed that over the same pairs by +0.060 (+0.010 to +0.110; noise 0.2), "
+            "which is biometric.",
+        ),
+        (
+            {"value": 0.06, "low": -0.01, "high": 0.13},
+            "The images alone do not exceed that over the same pairs (+0.060, -0.010 to +0.130; noise 0.2), which is "
+            "no evidence of anything biometric.",
+        ),
     ],
 )
-def test_what_metadata_reach_among_people_alike_is_said_beside_the_images(
-    blind: tuple[float, float, float], said: str
-) -> None:
-    value, low, high = blind
-    alone = result(metric="auc_matched", attacker=BLIND, variant="original", value=value, low=low, high=high)
-    audit = small_audit([result(metric="auc_matched", value=0.71, low=0.61, high=0.79), alone])
-    (verdict,) = [one.plain for one in verdicts(audit) if one.attacker == "Who sees two released images"]
-    assert f"guessing has 0.5, and {BLIND} {said}" in verdict
+def test_biometric_is_only_what_exceeds_metadata_over_the_same_pairs(difference: dict[str, float], said: str) -> None:
+    (verdict,) = [
+        one.plain for one in verdicts(small_audit(_seeing(**difference))) if one.attacker.startswith("Who sees two")
+    ]
+    assert f"Without any pixel, {BLIND} reach 0.650 (0.600 to 0.700) there. {said}" in verdict.replace(
+        "\N{MINUS SIGN}", "-"
+    )
+
+
+def test_the_network_that_knows_metadata_is_held_against_them_too() -> None:
+    more = Difference(value=0.02, low=0.005, high=0.03)
+    knowing = result(metric="auc_matched_with_metadata", value=0.9, low=0.88, high=0.92, above_metadata=more)
+    audit = small_audit([*_seeing(value=0.06, low=-0.01, high=0.13), knowing])
+    (verdict,) = [one.plain for one in verdicts(audit) if one.attacker.startswith("Who sees two")]
+    assert "The images beside what is known exceed that over the same pairs by +0.020" in verdict
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"value": 0.7, "low": 0.6, "high": 0.8}, "at least 0.600 (measured 0.700, 95 % 0.600 to 0.800)"),
+        (
+            {"value": 0.6, "low": 0.5, "high": 0.7},
+            "not told from guessing by this attacker (0.600, 95 % 0.500 to 0.700)",
+        ),
+        ({"value": 0.6, "low": None, "high": None}, "0.600, without an interval"),
+        (
+            {"value": 20.0, "low": 19.0, "high": 21.0, "unit": "dB", "chance": None},
+            "at least 19.0 dB (measured 20.0 dB, 95 % 19.0 to 21.0 dB)",
+        ),
+    ],
+)
+def test_at_least_is_the_lower_end_or_that_it_did_not_show(given: dict[str, Any], said: str) -> None:
+    assert at_least(result(**given)).replace("\N{NO-BREAK SPACE}", " ") == said
+
+
+def test_the_page_says_of_how_many_figures_the_verdict_takes_the_highest() -> None:
+    page = audit_page(_audit())
+    assert "its interval does not allow for its having been chosen" in page
+    three = [result(metric="auc_matched", attacker=f"attacker {k}") for k in range(3)]
+    assert highest_of(small_audit([*three, *_seeing(value=0.1, low=0.0, high=0.2)])) == 4
+    assert "the highest of 4;" in audit_page(small_audit([*three, *_seeing(value=0.1, low=0.0, high=0.2)]))
+
+
+def test_what_is_predicted_says_whether_it_is_a_bound_and_how_far_off_it_is() -> None:
+    bound = result(unit="share", predicted=1.0, predicted_at_least=True)
+    exact = result(unit="share", predicted=0.75, deviation=-0.42)
+    said = [
+        predicted_text(one).replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-") for one in (bound, exact)
+    ]
+    assert said == ["predicted at least 100 %", "predicted 75.0 %, z -0.4"]
+
+
+def test_guessing_is_that_of_the_figure_that_the_verdict_takes() -> None:
+    figures = [
+        result(
+            attack="attribute inference",
+            metric="age_group_accuracy",
+            unit="share",
+            variant=name,
+            value=value,
+            low=value - 0.05,
+            high=value + 0.05,
+            chance=chance,
+        )
+        for name, value, chance in (("noise 0.2", 0.5, 0.42), ("noise 0.2, denoised", 0.6, 0.48))
+    ]
+    (said,) = [one.plain for one in verdicts(small_audit(figures)) if "infers" in one.attacker]
+    assert "guessing has 48.0 %: at least 55.0 %" in said
 
 
 def test_the_headline_takes_the_strongest_of_noisy_and_denoised_images() -> None:
@@ -114,7 +220,7 @@ def test_the_headline_takes_the_strongest_of_noisy_and_denoised_images() -> None
             result(metric="auc_matched", value=0.99, low=0.98, high=1.0, variant="original"),
         ]
     )
-    assert headline(audit).endswith("AUC of at least 0.840 (0.800 to 0.880; noise 0.2, denoised).")
+    assert headline(audit).endswith("at least 0.800 (measured 0.840, 95 % 0.800 to 0.880; noise 0.2, denoised).")
 
 
 def test_the_headline_says_first_that_the_clean_images_are_there() -> None:
@@ -131,9 +237,9 @@ def test_images_that_were_left_out_are_said_where_everything_was_run() -> None:
 
 
 def test_people_are_alike_in_no_more_than_what_is_known_of_them() -> None:
-    known = result(metric="auc_matched", notes=("both images agree in sex and view",))
+    known = result(metric="auc_matched", matched_on=("sex", "view"))
     (said,) = [one.plain for one in verdicts(small_audit([known])) if one.attacker == "Who sees two released images"]
-    assert "among people alike in sex and view, with" in said
+    assert "among people alike in sex and view; AUC" in said
 
 
 def _protected() -> Audit:
@@ -161,6 +267,23 @@ def test_the_frontier_is_of_restored_images_and_of_the_higher_risk() -> None:
     noise, blur = points["noise 0.2"], points["blur"]
     assert (noise.utility.value, noise.risk.value, noise.restored) == (30.0, 0.8, True)
     assert (blur.utility.value, blur.risk.value, blur.restored) == (25.0, 0.75, False)
+    # A network that makes it worse is not what the image is worth: who uses it leaves the network out.
+    worse = result(attack="reconstruction", metric="psnr", variant="blur, restored", value=24.0, attacker="a network")
+    audit = _protected()
+    names = audit.audited.variants | {"blur, restored": "baseline"}
+    changed = {"variants": names, "restored": audit.audited.restored | {"blur, restored": "blur"}}
+    audit = small_audit([*audit.outcomes, worse], audited=changed)
+    (blur,) = [one for one in frontier_points(audit) if one.protection == "blur"]
+    assert (blur.utility.value, blur.restored) == (25.0, False)
+
+
+def test_the_frontier_says_what_its_utility_is() -> None:
+    assert utility_words(small_audit([])) == "as they leave"
+    trained = small_audit([], audited={"restorer_steps": 600})
+    assert utility_words(trained) == "after the better of nothing and a network trained 600 steps"
+    given = result(attack="reconstruction", metric="psnr", variant="noise 0.2, denoised", attacker="the denoiser")
+    both = small_audit([given], audited={"restorer_steps": 600, "restored": {"noise 0.2, denoised": "noise 0.2"}})
+    assert utility_words(both) == "after the better of nothing, a network trained 600 steps and the given denoiser"
 
 
 def test_the_frontier_is_drawn_and_says_where_patients_are_few() -> None:
@@ -232,7 +355,7 @@ def test_an_audit_of_nothing_says_so() -> None:
     assert "there is one image alone" in audit_page(nothing)
 
 
-def test_values_are_written_as_their_metric_is() -> None:
-    assert value_text("psnr", 14.26).replace("\N{NO-BREAK SPACE}", " ") == "14.3 dB"
-    assert value_text("top_1", 1.0).replace("\N{NO-BREAK SPACE}", " ") == "100 %"
-    assert value_text("auc_matched", 0.81234) == "0.812"
+def test_values_are_written_in_their_unit() -> None:
+    assert value_text(14.26, "dB").replace("\N{NO-BREAK SPACE}", " ") == "14.3 dB"
+    assert value_text(1.0, "share").replace("\N{NO-BREAK SPACE}", " ") == "100 %"
+    assert value_text(0.81234, "") == "0.812"

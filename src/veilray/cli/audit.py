@@ -12,7 +12,7 @@ from veilray.cli.site_keys import PASSPHRASE_FILE
 from veilray.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
-    from veilray.privacy.data import Effort
+    from veilray.privacy.extent import Effort
     from veilray.privacy.gate import Policy
     from veilray.privacy.results import Audit
     from veilray.report.audit import AuditPanel
@@ -81,7 +81,8 @@ def audit_command(
     """
     from veilray.cli.auditing import Watching, plan_audit
     from veilray.privacy.audit import run_audit
-    from veilray.privacy.gate import read_policy
+    from veilray.privacy.extent import extent_of
+    from veilray.privacy.gate import check_policy, read_policy
 
     if quick and full:
         raise UsageError("--quick and --full exclude each other")
@@ -95,13 +96,15 @@ def audit_command(
         denoiser=denoiser,
         labels=labels,
         backbone=backbone,
-        effort=effort,
+        extent=extent_of(effort),
         out=out,
         keys=keys,
         passphrase_file=passphrase_file,
         model=model,
         images=images,
     )
+    if policy is not None:
+        check_policy(policy[0], {one.name: one.kind for one in prepared.plan.variants}, where=gate)
     with Watching.over(prepared.plan) as watcher:
         audit = run_audit(prepared.plan, out, watcher)
     if policy is not None:
@@ -141,7 +144,6 @@ def _write_report(audit: Audit, out: Path, panels: list[AuditPanel]) -> None:
 
 def _say(audit: Audit, out: Path) -> None:
     """The verdict on standard output; RefusedError where the gate was not passed."""
-    from veilray.privacy.gate import PASSED
     from veilray.report.audit import REPORT_FILE
     from veilray.report.audit_text import verdicts
 
@@ -149,11 +151,16 @@ def _say(audit: Audit, out: Path) -> None:
         typer.echo(verdict.plain)
     if audit.skipped:
         typer.echo(f"Not tested: {len(audit.skipped)} things; the report lists them with the reasons.")
+    for reason in audit.audited.left_out:
+        typer.echo(f"Left out: {reason}.")
+    for release in audit.audited.releases:
+        if release.audited < release.total:
+            typer.echo(f"Of {release.variant}: {release.audited:,} of {release.total:,} images were audited.")
     typer.echo(f"report: {out / REPORT_FILE}")
     if audit.gate is None:
         return
     if audit.gate.passed:
-        typer.echo("; ".join([f"gate: {PASSED} ({audit.gate.rules} limits)", *audit.gate.notes]))
+        typer.echo("; ".join([f"gate: {audit.gate.words}", *audit.gate.notes]))
         return
     first, more = audit.gate.breaches[0], len(audit.gate.breaches) - 1
     others = f"; and {more} more, see the report" if more else ""

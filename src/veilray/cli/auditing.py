@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,19 @@ import numpy as np
 
 from veilray.cli.progress import Reporter, progress
 from veilray.errors import LpipsUnavailable, UsageError
+from veilray.privacy.accounting import composed_std
 from veilray.privacy.audit import AuditPlan
-from veilray.privacy.data import AuditData, Effort, NamedAttack, Variant
-from veilray.privacy.material import Originals, open_originals, release_name, release_variant, releases_together
+from veilray.privacy.catalogue import ATTRIBUTES, LIRA, MEMBERSHIP, RECONSTRUCTION, REIDENTIFICATION, TRAINED
+from veilray.privacy.data import AuditData, NamedAttack, Variant
+from veilray.privacy.extent import Extent
+from veilray.privacy.material import (
+    Originals,
+    audited_release,
+    open_originals,
+    release_name,
+    release_variant,
+    releases_together,
+)
 from veilray.privacy.results import Composition, Skipped
 from veilray.privacy.variants import baseline_variants, clean_variant, denoised_variant, simulated_variant
 
@@ -31,7 +41,6 @@ PRIVATE = "private"
 """Folder of an audit for denoised images of patients, while the audit runs; it goes when the audit is done."""
 
 _NOISE_SEED = 20_017
-_DENOISED: dict[Effort, int | None] = {"quick": 48, "default": 420, "full": None}
 _SHOWN = 2
 _SAY_AGAIN = 15.0
 
@@ -69,7 +78,7 @@ def plan_audit(
     denoiser: str | None,
     labels: Path | None,
     backbone: Path | None,
-    effort: Effort,
+    extent: Extent,
     out: Path,
     keys: Path | None,
     passphrase_file: Path | None,
@@ -89,26 +98,29 @@ def plan_audit(
         folder.verify()
     found = open_originals(cohort, labels=labels, most=images)
     of_releases = _of_releases(opened, cohort, found)
-    noisy = [
-        *of_releases,
-        *(simulated_variant(found.data, mean=mean, std=level, seed=_NOISE_SEED) for level in levels),
-    ]
-    restored = _restored(noisy, denoiser, found.data, effort=effort, folder=out / PRIVATE)
-    others, unrestored = _for_scale(noisy, found.data, folder=out / PRIVATE) if effort == "full" else ([], [])
-    membership, unasked = _membership(model, denoiser, originals, releases, effort=effort, folder=out / PRIVATE)
-    composition = _composition(cohort, found, opened, of_releases, keys, passphrase_file)
+    simulated = [simulated_variant(found.data, mean=mean, std=level, seed=_NOISE_SEED) for level in levels]
+    noisy = [*of_releases, *simulated]
+    attacked = [*noisy, *_restored(noisy, denoiser, found.data, extent=extent, folder=out / PRIVATE)]
+    unrestored: list[Skipped] = []
+    if extent.for_scale:
+        attacked, unrestored = _for_scale(noisy, attacked, found.data, folder=out / PRIVATE)
+    membership, unasked = _membership(model, denoiser, originals, releases, extent=extent, folder=out / PRIVATE)
+    composition = _composition(cohort, found, opened, of_releases, levels, keys, passphrase_file)
     plan = AuditPlan(
         data=found.data,
-        variants=[clean_variant(found.data), *noisy, *restored, *others],
-        attacks=[*_attacks(effort, backbone), *membership],
-        effort=effort,
+        variants=[clean_variant(found.data), *attacked],
+        attacks=[*_attacks(extent, backbone), *membership],
+        extent=extent,
         grey_step=found.grey_step,
-        release_digests=tuple(release.digest for release in opened),
+        releases=tuple(
+            audited_release(release, variant, found.data) for release, variant in zip(opened, of_releases, strict=True)
+        ),
+        restorer_steps=_steps(attacked),
         holds_clean=any(release.pairs for release in opened),
         subtractable=any(release.record.subtractable for release in opened),
         left_out=found.left_out,
         composition=composition,
-        not_possible=(*_beforehand(effort, denoiser, keys), *unrestored, *unasked),
+        not_possible=(*_beforehand(extent, denoiser, keys), *unrestored, *unasked),
     )
     return Prepared(plan=plan, private=out / PRIVATE)
 
@@ -167,7 +179,7 @@ def _of_releases(releases: Sequence[Release], cohort: Cohort, originals: Origina
 
 
 def _restored(
-    noisy: Sequence[Variant], model: str | None, data: AuditData, *, effort: Effort, folder: Path
+    noisy: Sequence[Variant], model: str | None, data: AuditData, *, extent: Extent, folder: Path
 ) -> list[Variant]:
     if model is None:
         return []
@@ -178,19 +190,23 @@ def _restored(
         raise UsageError(f"--denoiser {model} has no file of weights; give a run folder or an exported model")
     digest = f"{network.origin.weights_sha256} {network.origin.head}"
     return [
-        denoised_variant(one, network, folder=folder, data=data, digest=digest, most=_DENOISED[effort]) for one in noisy
+        denoised_variant(one, network, folder=folder, data=data, digest=digest, most=extent.denoised) for one in noisy
     ]
 
 
-def _for_scale(noisy: Sequence[Variant], data: AuditData, *, folder: Path) -> tuple[list[Variant], list[Skipped]]:
-    """Other obfuscations, and each of them and of the noisy images restored by a network trained for it."""
+def _for_scale(
+    noisy: Sequence[Variant], attacked: Sequence[Variant], data: AuditData, *, folder: Path
+) -> tuple[list[Variant], list[Skipped]]:
+    """What is attacked anyway, other obfuscations, and each of these and of the noisy images restored by its network.
+
+    Fidelity counts on those patients alone whom none of the networks was trained on, of every variant.
+    """
     from veilray.errors import DataError
     from veilray.privacy.restorers import restored_variant
-    from veilray.privacy.scoring import RECONSTRUCTION
 
     named = {one.name for one in noisy}
     others = [one for one in baseline_variants(data, seed=_NOISE_SEED) if one.name not in named]
-    found, skipped = list(others), []
+    found, skipped = [replace(one, judged=_judged(data)) for one in (*attacked, *others)], []
     for one in (*noisy, *others):
         try:
             found.append(restored_variant(one, data=data, folder=folder))
@@ -200,7 +216,25 @@ def _for_scale(noisy: Sequence[Variant], data: AuditData, *, folder: Path) -> tu
     return found, skipped
 
 
-def _attacks(effort: Effort, backbone: Path | None) -> list[NamedAttack]:
+def _judged(data: AuditData) -> tuple[int, ...] | None:
+    """The rows whose fidelity counts where networks are trained on the others; None for too few patients."""
+    from veilray.errors import DataError
+    from veilray.privacy.restorers import dealt
+
+    try:
+        return tuple(dealt(data)[1].tolist())
+    except DataError:
+        return None
+
+
+def _steps(variants: Sequence[Variant]) -> int:
+    """Steps of the networks that are trained for the variants; 0 where none is."""
+    from veilray.privacy.restorers import STEPS
+
+    return STEPS if any(one.restorer == TRAINED for one in variants) else 0
+
+
+def _attacks(extent: Extent, backbone: Path | None) -> list[NamedAttack]:
     from veilray.metrics.lpips import load_lpips
     from veilray.privacy.attacks import attacks
 
@@ -210,7 +244,7 @@ def _attacks(effort: Effort, backbone: Path | None) -> list[NamedAttack]:
     except LpipsUnavailable:
         if backbone is not None:
             raise
-    return attacks(effort=effort, backbone=backbone, perceptual=perceptual)
+    return attacks(extent=extent, backbone=backbone, perceptual=perceptual)
 
 
 def _composition(
@@ -218,38 +252,51 @@ def _composition(
     originals: Originals,
     releases: Sequence[Release],
     variants: Sequence[Variant],
+    levels: Sequence[float],
     keys: Path | None,
     passphrase_file: Path | None,
 ) -> Composition | None:
-    """What left of the images before, by the ledger; without it, by the releases at hand."""
+    """What left of the images before, by the ledger, with what is audited; without it, by the releases at hand."""
     from veilray.privacy.formal import composition_of
 
-    if keys is not None:
-        return composition_of(_exposures(cohort, originals, keys, passphrase_file), source="the ledger")
-    if len(releases) < 2:
-        return None
-    return composition_of(releases_together(releases, variants, originals.data), source="the releases named here")
+    if keys is None:
+        if len(releases) < 2:
+            return None
+        return composition_of(releases_together(releases, variants, originals.data), source="the releases named here")
+    left, known = _left(cohort, originals, keys, passphrase_file)
+    new = [pair for pair in zip(releases, variants, strict=True) if pair[0].record.release_id not in known]
+    if not (new or levels):
+        return composition_of(left, source="the ledger")
+    # What the ledger does not know counts as independent of what it does: it cannot tell that one secret made both.
+    added = releases_together([one for one, _ in new], [one for _, one in new], originals.data)
+    # Levels of --std are tried instead of each other: the least noisy one is what could leave.
+    tried = [[min(levels)]] if levels else []
+    together = [composed_std([[one], [other], *tried]) for one, other in zip(left, added, strict=True)]
+    return composition_of(together, source="the ledger, with what is audited here and it does not know")
 
 
-def _exposures(cohort: Cohort, originals: Originals, keys: Path, passphrase_file: Path | None) -> list[float]:
-    """The composed std of each audited image, by the ledger; infinity where nothing of it left."""
+def _left(
+    cohort: Cohort, originals: Originals, keys: Path, passphrase_file: Path | None
+) -> tuple[list[float], set[str]]:
+    """The composed std of each audited image by the ledger, infinity where nothing left; the releases it knows."""
     from veilray.cli.site_keys import open_keys
     from veilray.exchange.release.history import left_of
 
     with open_keys(keys, passphrase_file).ledger() as ledger:
-        return [exposure.std for _, exposure in left_of(cohort, originals.rows.tolist(), ledger=ledger)]
+        stds = [exposure.std for _, exposure in left_of(cohort, originals.rows.tolist(), ledger=ledger)]
+        return stds, {line.release.release_id for line in ledger.releases()}
 
 
-def _beforehand(effort: Effort, denoiser: str | None, keys: Path | None) -> list[Skipped]:
+def _beforehand(extent: Extent, denoiser: str | None, keys: Path | None) -> list[Skipped]:
     """What this audit does not even try."""
     found = []
-    if denoiser is None and effort != "full":
+    if denoiser is None and not extent.for_scale:
         reason = "no denoiser was given (--denoiser): what a trained network makes of the images was not attacked"
-        found.append(Skipped(attack="reconstruction", reason=reason))
-    elif effort == "quick":
+        found.append(Skipped(attack=RECONSTRUCTION, reason=reason))
+    elif not extent.learns_denoised:
         reason = "under --quick denoised images are only linked and scored"
-        found += [Skipped(attack=name, reason=reason) for name in ("re-identification", "attribute inference")]
-    if effort != "full":
+        found += [Skipped(attack=name, reason=reason) for name in (REIDENTIFICATION, ATTRIBUTES)]
+    if not extent.for_scale:
         reason = (
             "blur, down-sampling, pixelation and stronger noise are attacked for scale, and a network is trained to "
             "undo each, under --full"
@@ -267,25 +314,24 @@ def _membership(
     cohort: Path,
     releases: Sequence[Path],
     *,
-    effort: Effort,
+    extent: Extent,
     folder: Path,
 ) -> tuple[list[NamedAttack], list[Skipped]]:
     """The attack on the model that is to leave, the denoiser where none is named; or why there is none."""
     from veilray.errors import DataError
-    from veilray.privacy.attacks import SHADOWS, membership_attack
-    from veilray.privacy.membership import ATTACK, LIRA
+    from veilray.privacy.attacks import membership_attack
 
     asked = model or (Path(denoiser) if denoiser is not None else None)
     if asked is None:
         reason = "whether a patient was in the training set of a released model is attacked with --model RUN"
-        return [], [Skipped(attack=ATTACK, reason=reason)]
+        return [], [Skipped(attack=MEMBERSHIP, reason=reason)]
     try:
-        attack = membership_attack(asked, cohort, effort=effort, folder=folder, releases=releases)
+        attack = membership_attack(asked, cohort, folder=folder, releases=releases)
     except (DataError, UsageError) as error:
         if model is not None:
             raise
         told = str(error).rstrip(".")
         reason = f"the denoiser is no run on this cohort, or cannot be asked ({told}); name a run with --model"
-        return [], [Skipped(attack=ATTACK, reason=reason)]
+        return [], [Skipped(attack=MEMBERSHIP, reason=reason)]
     reason = f"the {LIRA} trains 16 networks or more, under --full"
-    return [attack], [] if SHADOWS[effort] else [Skipped(attack=ATTACK, reason=reason)]
+    return [attack], [] if extent.shadows else [Skipped(attack=MEMBERSHIP, reason=reason)]

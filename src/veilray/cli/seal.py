@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from veilray.cli.site_keys import KEYS, PASSPHRASE_FILE
+from veilray.errors import UsageError
 
 
 def seal_command(
@@ -30,6 +31,10 @@ def seal_command(
         Path | None,
         typer.Option(help="Audit of this very release, whose gate it must have passed.", show_default=False),
     ] = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option(help="The policy that the audit must have passed; any if left out.", show_default=False),
+    ] = None,
 ) -> None:
     """Sign and encrypt a folder for one or more sites; nobody else can open it, not even the sender."""
     from veilray.cli.progress import progress
@@ -37,7 +42,9 @@ def seal_command(
     from veilray.exchange.sealing.seal import seal
 
     if audit is not None:
-        _demand_audit(source, audit)
+        _demand_audit(source, audit, gate)
+    elif gate is not None:
+        raise UsageError("--gate names the policy of an audit; name the audit too, with --audit")
     override = parse_override(override_name, override_reason)
     site = open_keys(keys, passphrase_file)
     receivers = [site.peer(name) for name in to]
@@ -51,12 +58,15 @@ def seal_command(
     typer.echo(f"bundle {manifest.bundle_id}, sequence {manifest.sequence}")
 
 
-def _demand_audit(source: Path, audit: Path) -> None:
-    """RefusedError unless the audit is of this release and passed its gate."""
+def _demand_audit(source: Path, audit: Path, gate: Path | None) -> None:
+    """RefusedError unless the audit is of this release and passed its gate, by the policy in `gate` if one is named."""
     from veilray.cohort.release import Release
-    from veilray.privacy.gate import PASSED, demand_passed
+    from veilray.privacy.gate import demand_passed, read_policy
     from veilray.privacy.results import read_audit
 
+    digest = read_policy(gate)[1] if gate is not None else None
     release = Release.open(source)
-    outcome = demand_passed(read_audit(audit), release_digest=release.digest, where=audit)
-    typer.echo("; ".join([f"audit: {PASSED} ({outcome.rules} limits)", *outcome.notes]))
+    outcome = demand_passed(read_audit(audit), release_digest=release.digest, where=audit, policy_sha256=digest)
+    by = f"by {gate}" if gate is not None else "by a policy that --gate did not name"
+    words = f"audit: {outcome.words}, {by} (SHA-256 {outcome.policy_sha256[:16]})"
+    typer.echo("; ".join([words, *outcome.notes]))

@@ -1,10 +1,13 @@
-"""The attacks that an audit runs, with what each may take of its time."""
+"""The attacks that an audit runs."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+
+from torch import nn
 
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.release import Release
@@ -12,8 +15,9 @@ from veilray.errors import RunError
 from veilray.files import sha256_file
 from veilray.privacy import linkage, reconstruction
 from veilray.privacy.attributes import AttributeInference
-from veilray.privacy.data import AuditData, Budget, Effort, NamedAttack, Progress, Variant, VariantKind
-from veilray.privacy.membership import ATTACK as MEMBERSHIP
+from veilray.privacy.catalogue import ATTRIBUTES, LINKAGE, MEMBERSHIP, RECONSTRUCTION, REIDENTIFICATION
+from veilray.privacy.data import AuditData, NamedAttack, Progress, Variant, VariantKind
+from veilray.privacy.extent import Extent
 from veilray.privacy.observing import Observer
 from veilray.privacy.reconstruction import Perceptual
 from veilray.privacy.reidentification import ReIdentification
@@ -22,40 +26,40 @@ from veilray.privacy.results import AttackResult, Skipped
 _EVERY: frozenset[VariantKind] = frozenset({"clean", "noisy", "denoised", "baseline"})
 
 
-SHADOWS: dict[Effort, int] = {"quick": 0, "default": 0, "full": 16}
-"""Shadow models that the likelihood ratio attack trains; none where it is not run."""
-
-_ASKED: dict[Effort, int | None] = {"quick": 30, "default": 150, "full": None}
-"""Members, and others, that membership inference asks about."""
-
-
-def attacks(*, effort: Effort, backbone: Path | None, perceptual: Perceptual | None) -> list[NamedAttack]:
+def attacks(*, extent: Extent, backbone: Path | None, perceptual: Perceptual | None) -> list[NamedAttack]:
     """Linkage, reconstruction, re-identification and attribute inference.
 
     `backbone`: a file of AlexNet's convolutions, through which the learned attackers look where it is given;
-    `perceptual`: LPIPS, where it is at hand. Under `quick` denoised images are few, and only linked and scored.
+    `perceptual`: LPIPS, where it is at hand. Where denoised images are few, they are only linked and scored.
     """
     observer = Observer(backbone)
     eyes = sha256_file(backbone) if backbone is not None else "no AlexNet"
-    learned = _EVERY - {"denoised"} if effort == "quick" else _EVERY
+    learned = _EVERY if extent.learns_denoised else _EVERY - {"denoised"}
     reconstruct = functools.partial(reconstruction.run, perceptual=perceptual)
-    scored = "LPIPS" if perceptual is not None else "no LPIPS"
+    scored = _weights_of(perceptual)
     return [
-        NamedAttack(name=linkage.NAME, run=linkage.run, share=0.1, kinds=_EVERY),
-        NamedAttack(name=reconstruction.NAME, run=reconstruct, share=0.2, kinds=_EVERY, inputs=scored),
-        NamedAttack(
-            name="re-identification", run=ReIdentification(observer=observer), share=0.5, kinds=learned, inputs=eyes
-        ),
-        NamedAttack(
-            name="attribute inference", run=AttributeInference(observer=observer), share=0.2, kinds=learned, inputs=eyes
-        ),
+        NamedAttack(name=LINKAGE, run=linkage.run, kinds=_EVERY),
+        NamedAttack(name=RECONSTRUCTION, run=reconstruct, kinds=_EVERY, inputs=scored),
+        NamedAttack(name=REIDENTIFICATION, run=ReIdentification(observer), kinds=learned, inputs=eyes),
+        NamedAttack(name=ATTRIBUTES, run=AttributeInference(observer), kinds=learned, inputs=eyes),
     ]
 
 
-def membership_attack(
-    run: Path, cohort: Path, *, effort: Effort, folder: Path, releases: Sequence[Path] = ()
-) -> NamedAttack:
-    """Whether a run's weights tell which patients of a cohort it was trained on; trains as many networks as SHADOWS.
+def _weights_of(perceptual: Perceptual | None) -> str:
+    """A digest of LPIPS' weights, heads and convolutions."""
+    if not isinstance(perceptual, nn.Module):
+        return "no LPIPS" if perceptual is None else "an LPIPS without weights"
+    digest = hashlib.sha256()
+    for name, tensor in sorted(perceptual.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def membership_attack(run: Path, cohort: Path, *, folder: Path, releases: Sequence[Path] = ()) -> NamedAttack:
+    """Whether a run's weights tell which patients of a cohort it was trained on.
+
+    It trains shadow models where the extent says so.
 
     The run may have been trained on one of the `releases` of the cohort. What each of those networks told of the
     patients is kept in `folder`, so that an attack that was stopped goes on. It goes with the originals. Raises
@@ -75,7 +79,7 @@ def membership_attack(
     release = known[trained_on]
 
     def attack(
-        data: AuditData, variants: Sequence[Variant], *, budget: Budget, seeds: Sequence[int], progress: Progress
+        data: AuditData, variant: Variant, *, extent: Extent, seeds: Sequence[int], progress: Progress
     ) -> list[AttackResult | Skipped]:
         from veilray.privacy.released_model import attack_run
 
@@ -83,12 +87,12 @@ def membership_attack(
             run,
             cohort,
             release=release,
-            seed=seeds[0],
+            seeds=seeds,
             progress=progress,
             folder=folder,
-            shadows=SHADOWS[effort],
-            most=_ASKED[effort],
+            shadows=extent.shadows,
+            most=extent.asked,
         )
 
     inputs = sha256_file(trained.best_weights)
-    return NamedAttack(name=MEMBERSHIP, run=attack, share=0.5, kinds=frozenset({"clean"}), inputs=inputs)
+    return NamedAttack(name=MEMBERSHIP, run=attack, kinds=frozenset({"clean"}), inputs=inputs)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from veilray.privacy.data import AuditData, Budget, Progress, Variant
+from veilray.privacy.catalogue import ATTRIBUTES, REGRESSION
+from veilray.privacy.data import AuditData, Progress, Variant
 from veilray.privacy.embedding import predict, principal_coordinates, ridge
+from veilray.privacy.extent import Extent
 from veilray.privacy.features import Similarities
 from veilray.privacy.folds import FOLDS, patient_folds, splits
 from veilray.privacy.intervals import over_patients
@@ -23,7 +25,6 @@ from veilray.privacy.roc import Estimate, resampled, summarised
 
 Floats = npt.NDArray[np.float64]
 
-ATTACK = "attribute inference"
 AGE_EDGES = (40.0, 60.0)
 """Years at which an age group ends: under 40, 40 to 59, 60 and over."""
 
@@ -40,32 +41,25 @@ class AttributeInference:
     observer: Observer
 
     def __call__(
-        self,
-        data: AuditData,
-        variants: Sequence[Variant],
-        *,
-        budget: Budget,
-        seeds: Sequence[int],
-        progress: Progress,
+        self, data: AuditData, variant: Variant, *, extent: Extent, seeds: Sequence[int], progress: Progress
     ) -> list[AttackResult | Skipped]:
-        """Infer sex, view and age group from each variant; Skipped where they are unknown or all alike."""
+        """Infer sex, view and age group from a variant; Skipped where they are unknown or all alike."""
         found: list[AttackResult | Skipped] = []
-        for variant in variants:
-            rows = chosen_rows(data, variant, effort=budget.effort)
-            patients = patient_codes([data.patient_ids[row] for row in rows])
-            targets = _targets(encode(data.labels).take(rows))
-            looks: Similarities | None = None
-            for name, classes in targets.items():
-                reason = _impossible(classes, patients)
-                if reason:
-                    found.append(Skipped(attack=ATTACK, variant=variant.name, reason=f"{name}: {reason}"))
-                    continue
-                if looks is None:
-                    seen = self.observer.looks(data, variant, rows, effort=budget.effort, progress=progress)
-                    looks = np.sum(list(seen.learned.values()), axis=0)
-                progress(f"attributes: {name}")
-                told = _Told(variant=variant.name, name=name, seeds=tuple(seeds))
-                found += _infer(looks, classes, patients, told)
+        rows = chosen_rows(data, variant, extent=extent)
+        patients = patient_codes([data.patient_ids[row] for row in rows])
+        looks: Similarities | None = None
+        for name, classes in _targets(encode(data.labels).take(rows)).items():
+            reason = _impossible(classes, patients)
+            if reason:
+                found.append(Skipped(attack=ATTRIBUTES, variant=variant.name, reason=f"{name}: {reason}"))
+                continue
+            if looks is None:
+                seen = self.observer.looks(data, variant, rows, extent=extent, progress=progress)
+                looks = np.sum(list(seen.learned.values()), axis=0)
+            progress(f"attributes: {name}")
+            weakened = self.observer.weakened
+            told = _Told(variant=variant.name, name=name, seeds=tuple(seeds), weakened=weakened)
+            found += _infer(looks, classes, patients, told)
         return found
 
 
@@ -74,6 +68,7 @@ class _Told:
     variant: str
     name: str
     seeds: tuple[int, ...]
+    weakened: str
 
 
 def _targets(attributes: Attributes) -> dict[str, Codes]:
@@ -101,19 +96,23 @@ def _infer(looks: Similarities, classes: Codes, patients: Codes, told: _Told) ->
     rows = np.flatnonzero(np.isin(classes, kept))
     truth, owners = np.searchsorted(kept, classes[rows]), np.unique(patients[rows], return_inverse=True)[1]
     inner = looks[np.ix_(rows, rows)]
-    scores = [class_scores(inner, truth, owners, seed=seed) for seed in told.seeds]
-    right = np.mean([said.argmax(axis=1) == truth for said in scores], axis=0)
+    scored = [class_scores(inner, truth, owners, seed=seed) for seed in told.seeds]
+    right = np.mean([one.said.argmax(axis=1) == truth for one in scored], axis=0)
     value, low, high = over_patients(right, owners, share=True)
     weights = 1.0 / np.bincount(owners)[owners]
     most = float(np.bincount(truth, weights=weights).max() / weights.sum())
-    n_patients = int(owners.max()) + 1
+    # The smallest class bounds what can be told.
+    n_patients = min(len(np.unique(owners[truth == one])) for one in range(len(kept)))
+    beside = (told.weakened, f"{n_patients} patients of the smallest class, {int(owners.max()) + 1} in all")
 
-    def record(metric: str, figure: Estimate, chance: float) -> AttackResult:
+    def record(metric: str, figure: Estimate, *notes: str, chance: float) -> AttackResult:
         return AttackResult(
-            attack=ATTACK,
-            attacker="regression on the images' features",
+            attack=ATTRIBUTES,
+            attacker=REGRESSION,
+            weakened=told.weakened,
             variant=told.variant,
             metric=f"{told.name.replace(' ', '_')}_{metric}",
+            unit="share" if metric == "accuracy" else "",
             value=figure.value,
             low=figure.low,
             high=figure.high,
@@ -121,41 +120,61 @@ def _infer(looks: Similarities, classes: Codes, patients: Codes, told: _Told) ->
             n_images=len(rows),
             n_patients=n_patients,
             seeds=told.seeds,
-            notes=("chance: always the most frequent class",) if metric == "accuracy" else (),
+            notes=tuple(filter(None, [*notes, *beside])),
         )
 
-    found = [record("accuracy", Estimate(value=value, low=low, high=high), most)]
+    guessing = "chance: always the most frequent class"
+    found = [record("accuracy", Estimate(value=value, low=low, high=high), guessing, chance=most)]
     if len(kept) == 2:
-        odds = [said[:, 1] - said[:, 0] for said in scores]
-        found.insert(0, record("auc", class_auc(odds, truth == 1, owners), 0.5))
+        found.insert(0, record("auc", class_auc(scored, truth == 1, owners, n_patients=n_patients), chance=0.5))
     return found
 
 
-def class_scores(similarities: Similarities, classes: Codes, patients: Codes, *, seed: int) -> Floats:
-    """How strongly each image says each class, by regressions on other patients' images: (N, N) -> (N, K)."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """How strongly each image says each class, by attackers that never saw its patient."""
+
+    said: Floats
+    """(N, K)"""
+    fold_of: Codes
+    """(N,): images of one fold were scored by one attacker."""
+
+
+def class_scores(similarities: Similarities, classes: Codes, patients: Codes, *, seed: int) -> Scored:
+    """By regressions on other patients' images: (N, N) similarities and (N,) classes and patients."""
     targets = (classes[:, None] == np.arange(classes.max() + 1)[None]).astype(np.float64)
     scores = np.empty(targets.shape)
-    for train, test in splits(patient_folds(patients, seed=seed)):
+    fold_of = patient_folds(patients, seed=seed)
+    for train, test in splits(fold_of):
         places = principal_coordinates(similarities, train, components=COMPONENTS)
         scores[test] = predict(ridge(places[train], targets[train], penalty=PENALTY), places[test])
-    return scores
+    return Scored(said=scores, fold_of=fold_of)
 
 
-def class_auc(scores: Sequence[Floats], truth: npt.NDArray[np.bool_], patients: Codes) -> Estimate:
-    """Area under the ROC curve of images, whose patients weigh the same; averaged over several scorings, each (N,)."""
+def class_auc(scored: Sequence[Scored], truth: npt.NDArray[np.bool_], patients: Codes, *, n_patients: int) -> Estimate:
+    """Area under the ROC curve of two classes, averaged over several scorings; patients weigh the same.
+
+    Images are compared within their fold, since attackers that learned from different patients have different scales.
+    `n_patients`: of the smaller class.
+    """
     drawn = resampled(int(patients.max()) + 1, seed=0)
     weights = drawn[:, patients] / np.bincount(patients)[patients]
-    return summarised(np.mean([_areas(one, truth, weights) for one in scores], axis=0))
+    areas = [_areas(one.said[:, 1] - one.said[:, 0], truth, weights, one.fold_of) for one in scored]
+    return summarised(np.mean(areas, axis=0), patients=n_patients)
 
 
-def _areas(scores: Floats, truth: npt.NDArray[np.bool_], weights: Floats) -> Floats:
-    """(1 + R,): the area with each row of weights, (1 + R, N); NaN where a class has none."""
-    values, place = np.unique(scores, return_inverse=True)
-    positive, negative = (
-        np.stack([np.bincount(place[mask], weights=row[mask], minlength=len(values)) for row in weights])
-        for mask in (truth, ~truth)
-    )
-    below = np.cumsum(negative, axis=1) - negative / 2.0
-    total = positive.sum(axis=1) * negative.sum(axis=1)
-    areas: Floats = (positive * below).sum(axis=1) / np.where(total > 0, total, np.nan)
+def _areas(scores: Floats, truth: npt.NDArray[np.bool_], weights: Floats, fold_of: Codes) -> Floats:
+    """(1 + R,): the area over pairs within folds with each row of weights, (1 + R, N); NaN where there is no pair."""
+    found, total = np.zeros(len(weights)), np.zeros(len(weights))
+    for fold in np.unique(fold_of):
+        rows = fold_of == fold
+        values, place = np.unique(scores[rows], return_inverse=True)
+        positive, negative = (
+            np.stack([np.bincount(place[mask], weights=row[mask], minlength=len(values)) for row in weights[:, rows]])
+            for mask in (truth[rows], ~truth[rows])
+        )
+        below = np.cumsum(negative, axis=1) - negative / 2.0
+        found += (positive * below).sum(axis=1)
+        total += positive.sum(axis=1) * negative.sum(axis=1)
+    areas: Floats = found / np.where(total > 0, total, np.nan)
     return areas

@@ -18,13 +18,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import veilray
 from veilray.errors import DataError, UsageError
-from veilray.files import read_json, write_json
-from veilray.privacy.data import AuditData, Budget, Effort, NamedAttack, Variant
+from veilray.files import read_json, sha256_file, write_json
+from veilray.privacy.data import AuditData, NamedAttack, Variant
+from veilray.privacy.extent import Extent
 from veilray.privacy.formal import formal_side
 from veilray.privacy.results import (
     AttackResult,
     Audit,
     Audited,
+    AuditedRelease,
     Composition,
     Outcome,
     Skipped,
@@ -33,11 +35,6 @@ from veilray.privacy.results import (
 
 ATTACKS = "attacks"
 """Folder of an audit with a file for each attack on each variant; what is there need not be run again."""
-
-MINUTES: dict[Effort, float] = {"quick": 3.0, "default": 30.0, "full": 360.0}
-"""What an audit of some hundreds of images aims to take on two cores."""
-
-SEEDS: dict[Effort, tuple[int, ...]] = {"quick": (1,), "default": (1, 2, 3), "full": (1, 2, 3)}
 
 
 class Watcher(Protocol):
@@ -60,12 +57,13 @@ class AuditPlan:
     data: AuditData
     variants: Sequence[Variant]
     attacks: Sequence[NamedAttack]
-    effort: Effort
+    extent: Extent
     grey_step: float
-    release_digests: tuple[str, ...] = ()
+    releases: tuple[AuditedRelease, ...] = ()
     holds_clean: bool = False
     subtractable: bool = False
     left_out: tuple[str, ...] = ()
+    restorer_steps: int = 0
     composition: Composition | None = None
     not_possible: tuple[Skipped, ...] = ()
     """What is known beforehand not to be possible."""
@@ -84,7 +82,7 @@ class AuditPlan:
     @property
     def drawn(self) -> tuple[int, ...]:
         """The seeds."""
-        return self.seeds or SEEDS[self.effort]
+        return self.seeds or self.extent.seeds
 
 
 def run_audit(plan: AuditPlan, out: Path, watcher: Watcher) -> Audit:
@@ -99,13 +97,21 @@ def run_audit(plan: AuditPlan, out: Path, watcher: Watcher) -> Audit:
     levels = {one.name: one.std for one in plan.variants if one.kind == "noisy"}
     height, width = plan.data.size
     formal = (
-        formal_side(levels, height=height, width=width, grey_step=plan.grey_step, composition=plan.composition)
+        formal_side(
+            levels,
+            height=height,
+            width=width,
+            grey_step=plan.grey_step,
+            most_images=max(Counter(plan.data.patient_ids).values()),
+            composition=plan.composition,
+        )
         if levels
         else None
     )
     audit = Audit(
         veilray=veilray.__version__,
-        effort=plan.effort,
+        code=code_digest(),
+        effort=plan.extent.effort,
         seeds=plan.drawn,
         started=started,
         seconds=round(time.monotonic() - began, 1),
@@ -147,13 +153,10 @@ def _outcomes(
 
 
 def _run(plan: AuditPlan, attack: NamedAttack, variant: Variant, watcher: Watcher) -> list[AttackResult | Skipped]:
-    attacked = sum(one.kind in attack.kinds for one in plan.variants)
-    seconds = 60.0 * MINUTES[plan.effort] * attack.share / max(1, attacked)
-    budget = Budget(effort=plan.effort, seconds=seconds)
     try:
         if variant.prepare is not None:
             variant.prepare(watcher.at)
-        return attack.run(plan.data, [variant], budget=budget, seeds=plan.drawn, progress=watcher.at)
+        return attack.run(plan.data, variant, extent=plan.extent, seeds=plan.drawn, progress=watcher.at)
     except (DataError, UsageError) as error:
         return [Skipped(attack=attack.name, variant=variant.name, reason=str(error).rstrip("."))]
 
@@ -167,16 +170,21 @@ def _read(path: Path, digest: str) -> _Kept | None:
 
 
 def _digest(plan: AuditPlan, attack: NamedAttack, variant: Variant) -> str:
-    parts: list[Any] = [plan.data.digest, variant.digest, variant.name, attack.name, attack.inputs]
-    parts += [plan.effort, plan.drawn, _code()]
+    parts: list[Any] = [plan.data.digest, variant.digest, variant.name, variant.judged, attack.name, attack.inputs]
+    parts += [plan.extent, plan.drawn, code_digest()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 @functools.cache
-def _code() -> str:
-    """SHA-256 over this folder's code: results of other code are not those of this one."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+def code_digest() -> str:
+    """SHA-256 over Veilray's code but for what only talks and draws; results of other code are run again."""
+    root = Path(veilray.__file__).parent
+    files = {file.relative_to(root): file for file in sorted(root.rglob("*.py"))}
+    digest = hashlib.sha256()
+    for name, file in files.items():
+        if name.parts[0] not in ("cli", "report"):
+            digest.update(f"{name.as_posix()} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _audited(plan: AuditPlan) -> Audited:
@@ -184,13 +192,14 @@ def _audited(plan: AuditPlan) -> Audited:
     several = sum(count > 1 for count in Counter(patients).values())
     return Audited(
         originals_digest=plan.data.digest,
-        release_digests=plan.release_digests,
+        releases=plan.releases,
         n_images=len(plan.data),
         n_patients=plan.data.n_patients,
         n_with_follow_ups=several,
         height=plan.data.size[0],
         width=plan.data.size[1],
         variants={one.name: one.kind for one in plan.variants},
+        restorer_steps=plan.restorer_steps,
         restored={one.name: one.source for one in plan.variants if one.source},
         holds_clean=plan.holds_clean,
         subtractable=plan.subtractable,

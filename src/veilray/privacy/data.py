@@ -2,11 +2,11 @@
 
 An attack is a function
 
-    run(data, variants, *, budget, seeds, progress) -> list[AttackResult | Skipped]
+    run(data, variant, *, extent, seeds, progress) -> list[AttackResult | Skipped]
 
-It runs what it can and returns a `Skipped` with the reason for what it cannot. An audit calls it with one variant at a
-time, so that what is finished need not be run again; figures that hang on no pixels go with the variant of kind
-`clean`. Attacks draw from generators of their own, seeded from `seeds`, and never from a global one.
+It runs what it can and returns a `Skipped` with the reason for what it cannot. It is called for one variant at a time,
+so that what is finished need not be run again; what no image decides goes with the variant of kind `clean`. Attacks
+draw from generators of their own, seeded from `seeds`, and never from a global one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veilray.images.radiograph import FloatImage
+from veilray.privacy.extent import Extent
 from veilray.privacy.results import AttackResult, Skipped
 
 Rows = npt.NDArray[np.integer[Any]]
@@ -26,8 +27,6 @@ Rows = npt.NDArray[np.integer[Any]]
 
 VariantKind = Literal["clean", "noisy", "denoised", "baseline"]
 """The originals; as they leave; what a denoiser makes of that; another obfuscation, for scale."""
-
-Effort = Literal["quick", "default", "full"]
 
 Progress = Callable[[str], None]
 """Called with what an attack is at, in a few words: `seed 1 of 3, fold 2 of 5`."""
@@ -99,8 +98,10 @@ class Variant:
     """The rows that it has images of, where some are missing from a release; None for all."""
     source: str = ""
     """Name of the variant that it was restored from; empty where it was not restored."""
+    restorer: str = ""
+    """Who restored it; empty where it was not restored."""
     judged: tuple[int, ...] | None = None
-    """The rows whose fidelity counts, where a network was trained on the others; None for all."""
+    """The rows whose fidelity counts, where networks were trained on the others; None for all."""
     prepare: Callable[[Progress], None] | None = None
     """What takes long before its first image is there, such as a training; may be called again and is then quick."""
 
@@ -114,28 +115,36 @@ class Variant:
         return self.std > 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How much an attack may take."""
-
-    effort: Effort
-    seconds: float
-    """Wall time on two cores that one variant should take at most: an aim, by which an attack chooses its sizes."""
-
-
 class Attack(Protocol):
     """One family of attacks."""
 
     def __call__(
         self,
         data: AuditData,
-        variants: Sequence[Variant],
+        variant: Variant,
         *,
-        budget: Budget,
+        extent: Extent,
         seeds: Sequence[int],
         progress: Progress,
     ) -> list[AttackResult | Skipped]:
-        """Attack each of the variants; see the top of this file."""
+        """Attack a variant; see the top of this file."""
+
+
+def drawn_numbers(variant: Variant, seeds: Sequence[int]) -> range:
+    """The draws of a variant that an attack looks at: one a seed, as far as it has so many."""
+    return range(len(seeds) if variant.draws is None else min(variant.draws, len(seeds)))
+
+
+def drawn_seeds(variant: Variant, seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds that a figure of its draws says it is averaged over: none where nothing is drawn for the audit."""
+    return tuple(seeds) if variant.draws is None else ()
+
+
+def drawn_words(variant: Variant, numbers: range) -> tuple[str, ...]:
+    """What a figure says of the draws that it is averaged over; nothing where nothing was drawn."""
+    if variant.kind == "clean" or not (variant.draws is None or variant.is_noise or variant.source):
+        return ()
+    return ("one draw of the noise",) if len(numbers) == 1 else (f"{len(numbers)} draws of the noise",)
 
 
 def no_labels(count: int) -> Labels:
@@ -151,8 +160,6 @@ class NamedAttack:
     name: str
     """Also the name of the file of its results."""
     run: Attack
-    share: float
-    """Of the audit's time."""
     kinds: frozenset[VariantKind] = field(default_factory=lambda: frozenset({"clean", "noisy", "denoised"}))
     """Which variants it attacks."""
     inputs: str = ""

@@ -105,10 +105,10 @@ class AlexNetFeatures:
 Bank = Callable[[Tensor], list[Tensor]]
 
 
-def banks(alexnet: AlexNetFeatures | None, *, quick: bool) -> dict[str, Bank]:
+def banks(alexnet: AlexNetFeatures | None, *, fine: bool) -> dict[str, Bank]:
     """The kinds of features by name, each a function from (n, H, W) to parts (n, D).
 
-    AlexNet looks at 224 pixels a side (not when `quick`), at 112, and at 112 of which only 56 are told, where noise
+    AlexNet looks at 224 pixels a side (where `fine`), at 112, and at 112 of which only 56 are told, where noise
     has been averaged away.
     """
     found: dict[str, Bank] = {
@@ -121,7 +121,7 @@ def banks(alexnet: AlexNetFeatures | None, *, quick: bool) -> dict[str, Bank]:
     if alexnet is not None:
         found["AlexNet at 56"] = lambda images: alexnet(_enlarged(shrunk(images, _BLURRED), _COARSE), side=_COARSE)
         found["AlexNet at 112"] = lambda images: alexnet(images, side=_COARSE)
-        if not quick:
+        if fine:
             found["AlexNet at 224"] = lambda images: alexnet(images, side=_FINE)
     return found
 

@@ -14,23 +14,29 @@ from veilray.privacy.results import Composition, FormalLevel, FormalLine, Formal
 PATCH = 16
 """Side of the patch in the table of adjacencies, in pixels."""
 
+ANY_IMAGE = "any image for any other"
+"""The adjacency of whole images, in words."""
+
 KEYED = (
     "Noise drawn from a site's secret is Gaussian only to those who lack the secret: the promise is computational, and "
     "whoever holds the secret subtracts the noise."
 )
 
 
-def adjacencies(*, height: int, width: int, grey_step: float) -> dict[str, float]:
+def adjacencies(*, height: int, width: int, grey_step: float, most_images: int = 1) -> dict[str, float]:
     """What two images may differ in, in words, with the largest L2 distance of two such images, pixels in [0, 1].
 
-    `grey_step`: one grey level of the originals, 1/255 for 8 bits. UsageError for sizes or steps that are none.
+    `grey_step`: one grey level of the originals, 1/255 for 8 bits. `most_images`: of one patient; where a patient has
+    several, they are protected together or not at all. UsageError for sizes or steps that are none.
     """
-    if height < 1 or width < 1 or not 0.0 < grey_step <= 1.0:
+    if height < 1 or width < 1 or most_images < 1 or not 0.0 < grey_step <= 1.0:
         raise UsageError(f"{height} x {width} pixels with a grey level of {grey_step}: there is no such image")
     pixels = height * width
     patch = min(height, PATCH) * min(width, PATCH)
+    of_patient = {f"all {most_images} images of one patient for any others": math.sqrt(most_images * pixels)}
     return {
-        "any image for any other": math.sqrt(pixels),
+        ANY_IMAGE: math.sqrt(pixels),
+        **(of_patient if most_images > 1 else {}),
         f"any patch of {PATCH} x {PATCH} pixels for any other": math.sqrt(patch),
         "all pixels by one grey level": grey_step * math.sqrt(pixels),
         "one pixel, by any amount": 1.0,
@@ -63,12 +69,16 @@ def formal_side(
     height: int,
     width: int,
     grey_step: float,
+    most_images: int = 1,
     delta: float = DELTA,
     composition: Composition | None = None,
 ) -> FormalSide:
-    """The formal side for levels of noise by name; with the composition over what left before, where that is known."""
-    distances = adjacencies(height=height, width=width, grey_step=grey_step)
-    entire = max(distances.values())
+    """The formal side for levels of noise by name; with the composition over what left before, where that is known.
+
+    `most_images`: of one patient.
+    """
+    distances = adjacencies(height=height, width=width, grey_step=grey_step, most_images=most_images)
+    entire = distances[ANY_IMAGE]
     found = [formal_level(name, std=std, distances=distances, delta=delta) for name, std in levels.items()]
     if composition is not None and composition.least_std > 0.0:
         name = "all releases together, of the least protected image"

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from veilray.errors import RefusedError, UsageError, first_fault
-from veilray.privacy.membership import ATTACK as MEMBERSHIP
-from veilray.privacy.results import FEW_PATIENTS, AttackResult, Audit, Breach, GateOutcome, few_patients_note
-
-PASSED = "no tested attack exceeded its limit"
+from veilray.privacy.catalogue import MEMBERSHIP, STRONGEST, unknown
+from veilray.privacy.results import (
+    FEW_PATIENTS,
+    AttackResult,
+    Audit,
+    Breach,
+    GateOutcome,
+    NoiseWay,
+    few_patients_note,
+)
 
 _FALLING = ("lpips",)
 """Metrics that fall as more is recovered, which nothing can be `at_most`."""
@@ -37,9 +44,14 @@ class Limit(_Policy):
     at_most: Annotated[float, Field(allow_inf_nan=False)]
     """The highest figure that passes."""
     attacker: str = ""
-    """Only this attacker, as in the audit; empty for each."""
+    """Only this attacker, as in the audit; empty for each who sees the images."""
     variant: str = ""
     """Only these images, by name; empty for all of the kinds below."""
+    noise: tuple[NoiseWay, ...] | None = None
+    """Of attacks tried on noise made for the audit, the ways to make it that count.
+
+    By default that of each release, and every way where there is none.
+    """
     kinds: tuple[Literal["clean", "noisy", "denoised", "baseline"], ...] = ("noisy", "denoised")
     """Kinds of images that count: by default what leaves, and what a denoiser makes of it where there is one.
 
@@ -49,6 +61,8 @@ class Limit(_Policy):
     """Whether the figure itself or the upper end of its interval must keep to the limit."""
     fewest_patients: Annotated[int, Field(ge=1)] = 30
     """A figure from fewer patients cannot pass."""
+    allow_weak: bool = False
+    """Whether it passes where the strongest attacker of its attack was not there, or lacked something."""
 
     @field_validator("metric")
     @classmethod
@@ -56,7 +70,7 @@ class Limit(_Policy):
         if metric in _FALLING:
             raise ValueError(
                 f"{metric} falls as more is recovered, so that at_most would pass the best reconstruction; limit "
-                "psnr or ssim instead (also psnr_of_two_levels, psnr_of_N_releases or seeds_found)"
+                "psnr or ssim instead (also psnr_of_two_levels, psnr_of_releases or seeds_found)"
             )
         return metric
 
@@ -81,6 +95,8 @@ class Policy(_Policy):
     """Whether a release that holds the clean images passes."""
     allow_subtractable: bool = False
     """Whether a release whose noise was made from a seed passes."""
+    allow_left_out: bool = False
+    """Whether a release passes of which some images were not audited."""
 
 
 def read_policy(path: Path) -> tuple[Policy, str]:
@@ -106,23 +122,42 @@ def judge(policy: Policy, audit: Audit, *, policy_sha256: str) -> GateOutcome:
     """
     breaches: list[Breach] = []
     for limit in policy.limit:
-        breaches += [*_exceeded(limit, audit), *_unmeasured(limit, audit)]
-    breaches += _of_the_noise(policy, audit)
+        breaches += [*_exceeded(limit, audit), *_unmeasured(limit, audit), *_weak(limit, audit)]
+    breaches += [*_of_the_release(policy, audit), *_of_the_noise(policy, audit)]
     return GateOutcome(
         policy_sha256=policy_sha256,
         passed=not breaches,
+        words=_words(policy),
         rules=len(policy.limit) + bool(policy.least_std),
         breaches=tuple(breaches),
         notes=_notes(policy, audit),
     )
 
 
-def demand_passed(audit: Audit, *, release_digest: str, where: Path) -> GateOutcome:
-    """The outcome of an audit's gate; RefusedError unless it was passed, by this very release."""
+def check_policy(policy: Policy, variants: Mapping[str, str], *, where: Path | None) -> None:
+    """UsageError where a limit speaks of what no audit has, or of images that this one will not have.
+
+    `variants`: name and kind of the images that will be attacked; `where`: the policy's file.
+    """
+    for limit in policy.limit:
+        reason = unknown(attack=limit.attack, metric=limit.metric, attacker=limit.attacker)
+        if limit.variant and limit.attack != MEMBERSHIP and limit.variant not in variants:
+            reason = reason or _no_images(limit.variant, variants)
+        if reason:
+            raise UsageError(f"--gate {where}: {reason}")
+
+
+def demand_passed(audit: Audit, *, release_digest: str, where: Path, policy_sha256: str | None = None) -> GateOutcome:
+    """The outcome of an audit's gate; RefusedError unless it was passed, by this very release.
+
+    `policy_sha256`: of the policy that it must have passed; of any policy if left out.
+    """
     if release_digest not in audit.audited.release_digests:
         raise RefusedError(f"the audit in {where} is of another release, not of the one to be sealed; audit this one")
     if audit.gate is None:
         raise RefusedError(f"the audit in {where} had no gate to pass; audit again with --gate POLICY")
+    if policy_sha256 not in (None, audit.gate.policy_sha256):
+        raise RefusedError(f"the audit in {where} was judged by another policy; audit again with --gate and this one")
     if not audit.gate.passed:
         raise RefusedError(f"the audit in {where} did not pass its gate: {audit.gate.breaches[0].reason}")
     return audit.gate
@@ -144,17 +179,20 @@ def _exceeded(limit: Limit, audit: Audit) -> list[Breach]:
 
 
 def _meant(limit: Limit, audit: Audit) -> list[AttackResult]:
+    ways = {release.variant: [release.noise] for release in audit.audited.releases}
+
     def counts(one: AttackResult) -> bool:
         if limit.variant:
             return one.variant == limit.variant
-        kind = audit.audited.variants.get(one.variant)
-        return kind is None or kind in limit.kinds  # what is no kind of image is a model, which leaves
+        # Membership inference is about a model, which leaves whatever the kinds of images.
+        return one.attack == MEMBERSHIP or audit.audited.variants.get(one.variant) in limit.kinds
 
     return [
         one
         for one in audit.results
         if (one.attack, one.metric) == (limit.attack, limit.metric)
-        and limit.attacker in ("", one.attacker)
+        and (limit.attacker == one.attacker or (not limit.attacker and one.role != "baseline"))
+        and (not one.noise or one.noise in (limit.noise or ways.get(one.variant, [one.noise])))
         and counts(one)
     ]
 
@@ -171,9 +209,36 @@ def _unmeasured(limit: Limit, audit: Audit) -> list[Breach]:
         # Nobody who has no denoiser can be asked for what it makes of the images, unless the policy says so.
         if "kinds" not in limit.model_fields_set and len(absent) < len(limit.kinds):
             absent = []
+    if limit.variant and limit.attack != MEMBERSHIP and limit.variant not in audit.audited.variants:
+        return [Breach(rule=limit.words, reason=_no_images(limit.variant, audit.audited.variants))]
     reasons = [f"{_why_missing(limit, audit, name)}{_way_out(limit, audit, measured)}" for name in wanted]
     reasons += [f"{limit.attack}, {limit.metric}: there are no {kind} images in this audit" for kind in absent]
     return [Breach(rule=limit.words, reason=reason) for reason in reasons]
+
+
+def _no_images(variant: str, variants: Mapping[str, str]) -> str:
+    return f"there are no images called {variant} in this audit; there are {', '.join(variants)}"
+
+
+def _weak(limit: Limit, audit: Audit) -> list[Breach]:
+    """A breach for each variant whose strongest attacker was not there, or lacked something."""
+    if limit.attacker or limit.allow_weak or limit.attack not in STRONGEST:
+        return []
+    name = STRONGEST[limit.attack]
+    found: dict[str, list[AttackResult]] = {}
+    for one in _meant(limit, audit):
+        of_variant = found.setdefault(one.variant, [])
+        if one.attacker.startswith(name):
+            of_variant.append(one)
+    reasons = []
+    for variant, strong in found.items():
+        lacking = next((one.weakened for one in strong if one.weakened), "")
+        if not strong:
+            reasons.append(f"{limit.attack} of {variant}: {limit.metric} by the {name} was not measured")
+        elif lacking:
+            reasons.append(f"{limit.attack} of {variant}: {limit.metric} was measured {lacking}")
+    way_out = "; give what is missing, name an attacker, or say allow_weak = true in the limit"
+    return [Breach(rule=limit.words, reason=f"{reason}{way_out}") for reason in reasons]
 
 
 def _why_missing(limit: Limit, audit: Audit, variant: str) -> str:
@@ -211,14 +276,38 @@ def _notes(policy: Policy, audit: Audit) -> tuple[str, ...]:
     return ("what a denoiser makes of the images was not tested, since none was given (--denoiser)",)
 
 
-def _of_the_noise(policy: Policy, audit: Audit) -> list[Breach]:
+def _words(policy: Policy) -> str:
+    """What a pass says: no more than what the limits are about."""
+    said = []
+    if policy.limit:
+        said.append(f"no tested attack exceeded its limit ({len(policy.limit)} limits)")
+    if policy.least_std:
+        said.append(f"the noise has a std of at least {policy.least_std:g}")
+    return "; ".join(said)
+
+
+def _of_the_release(policy: Policy, audit: Audit) -> list[Breach]:
+    """What of the release itself may not leave, and what of it was not looked at."""
     found = []
+    if not policy.allow_left_out:
+        rule = "every image of the release is audited"
+        reasons = [
+            f"{one.audited:,} of {one.total:,} images of {one.variant} were audited"
+            for one in audit.audited.releases
+            if one.audited < one.total
+        ]
+        found += [Breach(rule=rule, reason=f"{reason}; say allow_left_out = true to allow it") for reason in reasons]
     if audit.audited.holds_clean and not policy.allow_clean:
         rule = "no clean images in the release"
         found.append(Breach(rule=rule, reason="the release holds the clean images beside the noisy ones"))
     if audit.audited.subtractable and not policy.allow_subtractable:
         rule = "no noise from a seed"
         found.append(Breach(rule=rule, reason="the release's noise was made from a seed: it can be subtracted"))
+    return found
+
+
+def _of_the_noise(policy: Policy, audit: Audit) -> list[Breach]:
+    found = []
     if policy.least_std:
         levels = [level.std for level in audit.formal.levels] if audit.formal is not None else []
         levels += [audit.composition.least_std] if audit.composition is not None else []

@@ -32,6 +32,11 @@ def patient_means(
     return means
 
 
+def certain_reach(patients: int) -> float:
+    """The lower end of the exact interval of a share that is 1 for so many patients, each of them."""
+    return float(((1.0 - CONFIDENCE) / 2.0) ** (1.0 / patients))
+
+
 def over_patients(
     values: npt.NDArray[np.floating],
     patients: Sequence[str] | npt.NDArray[np.generic],
@@ -48,7 +53,7 @@ def over_patients(
     if len(means) < 2:
         return mean, None, None
     if share and bool((means == means[0]).all()) and means[0] in (0.0, 1.0):
-        reach = ((1.0 - CONFIDENCE) / 2.0) ** (1.0 / len(means))
+        reach = certain_reach(len(means))
         return (mean, reach, 1.0) if mean else (mean, 0.0, 1.0 - reach)
     found: Interval = clustered_bootstrap(
         means, np.arange(len(means)), resamples=RESAMPLES, seed=seed, confidence=CONFIDENCE

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from veilray.images.radiograph import FloatImage
-from veilray.privacy.data import AuditData, Budget, Progress, Variant
+from veilray.privacy.catalogue import LINKAGE, MATCHED_FILTER, OF_PATCH
+from veilray.privacy.data import AuditData, Progress, Variant, drawn_numbers, drawn_seeds, drawn_words
+from veilray.privacy.extent import Extent
 from veilray.privacy.intervals import over_patients
 from veilray.privacy.matched_filter import (
     clamped_moments,
@@ -21,12 +23,11 @@ from veilray.privacy.matched_filter import (
     mean_images,
     squared_distances,
 )
+from veilray.privacy.pairs import whole_patients
 from veilray.privacy.results import AttackResult, Skipped
 
 _Float = TypeVar("_Float", bound="np.floating[Any]")
 
-NAME = "linkage"
-ATTACKER = "holder of the originals, matched filter"
 SIDES = (2, 4, 8, 16, 32, 64)
 """Sides of the central patches for which linkage is measured as well, in pixels."""
 CHECK_GALLERY = 24
@@ -34,61 +35,64 @@ CHECK_GALLERY = 24
 
 _BLOCK = 64
 _PROBES_AT_ONCE = 512
-_MOST_PROBES = {"quick": 96, "default": 400, "full": 100_000}
-_CHECKED = {"quick": 96, "default": 600, "full": 1200}
 _WANTED = 0.75
-_TRIED = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
+_TELLING = (0.6, 0.95)
+"""Predicted success between which the comparison says something."""
+_WIDEST = 64
+_TELLERS = 6
 _FEWEST = 3
 _BOUNDED = 16
 
 
 def run(
-    data: AuditData, variants: Sequence[Variant], *, budget: Budget, seeds: Sequence[int], progress: Progress
+    data: AuditData, variant: Variant, *, extent: Extent, seeds: Sequence[int], progress: Progress
 ) -> list[AttackResult | Skipped]:
-    """Link each variant's images to the originals: whole images, small central patches, and against the closed form."""
+    """Link a variant's images to the originals: whole images, small central patches, and against the closed form.
+
+    Noise that is made for the audit is drawn anew for each seed; a release has one draw.
+    """
     if len(data) < 2:
-        return [Skipped(attack=NAME, reason="there is one image alone: nothing to confuse it with")]
-    found: list[AttackResult | Skipped] = []
-    for variant in variants:
-        rows = _probes(data, variant, most=_MOST_PROBES[budget.effort], seed=seeds[0])
-        if not len(rows):
-            found.append(Skipped(attack=NAME, variant=variant.name, reason="it has none of the images"))
-            continue
-        progress("whole images")
-        found.append(_whole(data, variant, rows))
-        progress("patches")
-        found.append(_patches(data, variant, rows))
-        if variant.mixed:
-            reason = "the closed form was not compared: the level of noise differs from image to image"
-            found.append(Skipped(attack=NAME, variant=variant.name, reason=reason))
-        elif variant.is_noise:
-            progress("against the closed form")
-            found.append(_check(data, variant, most=_CHECKED[budget.effort], seed=seeds[0]))
+        return [Skipped(attack=LINKAGE, reason="there is one image alone: nothing to confuse it with")]
+    rows = whole_patients(variant.available(data), data.patient_ids, most=extent.linked, seed=seeds[0])
+    if not len(rows):
+        return [Skipped(attack=LINKAGE, variant=variant.name, reason="it has none of the images")]
+    progress("whole images")
+    found: list[AttackResult | Skipped] = [_whole(data, variant, rows, seeds)]
+    progress("patches")
+    found.append(_patches(data, variant, rows, seeds))
+    if variant.mixed:
+        reason = "the closed form was not compared: the level of noise differs from image to image"
+        found.append(Skipped(attack=LINKAGE, variant=variant.name, reason=reason))
+    elif variant.is_noise:
+        progress("against the closed form")
+        found.append(_check(data, variant, most=extent.checked, seeds=seeds))
     return found
 
 
-def _whole(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64]) -> AttackResult:
-    wins = np.concatenate(
-        [
-            _nearest(data, variant, block) == block
-            for block in np.split(rows, range(_PROBES_AT_ONCE, len(rows), _PROBES_AT_ONCE))
-        ]
-    )
+def _whole(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64], seeds: Sequence[int]) -> AttackResult:
+    wins = np.zeros(len(rows))
+    numbers = drawn_numbers(variant, seeds)
+    for number in numbers:
+        blocks = np.split(rows, range(_PROBES_AT_ONCE, len(rows), _PROBES_AT_ONCE))
+        wins += np.concatenate([_nearest(data, variant, block, number) == block for block in blocks])
     bound, notes = _bound(data, variant, rows[:_BOUNDED]) if _has_theory(variant) else (None, ())
-    value, low, high = over_patients(wins.astype(np.float64), _owners(data, rows), share=True)
+    value, low, high = over_patients(wins / len(numbers), _owners(data, rows), share=True)
     return AttackResult(
-        attack=NAME,
-        attacker=ATTACKER,
+        attack=LINKAGE,
+        attacker=MATCHED_FILTER,
         variant=variant.name,
         metric="top_1",
+        unit="share",
         value=value,
         low=low,
         high=high,
         chance=1.0 / len(data),
         predicted=bound,
+        predicted_at_least=bound is not None,
         n_images=len(rows),
         n_patients=len(set(_owners(data, rows).tolist())),
-        notes=(f"gallery of {len(data):,} originals", *notes),
+        seeds=drawn_seeds(variant, seeds),
+        notes=(f"gallery of {len(data):,} originals", *drawn_words(variant, numbers), *notes),
     )
 
 
@@ -96,9 +100,9 @@ def _has_theory(variant: Variant) -> bool:
     return variant.is_noise and not variant.mixed
 
 
-def _nearest(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _nearest(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
     """The original that the filter takes for each of the images, (n,); the gallery passes by in blocks."""
-    probes = variant.draw(rows, 0).reshape(len(rows), -1)
+    probes = variant.draw(rows, number).reshape(len(rows), -1)
     distances = [
         squared_distances(probes, _as_seen(data.clean(block), variant).reshape(len(block), -1))
         for block in np.split(np.arange(len(data)), range(_BLOCK, len(data), _BLOCK))
@@ -130,7 +134,7 @@ def _bound(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64]) -> tu
                 worst = max(worst, float(errors.max()))
     chance = "1/2" if worst > math.log(0.49) else "0" if worst == -math.inf else f"10^{worst / math.log(10.0):.0f}"
     return float(np.maximum(0.0, 1.0 - lost).mean()), (
-        f"predicted: at least this, by the union bound over the gallery, for {len(rows)} of the images",
+        f"predicted by the union bound over the gallery, for {len(rows)} of the images",
         f"of those, the closest pair is confused with a predicted chance of {chance}",
     )
 
@@ -140,38 +144,48 @@ def _variances(original: FloatImage, variant: Variant) -> npt.NDArray[np.float64
     return clamped_moments(x, mean=variant.mean, std=variant.std, clip=variant.clip)[1]
 
 
-def _patches(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64]) -> AttackResult:
+def _patches(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64], seeds: Sequence[int]) -> AttackResult:
     """Success from a central patch alone, by its side; the value is that of 16 x 16 pixels or the largest that fits."""
     sides = [side for side in SIDES if side <= min(data.size)] or [min(data.size)]
     shown = max(side for side in sides if side <= 16) if sides[0] <= 16 else sides[0]
-    originals = np.concatenate([_centre(block, max(sides)) for block in _in_blocks(data)])
-    probes = np.concatenate(
-        [_centre(variant.draw(block, 0), max(sides)) for block in np.split(rows, range(_BLOCK, len(rows), _BLOCK))]
-    )
+    widest = max(sides)
+    originals = np.concatenate([_centre(block, widest) for block in _in_blocks(data)])
+    numbers = drawn_numbers(variant, seeds)
+    probes = [_noisy_patches(variant, rows, widest, number) for number in numbers]
     shares = {}
     for side in sides:
         gallery = _as_seen(_centre(originals, side), variant).reshape(len(originals), -1)
-        distances = squared_distances(_centre(probes, side).reshape(len(probes), -1), gallery)
-        # Patches that look the same, such as two wholly black ones, leave a guess among them.
-        own = distances[np.arange(len(rows)), rows]
-        tied = np.isclose(distances, own[:, None], rtol=0.0, atol=1e-9)
-        wins = np.where(own <= distances.min(axis=1) + 1e-9, 1.0 / tied.sum(axis=1), 0.0)
-        shares[side] = over_patients(wins, _owners(data, rows), share=True)
+        wins = [_wins(_centre(drawn, side).reshape(len(rows), -1), gallery, rows) for drawn in probes]
+        shares[side] = over_patients(np.mean(wins, axis=0), _owners(data, rows), share=True)
     value, low, high = shares[shown]
     return AttackResult(
-        attack=NAME,
-        attacker=ATTACKER,
+        attack=LINKAGE,
+        attacker=MATCHED_FILTER,
         variant=variant.name,
-        metric=f"top_1_patch_{shown}",
+        metric=f"{OF_PATCH}{shown}",
+        unit="share",
         value=value,
         low=low,
         high=high,
         chance=1.0 / len(data),
         n_images=len(rows),
         n_patients=len(set(_owners(data, rows).tolist())),
-        notes=(f"from the central {shown} x {shown} pixels alone; curve: success by the side of the patch",),
+        seeds=drawn_seeds(variant, seeds),
+        notes=(
+            f"from the central {shown} x {shown} pixels alone; curve: success by the side of the patch",
+            *drawn_words(variant, numbers),
+        ),
         curve=tuple((float(side), share[0]) for side, share in shares.items()),
     )
+
+
+def _wins(probes: FloatImage, gallery: FloatImage, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Whether each probe, (n, P), is nearest to its own of the gallery, (G, P), at `rows`; a tie is a guess: (n,)."""
+    distances = squared_distances(probes, gallery)
+    # Patches that look the same, such as two wholly black ones, leave a guess among them.
+    own = distances[np.arange(len(rows)), rows]
+    tied = np.isclose(distances, own[:, None], rtol=0.0, atol=1e-9)
+    return np.where(own <= distances.min(axis=1) + 1e-9, 1.0 / tied.sum(axis=1), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,22 +213,24 @@ class CheckedLinkage:
         return difference / spread if spread else (0.0 if difference == 0.0 else math.copysign(math.inf, difference))
 
 
-def check_closed_form(data: AuditData, variant: Variant, *, most: int, seed: int) -> CheckedLinkage | None:
+def check_closed_form(data: AuditData, variant: Variant, *, most: int, seeds: Sequence[int]) -> CheckedLinkage | None:
     """Link central patches within small galleries of different patients, and predict each probe's chance.
 
-    The side is the least at which the predicted success reaches 0.75, so that the comparison is not trivial. None where
-    there are too few patients for a gallery of three.
+    The side is the least at which the predicted success reaches 0.75, so that the comparison is not trivial. At least
+    one draw for each of the seeds, of which the first deals out the galleries. None where there are too few patients
+    for a gallery of three.
     """
-    galleries = _galleries(data, variant, most=most, seed=seed)
+    galleries = _galleries(data, variant, most=most, seed=seeds[0])
     if not galleries:
         return None
     rows = np.concatenate(galleries)
-    widest = min(64, *data.size)
+    widest = min(_WIDEST, *data.size)
     originals = _centre(_gather(data, rows), widest).astype(np.float64)
-    side = _telling_side(originals[: len(galleries[0])], variant, widest)
+    side = _telling_side(np.split(originals, len(galleries))[:_TELLERS], variant, widest)
     # A release exists once; noise made for the audit can be drawn again until there is enough to compare.
-    repeats = 1 if variant.draws is not None else max(1, most // len(rows))
-    noisy = np.stack([_noisy_patches(variant, rows, side, number) for number in range(repeats)])
+    repeats = 1 if variant.draws is not None else max(len(seeds), most // len(rows))
+    drawn = [_noisy_patches(variant, rows, side, number) for number in range(repeats)]
+    noisy = np.stack(drawn).reshape(repeats, len(rows), -1).astype(np.float64)
     wins, predicted, begin = [], [], 0
     for members in galleries:
         part = slice(begin, begin + len(members))
@@ -231,48 +247,59 @@ def check_closed_form(data: AuditData, variant: Variant, *, most: int, seed: int
     )
 
 
-def _noisy_patches(variant: Variant, rows: npt.NDArray[np.int64], side: int, number: int) -> npt.NDArray[np.float64]:
+def _noisy_patches(variant: Variant, rows: npt.NDArray[np.int64], side: int, number: int) -> FloatImage:
+    """(n, side, side): the centre of one draw of the images."""
     blocks = np.split(rows, range(_BLOCK, len(rows), _BLOCK))
-    patches = [_centre(variant.draw(block, number), side).reshape(len(block), -1) for block in blocks]
-    return np.concatenate(patches).astype(np.float64)
+    return np.concatenate([_centre(variant.draw(block, number), side) for block in blocks])
 
 
-def _check(data: AuditData, variant: Variant, *, most: int, seed: int) -> AttackResult | Skipped:
-    checked = check_closed_form(data, variant, most=most, seed=seed)
+def _check(data: AuditData, variant: Variant, *, most: int, seeds: Sequence[int]) -> AttackResult | Skipped:
+    checked = check_closed_form(data, variant, most=most, seeds=seeds)
     if checked is None:
         reason = "the closed form is compared over galleries of three patients or more"
-        return Skipped(attack=NAME, variant=variant.name, reason=reason)
+        return Skipped(attack=LINKAGE, variant=variant.name, reason=reason)
+    predicted = float(checked.predicted.mean())
+    if not _TELLING[0] <= predicted <= _TELLING[1]:
+        reason = (
+            f"the closed form was not compared: no patch of up to {_WIDEST} pixels a side has a predicted success from "
+            f"{_TELLING[0]:g} to {_TELLING[1]:g}; that of {checked.side} pixels has {predicted:.2f}"
+        )
+        return Skipped(attack=LINKAGE, variant=variant.name, reason=reason)
     value, low, high = over_patients(checked.wins, _owners(data, checked.rows), share=True)
     return AttackResult(
-        attack=NAME,
-        attacker=ATTACKER,
+        attack=LINKAGE,
+        attacker=MATCHED_FILTER,
         variant=variant.name,
         metric="top_1_checked",
+        unit="share",
         value=value,
         low=low,
         high=high,
         chance=1.0 / checked.gallery,
-        predicted=float(checked.predicted.mean()),
+        predicted=predicted,
+        deviation=checked.deviation,
         n_images=len(checked.rows),
         n_patients=len(checked.rows),
+        seeds=drawn_seeds(variant, seeds),
         notes=(
             f"made hard on purpose, to compare with the closed form: the central {checked.side} x {checked.side} "
             f"pixels, in galleries of {checked.gallery} patients, drawn {checked.repeats} times",
-            f"measured minus predicted: {checked.deviation:+.1f} standard deviations of what the noise makes of it",
         ),
     )
 
 
-def _telling_side(originals: npt.NDArray[np.float64], variant: Variant, widest: int) -> int:
-    """The least side of the patch whose predicted success reaches the wanted one, by a few images of one gallery."""
+def _telling_side(galleries: Sequence[npt.NDArray[np.float64]], variant: Variant, widest: int) -> int:
+    """The least side of the patch whose predicted success reaches the wanted one, by some images of some galleries."""
 
     def reaches(side: int) -> bool:
-        patches = _centre(originals, side).reshape(len(originals), -1)
-        seen, variances = clamped_moments(patches, mean=variant.mean, std=variant.std, clip=variant.clip)
-        chances = [gallery_success(seen, variances[place], place) for place in range(0, len(seen), 4)]
+        chances = []
+        for originals in galleries:
+            patches = _centre(originals, side).reshape(len(originals), -1)
+            seen, variances = clamped_moments(patches, mean=variant.mean, std=variant.std, clip=variant.clip)
+            chances += [gallery_success(seen, variances[place], place) for place in range(0, len(seen), 4)]
         return float(np.mean(chances)) >= _WANTED
 
-    sides = [side for side in _TRIED if side <= widest] or [widest]
+    sides = range(1, widest + 1)
     return sides[min(bisect.bisect_left(sides, True, key=reaches), len(sides) - 1)]
 
 
@@ -288,15 +315,6 @@ def _galleries(data: AuditData, variant: Variant, *, most: int, seed: int) -> li
         return []
     size = len(chosen) // -(-len(chosen) // CHECK_GALLERY)
     return [chosen[begin : begin + size] for begin in range(0, len(chosen) - size + 1, size)]
-
-
-def _probes(data: AuditData, variant: Variant, *, most: int, seed: int) -> npt.NDArray[np.int64]:
-    """Rows to attack, ascending: patient after patient in a drawn order, until there are enough."""
-    rows = variant.available(data)
-    if len(rows) <= most:
-        return rows
-    generator = np.random.default_rng(seed)
-    return np.sort(generator.permutation(rows)[:most])
 
 
 def _owners(data: AuditData, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:

@@ -22,8 +22,10 @@ from veilray.errors import CohortError, DataError, UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.privacy.accounting import composed_std
 from veilray.privacy.data import AuditData, Labels, Rows, Variant
+from veilray.privacy.results import AuditedRelease, NoiseWay
 
 _AGES = (0.0, 130.0)
+_WAYS: dict[str, NoiseWay] = {"entropy": "fresh", "seeded": "seeded", "secret": "secret"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,6 +109,17 @@ def release_variant(release: Release, cohort: Cohort, originals: Originals, *, n
         clip=noise.clip,
         mixed=noise.std_range[0] != noise.std_range[1],
         rows=None if len(places) == len(originals.data) else tuple(places),
+    )
+
+
+def audited_release(release: Release, variant: Variant, data: AuditData) -> AuditedRelease:
+    """How much of a release a variant has of it."""
+    return AuditedRelease(
+        digest=release.digest,
+        variant=variant.name,
+        noise=_WAYS[release.record.noise_source],
+        audited=len(variant.available(data)),
+        total=len(release),
     )
 
 

@@ -13,16 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from veilray.errors import UsageError
+from veilray.privacy.catalogue import LIRA, LOSS, MEMBERSHIP
 from veilray.privacy.data import Progress
 from veilray.privacy.pairs import Codes, Mask
 from veilray.privacy.results import AttackResult, Skipped
 from veilray.privacy.roc import Estimate, resampled, summarised
 
 Floats = npt.NDArray[np.float64]
-
-ATTACK = "membership inference"
-LOSS = "threshold on the loss"
-LIRA = "likelihood ratio of shadow models"
 
 FEWEST_SHADOWS = 16
 FEWEST_PATIENTS = 10
@@ -34,7 +31,7 @@ _SMALLEST_SPREAD = 1e-6
 _ROUNDING = 1e-9
 
 Train = Callable[[Mask, int], Floats]
-"""Which patients to train on, (P,), and a seed -> the loss of every patient under the model trained so, (P,)."""
+"""Which patients to train on, (P,), and a seed -> each patient's loss under that model with each noise, (S, P)."""
 
 
 def patient_losses(losses: npt.NDArray[np.floating], patients: Codes) -> Floats:
@@ -44,14 +41,17 @@ def patient_losses(losses: npt.NDArray[np.floating], patients: Codes) -> Floats:
 
 
 def loss_threshold(losses: Floats, member: Mask, *, model: str) -> list[AttackResult | Skipped]:
-    """Take patients of low loss for members: (P,) losses and whether each was trained on. `model`: its name."""
+    """Take patients of low loss for members: (S, P) losses with S noises and whether each was trained on, (P,).
+
+    `model`: its name. Figures are averaged over the noises.
+    """
     return _figures(-losses, member, attacker=LOSS, model=model, notes=())
 
 
 def lira(
     losses: Floats, member: Mask, train: Train, *, model: str, shadows: int, seed: int, progress: Progress
 ) -> list[AttackResult | Skipped]:
-    """The likelihood ratio attack on a model that gives patients these losses, (P,).
+    """The likelihood ratio attack on a model that gives patients these losses with S noises, (S, P).
 
     Each of the `shadows` is trained on half of the patients, and so that each patient is in half of them. The
     logarithms of a patient's losses with and without it are taken as normal with one spread over all patients, as the
@@ -60,13 +60,13 @@ def lira(
     if shadows < FEWEST_SHADOWS or shadows % 2:
         raise UsageError(f"{shadows} shadow models: take an even number, at least {FEWEST_SHADOWS}")
     if _too_few(member):
-        return [Skipped(attack=ATTACK, variant=model, reason=_too_few(member))]
-    included = _halves(len(losses), shadows, seed)
-    told = np.empty((shadows, len(losses)))
+        return [Skipped(attack=MEMBERSHIP, variant=model, reason=_too_few(member))]
+    included = _halves(losses.shape[1], shadows, seed)
+    told = np.empty((shadows, *losses.shape))
     for place, mask in enumerate(included):
         progress(f"shadow model {place + 1} of {shadows}")
         told[place] = _logarithm(train(mask, seed + 1 + place))
-    ratio = _likelihood_ratio(_logarithm(losses), told, included)
+    ratio = np.stack([_likelihood_ratio(_logarithm(one), told[:, k], included) for k, one in enumerate(losses)])
     notes = (f"{shadows} shadow models, each trained on half of the patients",)
     return _figures(ratio, member, attacker=LIRA, model=model, notes=notes)
 
@@ -114,40 +114,44 @@ def _figures(
     scores: Floats, member: Mask, *, attacker: str, model: str, notes: Sequence[str]
 ) -> list[AttackResult | Skipped]:
     """AUC, and true-positive rates at low false-positive rates where there are others enough."""
-    if scores.ndim != 1 or scores.shape != member.shape or not np.isfinite(scores).all():
+    if scores.ndim != 2 or scores.shape[1:] != member.shape or not np.isfinite(scores).all():
         raise UsageError("membership inference needs one finite loss for each patient")
     if _too_few(member):
-        return [Skipped(attack=ATTACK, variant=model, reason=_too_few(member))]
-    others = int((~member).sum())
-    draws = resampled(len(scores), seed=0)
-    placements = _placements(scores, member, draws)
+        return [Skipped(attack=MEMBERSHIP, variant=model, reason=_too_few(member))]
+    others, patients = int((~member).sum()), len(member)
+    smaller = min(others, patients - others)  # bounds what can be told
+    draws = resampled(patients, seed=0)
+    placements = [_placements(one, member, draws) for one in scores]
     weights = draws[:, member]
 
     def record(metric: str, values: Floats, chance: float) -> AttackResult:
         sums = weights.sum(axis=1)
-        figure: Estimate = summarised((values * weights).sum(axis=1) / np.where(sums > 0, sums, np.nan))
+        means = (values * weights).sum(axis=1) / np.where(sums > 0, sums, np.nan)
+        figure: Estimate = summarised(means, patients=smaller)
         return AttackResult(
-            attack=ATTACK,
+            attack=MEMBERSHIP,
             attacker=attacker,
             variant=model,
             metric=metric,
+            unit="" if metric == "auc" else "share",
             value=figure.value,
             low=figure.low,
             high=figure.high,
             chance=chance,
-            n_images=len(scores),
-            n_patients=min(others, len(scores) - others),  # the smaller group bounds what can be told
-            notes=(*notes, f"{len(scores) - others} members and {others} others"),
+            n_images=patients,
+            n_patients=smaller,
+            notes=(*notes, f"{patients - others} members and {others} others"),
         )
 
-    found: list[AttackResult | Skipped] = [record("auc", 1.0 - placements, 0.5)]
+    found: list[AttackResult | Skipped] = [record("auc", 1.0 - np.mean(placements, axis=0), 0.5)]
     for rate in _RATES:
         metric = f"tpr_at_fpr_{rate:g}"
         if others * rate >= _OTHERS_PER_ERROR:
-            found.append(record(metric, (placements <= rate + _ROUNDING).astype(np.float64), rate))
+            hits = [(one <= rate + _ROUNDING).astype(np.float64) for one in placements]
+            found.append(record(metric, np.mean(hits, axis=0), rate))
         else:
             reason = f"true-positive rate at a false-positive rate of {rate:g}: {others} others are too few"
-            found.append(Skipped(attack=ATTACK, variant=model, reason=f"{attacker}, {reason}"))
+            found.append(Skipped(attack=MEMBERSHIP, variant=model, reason=f"{attacker}, {reason}"))
     return found
 
 

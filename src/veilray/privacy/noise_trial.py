@@ -13,19 +13,26 @@ import torch
 from veilray.errors import UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.obfuscation.noise import fill_standard_normal
+from veilray.privacy.catalogue import AVERAGING, GUESSING, SUBTRACTING
 from veilray.privacy.data import AuditData, Variant
-from veilray.privacy.recovery import averages, find_seeds, subtracted, without_field
-from veilray.privacy.results import AttackResult, Skipped
+from veilray.privacy.recovery import SEARCHED, averages, find_seeds, subtracted, without_field
+from veilray.privacy.results import AttackResult, NoiseWay, Skipped
 from veilray.privacy.scoring import psnr_of, score_record
+
+_WORDS: dict[NoiseWay, str] = {
+    "fresh": "fresh noise for each release",
+    "seeded": "a seeded generator",
+    "secret": "Veilray's secret noise",
+}
+_SCALED = "one seeded field scaled to two levels"
 
 
 class NoiseTrial:
-    """Attacks on noise made for the audit, over some of the images of one variant."""
+    """Attacks on noise made for the audit, over some of the images of one variant, with each of several seeds."""
 
-    def __init__(self, data: AuditData, variant: Variant, rows: npt.NDArray[np.int64], *, seed: int) -> None:
-        self._data, self._variant, self._rows, self._seed = data, variant, rows, seed
+    def __init__(self, data: AuditData, variant: Variant, rows: npt.NDArray[np.int64], *, seeds: Sequence[int]) -> None:
+        self._data, self._variant, self._rows, self._seeds = data, variant, rows, tuple(seeds)
         self._clean = data.clean(rows)
-        self._secret = hashlib.sha256(f"secret of the audit {seed}".encode()).digest()
 
     def why_no_secret(self) -> str:
         """Why secret nested noise cannot be tried at this level; empty where it can."""
@@ -33,7 +40,7 @@ class NoiseTrial:
 
         try:
             check_level(self._variant.std)
-            self._secret_field(0, self._variant.std, (1, 1))
+            self._secret_field(0, self._variant.std, (1, 1), self._seeds[0])
         except UsageError as error:
             return f"secret noise was not tried: {error}"
         except ImportError:
@@ -42,83 +49,95 @@ class NoiseTrial:
 
     def average(self, counts: Sequence[int], *, nested: bool) -> AttackResult | Skipped:
         """PSNR of the average of ever more releases."""
-        variant, curve, last = self._variant, [], np.zeros(0)
-        releases = self._releases(max(counts), nested=nested)
-        for count, estimate in averages(releases, counts, mean=variant.mean, std=variant.std, clip=variant.clip):
-            last = psnr_of(estimate, self._clean)
-            curve.append((float(count), float(np.mean(last[np.isfinite(last)])) if np.isfinite(last).any() else 99.0))
+        way: NoiseWay = "secret" if nested else "fresh"
+        variant, scores = self._variant, []
+        for seed in self._seeds:
+            releases = self._releases(max(counts), way, seed)
+            estimates = averages(releases, counts, mean=variant.mean, std=variant.std, clip=variant.clip)
+            scores.append([psnr_of(estimate, self._clean) for _, estimate in estimates])
+        by_count = np.mean(scores, axis=0)
+        curve = [
+            (float(count), float(np.mean(of[np.isfinite(of)])) if np.isfinite(of).any() else 99.0)
+            for count, of in zip(counts, by_count, strict=True)
+        ]
         gain = curve[-1][1] - curve[0][1]
-        way = "Veilray's secret noise" if nested else "fresh noise for each release"
         return self._scored(
-            last,
-            metric=f"psnr_of_{counts[-1]}_releases",
-            attacker=f"averaging {counts[-1]} releases, {way}",
+            by_count[-1],
+            metric="psnr_of_releases",
+            unit="dB",
+            attacker=f"{AVERAGING}, {_WORDS[way]}",
+            noise=way,
+            count=counts[-1],
             notes=(f"{gain:+.1f} dB against one release; curve: PSNR by the number of releases",),
             curve=tuple(curve),
         )
 
     def subtract(self, *, nested: bool) -> AttackResult | Skipped:
         """PSNR of what two levels give when they are subtracted as if one were the other scaled."""
+        way: NoiseWay = "secret" if nested else "seeded"
         std = self._variant.std
         other = self._other_level(nested=nested)
         weak_std, strong_std = min(std, other), max(std, other)
-        weak, strong = (self._level(level, nested=nested) for level in (weak_std, strong_std))
         mean, clip = self._variant.mean, self._variant.clip
-        estimate = subtracted(weak, strong, mean=mean, weak_std=weak_std, strong_std=strong_std, clip=clip)
-        way = "Veilray's secret noise" if nested else "one seeded field scaled to two levels"
+        scores, alone = [], []
+        for seed in self._seeds:
+            weak, strong = (self._level(level, way, seed) for level in (weak_std, strong_std))
+            estimate = subtracted(weak, strong, mean=mean, weak_std=weak_std, strong_std=strong_std, clip=clip)
+            scores.append(psnr_of(estimate, self._clean))
+            alone.append(np.mean(psnr_of(np.clip(weak, 0.0, 1.0), self._clean)))
         return self._scored(
-            psnr_of(estimate, self._clean),
+            np.mean(scores, axis=0),
             metric="psnr_of_two_levels",
-            attacker=f"subtracting two levels, {way}",
-            notes=(
-                f"levels {weak_std:g} and {strong_std:g}; the less noisy one alone has "
-                f"{np.mean(psnr_of(np.clip(weak, 0.0, 1.0), self._clean)):.1f} dB",
-            ),
+            unit="dB",
+            attacker=f"{SUBTRACTING}, {_SCALED if way == 'seeded' else _WORDS[way]}",
+            noise=way,
+            notes=(f"levels {weak_std:g} and {strong_std:g}; the less noisy one alone has {np.mean(alone):.1f} dB",),
         )
 
-    def guess(self, seeds: int, *, nested: bool) -> list[AttackResult | Skipped]:
-        """Share of the images whose seed is found; and what that gives back."""
-        generator = np.random.default_rng(self._seed)
-        true = generator.integers(seeds, size=len(self._rows)).tolist()
-        shape = self._clean.shape[1:]
-        fields = np.stack([seeded_field(seed, int(np.prod(shape))).reshape(shape) for seed in true])
-        noisy = self._noisy(fields * np.float32(self._variant.std))
-        # Both are searched together, since drawing the candidates takes the time.
-        secret = self._level(self._variant.std, nested=True) if nested else noisy[:0]
-        both = find_seeds(np.concatenate([noisy, secret]), seeds=seeds, draw=seeded_field)
-        found, taken = both[: len(noisy)], both[len(noisy) :]
-        hits = np.array([one == seed for one, seed in zip(found, true, strict=True)], dtype=np.float64)
-        notes = (f"all {seeds:,} seeds tried, from the first pixels of the noisy image alone",)
-        chance = 1.0 / seeds
-        results = [
-            self._scored(
-                hits,
-                metric="seeds_found",
-                attacker=f"guessing one of {seeds:,} seeds, seeded generator",
-                notes=(*notes, *self._recovered(noisy, fields, hits)),
-                share=True,
-                chance=chance,
-            )
-        ]
-        if nested:
-            results.append(
-                self._scored(
-                    np.array([one is not None for one in taken], dtype=np.float64),
-                    metric="seeds_found",
-                    attacker=f"guessing one of {seeds:,} seeds, Veilray's secret noise",
-                    notes=notes,
-                    share=True,
-                    chance=chance,
-                )
-            )
-        return results
+    def guess(self, tried: int, *, nested: bool) -> list[AttackResult | Skipped]:
+        """Share of the images whose seed is found among so many; and what that gives back."""
+        true, fields = self._seeded(tried)
+        noisy = [self._noisy(field * np.float32(self._variant.std)) for field in fields]
+        # All are searched together, since drawing the candidates takes the time.
+        secret = [self._level(self._variant.std, "secret", seed) for seed in self._seeds] if nested else []
+        beginnings = [images.reshape(len(images), 1, -1)[..., :SEARCHED] for images in (*noisy, *secret)]
+        found = find_seeds(np.concatenate(beginnings), seeds=tried, draw=seeded_field)
+        each = np.array([-1 if one is None else one for one in found]).reshape(-1, len(self._rows))
+        hits = (each[: len(noisy)] == true).astype(np.float64)
+        notes = (f"all {tried:,} seeds tried, from the first pixels of the noisy image alone",)
+        of_secret = (each[len(noisy) :] >= 0).astype(np.float64)
 
-    def _recovered(self, noisy: FloatImage, fields: FloatImage, hits: npt.NDArray[np.float64]) -> tuple[str, ...]:
+        def record(values: npt.NDArray[np.float64], way: NoiseWay, *more: str) -> AttackResult | Skipped:
+            return self._scored(
+                values.mean(axis=0),
+                metric="seeds_found",
+                unit="share",
+                attacker=f"{GUESSING}, {_WORDS[way]}",
+                noise=way,
+                count=tried,
+                notes=(*notes, *more),
+                chance=1.0 / tried,
+            )
+
+        results = [record(hits, "seeded", *self._recovered(noisy, fields, hits))]
+        return [*results, record(of_secret, "secret")] if nested else results
+
+    def _seeded(self, tried: int) -> tuple[npt.NDArray[np.int64], list[FloatImage]]:
+        """For each seed of the audit the seeds of the images, (S, n), and the fields that they give, (n, H, W) each."""
+        shape = self._clean.shape[1:]
+        true = np.stack([np.random.default_rng(seed).integers(tried, size=len(self._rows)) for seed in self._seeds])
+        count = int(np.prod(shape))
+        fields = [np.stack([seeded_field(one, count).reshape(shape) for one in row]) for row in true.tolist()]
+        return true, fields
+
+    def _recovered(
+        self, noisy: Sequence[FloatImage], fields: Sequence[FloatImage], hits: npt.NDArray[np.float64]
+    ) -> tuple[str, ...]:
         """What a found seed gives back, in a sentence."""
         variant, shares, errors = self._variant, [], []
-        for place in np.flatnonzero(hits).tolist():
+        for draw, place in np.argwhere(hits > 0.0).tolist():
             image, whole = without_field(
-                noisy[place], fields[place], mean=variant.mean, std=variant.std, clip=variant.clip
+                noisy[draw][place], fields[draw][place], mean=variant.mean, std=variant.std, clip=variant.clip
             )
             shares.append(float(whole.mean()))
             errors.append(float(np.abs(image - self._clean[place])[whole].max(initial=0.0)))
@@ -130,20 +149,23 @@ class NoiseTrial:
         )
 
     def _scored(self, values: npt.NDArray[np.float64], **options: Any) -> AttackResult | Skipped:
-        return score_record(self._data, self._variant.name, self._rows, values, seeds=(self._seed,), **options)
+        return score_record(self._data, self._variant.name, self._rows, values, seeds=self._seeds, **options)
 
-    def _releases(self, count: int, *, nested: bool) -> Iterator[FloatImage]:
+    def _releases(self, count: int, way: NoiseWay, seed: int) -> Iterator[FloatImage]:
         # A level of secret noise leaves again as it left before, to the bit.
-        again = self._level(self._variant.std, nested=True) if nested else None
+        again = self._level(self._variant.std, way, seed) if way == "secret" else None
         for number in range(count):
-            yield again if again is not None else self._noisy(self._fresh(number) * np.float32(self._variant.std))
+            if again is not None:
+                yield again
+            else:
+                yield self._noisy(self._fresh(number, seed) * np.float32(self._variant.std))
 
-    def _level(self, std: float, *, nested: bool) -> FloatImage:
+    def _level(self, std: float, way: NoiseWay, seed: int) -> FloatImage:
         """The images at a level: of one secret's nested noise, or of one seeded field scaled."""
-        if not nested:
-            return self._noisy(self._fresh(0) * np.float32(std))
+        if way != "secret":
+            return self._noisy(self._fresh(0, seed) * np.float32(std))
         shape = (self._clean.shape[1], self._clean.shape[2])
-        return self._noisy(np.stack([self._secret_field(row, std, shape) for row in self._rows.tolist()]))
+        return self._noisy(np.stack([self._secret_field(row, std, shape, seed) for row in self._rows.tolist()]))
 
     def _other_level(self, *, nested: bool) -> float:
         from veilray.obfuscation.secret import LEVELS
@@ -153,16 +175,16 @@ class NoiseTrial:
             return next(level for level in (0.2, *LEVELS) if level != std)
         return 1.5 * std
 
-    def _secret_field(self, row: int, std: float, shape: tuple[int, int]) -> FloatImage:
+    def _secret_field(self, row: int, std: float, shape: tuple[int, int], seed: int) -> FloatImage:
         from veilray.obfuscation.secret import secret_field
 
-        digest = row.to_bytes(32, "big")
-        return secret_field(secret=self._secret, digest=digest, geometry="audit", std=std, shape=shape)
+        secret = hashlib.sha256(f"secret of the audit {seed}".encode()).digest()
+        return secret_field(secret=secret, digest=row.to_bytes(32, "big"), geometry="audit", std=std, shape=shape)
 
-    def _fresh(self, number: int) -> FloatImage:
+    def _fresh(self, number: int, seed: int) -> FloatImage:
         fields = torch.empty(self._clean.shape)
         for field, row in zip(fields, self._rows.tolist(), strict=True):
-            fill_standard_normal(field, key=(self._seed << 80) + (number << 40) + row)
+            fill_standard_normal(field, key=(seed << 80) + (number << 40) + row)
         values: FloatImage = fields.numpy()
         return values
 

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from veilray.privacy.data import AuditData, Effort, Progress, Variant
+from veilray.privacy.catalogue import GRADIENTS, THUMBNAILS
+from veilray.privacy.data import AuditData, Progress, Variant
+from veilray.privacy.extent import Extent
 from veilray.privacy.features import (
     AlexNetFeatures,
     Bank,
@@ -24,10 +26,6 @@ from veilray.privacy.features import (
 from veilray.privacy.pairs import Codes, whole_patients
 from veilray.privacy.verification import Looks
 
-THUMBNAILS = "correlation of thumbnails"
-GRADIENTS = "histograms of gradients"
-
-_MOST_IMAGES: dict[Effort, int] = {"quick": 1000, "default": 2000, "full": 4000}
 _KEPT = 8
 
 
@@ -43,13 +41,13 @@ class Observer:
         self._kept: OrderedDict[str, Looks] = OrderedDict()
 
     @property
-    def has_alexnet(self) -> bool:
-        """Whether the learned attackers look through AlexNet."""
-        return self._alexnet is not None
+    def weakened(self) -> str:
+        """What the learned attackers lack; empty where they look through AlexNet."""
+        return "" if self._alexnet is not None else "without AlexNet's features, whose weights were not given"
 
-    def looks(self, data: AuditData, variant: Variant, rows: Codes, *, effort: Effort, progress: Progress) -> Looks:
+    def looks(self, data: AuditData, variant: Variant, rows: Codes, *, extent: Extent, progress: Progress) -> Looks:
         """The features of the variant's first draw of `rows`, from memory where they were computed lately."""
-        kinds = banks(self._alexnet, quick=effort == "quick")
+        kinds = banks(self._alexnet, fine=extent.fine_features)
         digest = hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes())
         digest.update("/".join((data.digest, variant.digest, variant.name, *kinds)).encode())
         key = digest.hexdigest()
@@ -61,9 +59,10 @@ class Observer:
         return self._kept[key]
 
 
-def chosen_rows(data: AuditData, variant: Variant, *, effort: Effort, seed: int = 0) -> Codes:
-    """Which of a variant's images are attacked, ascending: all, up to 1,000, 2,000 or 4,000 by effort."""
-    return whole_patients(variant.available(data), data.patient_ids, most=_MOST_IMAGES[effort], seed=seed)
+def chosen_rows(data: AuditData, variant: Variant | None, *, extent: Extent, seed: int = 0) -> Codes:
+    """Which of a variant's images are attacked, ascending, up to the extent's number; None stands for the originals."""
+    rows = np.arange(len(data)) if variant is None else variant.available(data)
+    return whole_patients(rows, data.patient_ids, most=extent.learned_images, seed=seed)
 
 
 def _look(data: AuditData, variant: Variant, rows: Codes, kinds: dict[str, Bank]) -> Looks:

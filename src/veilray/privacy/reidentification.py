@@ -8,32 +8,36 @@ never saw them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from veilray.privacy.data import AuditData, Budget, Progress, Variant
+from veilray.privacy.catalogue import (
+    GRADIENTS,
+    KNOWING,
+    NETWORK,
+    PART,
+    REIDENTIFICATION,
+    THUMBNAILS,
+    metadata_alone,
+    network_knowing,
+)
+from veilray.privacy.data import AuditData, Progress, Variant
+from veilray.privacy.extent import Extent
 from veilray.privacy.folds import FOLDS, patient_folds, splits
 from veilray.privacy.intervals import over_patients
-from veilray.privacy.metadata import metadata_scores
-from veilray.privacy.observing import GRADIENTS, THUMBNAILS, Observer, chosen_rows
+from veilray.privacy.metadata import Floats, agreement_scores, metadata_scores
+from veilray.privacy.observing import Observer, chosen_rows
 from veilray.privacy.pairs import AGE_WINDOW, Attributes, Codes, all_pairs, encode, matched, patient_codes
 from veilray.privacy.pairs import with_follow_ups as count_with_follow_ups
-from veilray.privacy.results import AttackResult, Skipped
-from veilray.privacy.roc import ENOUGH_IMPOSTORS, Estimate, Round, Verification, hits_at_one, verification
-from veilray.privacy.verification import NETWORK, NETWORK_AND_METADATA, Looks, network_scores
-
-ATTACK = "re-identification"
-METADATA = "sex, view and age alone"
-PART = "part of the network: "
+from veilray.privacy.results import AttackResult, Difference, Skipped
+from veilray.privacy.roc import ENOUGH_IMPOSTORS, Estimate, Round, Verification, excess, hits_at_one, verification
+from veilray.privacy.verification import Looks, network_scores
 
 FEWEST_WITH_FOLLOW_UPS = 2 * FOLDS
 """Patients with two images or more below which nothing is trained: each fold needs some to learn from, some to try."""
 
 Rounds = dict[str, list[Round]]
-
-_WHOLE = (NETWORK, NETWORK_AND_METADATA, METADATA, THUMBNAILS, GRADIENTS)
-"""Attackers in their own right; the others are parts of the network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,47 +45,56 @@ class ReIdentification:
     """The attack as an audit calls it; see `veilray.privacy.data`."""
 
     observer: Observer
+    _blind: dict[bytes, list[Floats]] = field(default_factory=dict)
+    """What metadata say of the pairs of the rows that were attacked last, round by round."""
 
     def __call__(
-        self,
-        data: AuditData,
-        variants: Sequence[Variant],
-        *,
-        budget: Budget,
-        seeds: Sequence[int],
-        progress: Progress,
+        self, data: AuditData, variant: Variant, *, extent: Extent, seeds: Sequence[int], progress: Progress
     ) -> list[AttackResult | Skipped]:
-        """Attack each variant; figures of attackers who see no pixels go with the clean one."""
-        found: list[AttackResult | Skipped] = []
-        for variant in variants:
-            found += self._attack(data, variant, budget, seeds, progress)
-        return found
-
-    def _attack(
-        self, data: AuditData, variant: Variant, budget: Budget, seeds: Sequence[int], progress: Progress
-    ) -> list[AttackResult | Skipped]:
-        rows = chosen_rows(data, variant, effort=budget.effort)
+        """Attack a variant; figures of attackers who see no pixels stand beside those of its pairs."""
+        rows = chosen_rows(data, variant, extent=extent)
         patients = patient_codes([data.patient_ids[row] for row in rows])
         reason = _impossible(patients)
         if reason:
-            return [Skipped(attack=ATTACK, variant=variant.name, reason=reason)]
+            return [Skipped(attack=REIDENTIFICATION, variant=variant.name, reason=reason)]
         attributes = encode(data.labels).take(rows)
-        looks = self.observer.looks(data, variant, rows, effort=budget.effort, progress=progress)
+        looks = self.observer.looks(data, variant, rows, extent=extent, progress=progress)
         skipped: list[AttackResult | Skipped] = []
         if count_with_follow_ups(patients) < FEWEST_WITH_FOLLOW_UPS:
-            rounds, used = _untrained(looks, patients), [0]
+            rounds, used = _untrained(looks, patients, attributes), [0]
             few = f"only {count_with_follow_ups(patients)} patients have several images; to train on some and attack "
             reason = f"{few}the others takes at least {FEWEST_WITH_FOLLOW_UPS}"
-            skipped = [Skipped(attack=ATTACK, variant=variant.name, reason=f"{NETWORK}: {reason}")]
+            skipped = [Skipped(attack=REIDENTIFICATION, variant=variant.name, reason=f"{NETWORK}: {reason}")]
         else:
             used = list(seeds)
-            rounds = _trained(looks, patients, attributes, used, progress, metadata=variant.kind == "clean")
+            rounds = _trained(looks, patients, attributes, used, progress)
+            if attributes.known:
+                key = repr((rows.tolist(), used, data.digest)).encode()
+                rounds[metadata_alone(attributes.known)] = self._metadata(key, rounds[NETWORK], patients, attributes)
         progress("intervals over patients")
-        told = _Told(variant=variant.name, patients=patients, attributes=attributes, seeds=used)
-        notes = [] if self.observer.has_alexnet else ["without AlexNet's features, whose weights were not given"]
+        notes = []
         if len(rows) < len(variant.available(data)):
             notes.append(f"on {len(rows):,} of {len(variant.available(data)):,} images")
-        return [*_figures(rounds, told, notes), *skipped]
+        told = _Told(
+            variant=variant.name,
+            patients=patients,
+            attributes=attributes,
+            seeds=used,
+            weakened=self.observer.weakened,
+            notes=tuple(notes),
+            # Who sees no pixels has the same figures for every variant with the same images.
+            blind_too=variant.kind == "clean" or not np.array_equal(rows, chosen_rows(data, None, extent=extent)),
+        )
+        return [*_figures(rounds, told), *skipped]
+
+    def _metadata(self, key: bytes, rounds: list[Round], patients: Codes, attributes: Attributes) -> list[Round]:
+        """What metadata say of the pairs of each round, learned from the patients of the other folds."""
+        if key not in self._blind:
+            self._blind.clear()
+            self._blind[key] = [
+                metadata_scores(_others(one, patients), one.pairs, patients, attributes) for one in rounds
+            ]
+        return [Round(pairs=one.pairs, scores=scores) for one, scores in zip(rounds, self._blind[key], strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +105,17 @@ class _Told:
     patients: Codes
     attributes: Attributes
     seeds: list[int]
+    weakened: str
+    """What the network lacks."""
+    notes: tuple[str, ...]
+    """Of the network."""
+    blind_too: bool
+    """Whether the figures of who sees no pixels are given."""
+
+    @property
+    def blind(self) -> str:
+        """Who sees no pixels; empty where nothing is known."""
+        return metadata_alone(self.attributes.known) if self.attributes.known else ""
 
 
 def _impossible(patients: Codes) -> str:
@@ -103,74 +127,113 @@ def _impossible(patients: Codes) -> str:
     return ""
 
 
-def _untrained(looks: Looks, patients: Codes) -> Rounds:
+def _others(one: Round, patients: Codes) -> Codes:
+    """The rows of all patients but those of a round."""
+    there = np.unique(patients[np.concatenate([one.pairs.first, one.pairs.second])])
+    return np.flatnonzero(~np.isin(patients, there))
+
+
+def _untrained(looks: Looks, patients: Codes, attributes: Attributes) -> Rounds:
     pairs = all_pairs(patients)
-    return {name: [Round(pairs=pairs, scores=floor[pairs.first, pairs.second])] for name, floor in looks.floors.items()}
+    scores = {name: floor[pairs.first, pairs.second] for name, floor in looks.floors.items()}
+    if attributes.known:
+        scores[metadata_alone(attributes.known)] = agreement_scores(pairs, attributes)
+    return {name: [Round(pairs=pairs, scores=one)] for name, one in scores.items()}
 
 
-def _trained(
-    looks: Looks, patients: Codes, attributes: Attributes, seeds: Sequence[int], progress: Progress, *, metadata: bool
-) -> Rounds:
-    """Scores of all attackers in all folds, by attacker."""
+def _trained(looks: Looks, patients: Codes, attributes: Attributes, seeds: Sequence[int], progress: Progress) -> Rounds:
+    """Scores of all attackers who see the images in all folds, by attacker."""
     rounds: Rounds = {}
     for place, seed in enumerate(seeds):
         for fold, (train, test) in enumerate(splits(patient_folds(patients, seed=seed))):
             progress(f"re-identification: seed {place + 1} of {len(seeds)}, fold {fold + 1} of {FOLDS}")
             pairs, scores = network_scores(looks, patients, attributes, train=train, test=test, seed=seed)
-            if metadata and attributes.known:
-                scores[METADATA] = metadata_scores(train, pairs, patients, attributes)
             for name, score in scores.items():
                 rounds.setdefault(name, []).append(Round(pairs=pairs, scores=score))
     return rounds
 
 
-def _figures(rounds: Mapping[str, list[Round]], told: _Told, notes: list[str]) -> list[AttackResult | Skipped]:
-    found: list[AttackResult | Skipped] = []
-    too_few = 0
+def _figures(rounds: Mapping[str, list[Round]], told: _Told) -> list[AttackResult | Skipped]:
+    found: list[AttackResult] = []
+    fewest = ENOUGH_IMPOSTORS
+    alone = _measured(rounds, told.blind, told, alike=False), _measured(rounds, told.blind, told, alike=True)
     for name, scored in rounds.items():
-        measured = verification(scored, told.patients, seeds=len(told.seeds), seed=0)
-        if measured is None:
+        measured = alone[0] if name == told.blind else _measured(rounds, name, told, alike=False)
+        if measured is None or (name == told.blind and not told.blind_too):
             continue
-        own = notes if name.startswith(NETWORK) else []
-        if name not in _WHOLE:
-            found.append(_auc(PART + name, measured, told, "auc", notes))
+        fewest = measured.fewest_impostors  # of the same pairs whoever scores them
+        if not _whole(name, told):
+            found.append(_auc(PART + name, measured, told, "auc").model_copy(update={"role": "part"}))
             continue
-        whole = [*_over_all(name, measured, told, own), _precision(name, scored, told, own)]
-        too_few = 0 if measured.rate else measured.n_impostors
-        if name == NETWORK_AND_METADATA:
-            # Metrics of their own: what this attacker achieves is not the image's doing alone.
-            found += [one.model_copy(update={"metric": f"{one.metric}_with_metadata"}) for one in whole]
-            continue
-        found += whole
-        if told.attributes.known:
-            alike = [one.where(matched(one.pairs, told.attributes)) for one in scored]
-            among = verification(alike, told.patients, seeds=len(told.seeds), seed=0)
-            if among is not None:
-                found.append(_auc(name, among, told, "auc_matched", [*own, _matching(told.attributes)]))
-    return found + _not_measured(told, too_few)
+        whole = [*_over_all(name, measured, told), _precision(name, scored, told)]
+        found_alike = alone[1] if name == told.blind else _measured(rounds, name, told, alike=True)
+        if found_alike is not None:
+            on = {"matched_on": _matching(told.attributes)}
+            whole.append(_auc(name, found_alike, told, "auc_matched").model_copy(update=on))
+        found += [_placed(one, name, told, alone, (measured, found_alike)) for one in whole]
+    return [*found, *_not_measured(told, fewest)]
 
 
-def _not_measured(told: _Told, too_few: int) -> list[AttackResult | Skipped]:
+def _measured(rounds: Mapping[str, list[Round]], name: str, told: _Told, *, alike: bool) -> Verification | None:
+    """How well an attacker verifies all pairs, or those that are alike in what is known; None where it cannot be."""
+    if name not in rounds or (alike and not told.attributes.known):
+        return None
+    scored = rounds[name]
+    if alike:
+        scored = [one.where(matched(one.pairs, told.attributes)) for one in scored]
+    return verification(scored, told.patients, seeds=len(told.seeds), seed=0)
+
+
+def _whole(name: str, told: _Told) -> bool:
+    """Whether it is an attacker in its own right; the others are parts of the network."""
+    knowing = network_knowing(told.attributes.known) if told.attributes.known else ""
+    return name in (NETWORK, knowing, told.blind, THUMBNAILS, GRADIENTS)
+
+
+def _placed(
+    one: AttackResult,
+    name: str,
+    told: _Told,
+    alone: tuple[Verification | None, Verification | None],
+    own: tuple[Verification | None, Verification | None],
+) -> AttackResult:
+    """A figure with what kind of attacker it is of, and by how much it exceeds metadata over the same pairs."""
+    if name == told.blind:
+        return one.model_copy(update={"role": "baseline"})
+    changed: dict[str, object] = {}
+    if one.metric in ("auc", "auc_matched"):
+        blind, seeing = (alone[1], own[1]) if one.matched_on else (alone[0], own[0])
+        if blind is not None and seeing is not None:
+            more = excess(seeing, blind)
+            changed["above_metadata"] = Difference(value=more.value, low=more.low, high=more.high)
+    if name.startswith(f"{NETWORK} "):
+        # Metrics of their own: what this attacker achieves is not the image's doing alone.
+        changed["metric"] = f"{one.metric}{KNOWING}"
+    return one.model_copy(update=changed)
+
+
+def _not_measured(told: _Told, fewest: int) -> list[Skipped]:
     reasons = []
-    if too_few:
+    if fewest < ENOUGH_IMPOSTORS:
         reasons.append(
-            f"true-positive rate at a false-positive rate of 1e-3: {too_few:,} impostor pairs are too few; it takes "
-            f"{ENOUGH_IMPOSTORS:,}"
+            f"true-positive rate at a false-positive rate of 1e-3: {fewest:,} impostor pairs in a fold are too few to "
+            f"set its threshold by; it takes {ENOUGH_IMPOSTORS:,}"
         )
     if not told.attributes.known:
         reasons.append("matched impostors and the baseline of metadata: neither sex nor view nor age is known")
-    return [Skipped(attack=ATTACK, variant=told.variant, reason=reason) for reason in reasons]
+    return [Skipped(attack=REIDENTIFICATION, variant=told.variant, reason=reason) for reason in reasons]
 
 
-def _over_all(attacker: str, measured: Verification, told: _Told, notes: list[str]) -> list[AttackResult]:
+def _over_all(attacker: str, measured: Verification, told: _Told) -> list[AttackResult]:
     alike = f"{measured.auc_pairs:.3f} where every pair weighs the same, whoever's it is"
-    found = [_auc(attacker, measured, told, "auc", [*notes, alike])]
+    found = [_auc(attacker, measured, told, "auc", alike)]
     if measured.rate is not None:
-        found.append(_result(attacker, "tpr_at_fpr_1e-3", measured.rate, measured, told, chance=1e-3, notes=notes))
+        rate = _result(attacker, "tpr_at_fpr_1e-3", measured.rate, measured, told, chance=1e-3, notes=[])
+        found.append(rate.model_copy(update={"unit": "share"}))
     return found
 
 
-def _auc(attacker: str, measured: Verification, told: _Told, metric: str, notes: list[str]) -> AttackResult:
+def _auc(attacker: str, measured: Verification, told: _Told, metric: str, *notes: str) -> AttackResult:
     counted = f"{measured.n_genuine:,} genuine and {measured.n_impostors:,} impostor pairs with each seed"
     found = _result(attacker, metric, measured.auc, measured, told, chance=0.5, notes=[*notes, counted])
     return found.model_copy(update={"curve": measured.curve})
@@ -187,8 +250,9 @@ def _result(
     notes: list[str],
 ) -> AttackResult:
     return AttackResult(
-        attack=ATTACK,
+        attack=REIDENTIFICATION,
         attacker=attacker,
+        weakened=_weakened(attacker, told),
         variant=told.variant,
         metric=metric,
         value=figure.value,
@@ -199,28 +263,41 @@ def _result(
         n_patients=measured.n_patients,
         n_pairs=measured.n_genuine + measured.n_impostors,
         seeds=tuple(told.seeds),
-        notes=tuple(notes),
+        notes=(*_own_notes(attacker, told), *notes),
     )
 
 
-def _precision(attacker: str, scored: Sequence[Round], told: _Told, notes: list[str]) -> AttackResult:
+def _precision(attacker: str, scored: Sequence[Round], told: _Told) -> AttackResult:
     hits, rows, choices = hits_at_one(scored, told.patients)
     value, low, high = over_patients(hits, told.patients[rows], share=True)
     return AttackResult(
-        attack=ATTACK,
+        attack=REIDENTIFICATION,
         attacker=attacker,
+        weakened=_weakened(attacker, told),
         variant=told.variant,
         metric="precision_at_1",
+        unit="share",
         value=value,
         low=low,
         high=high,
         n_images=len(rows),
         n_patients=len(np.unique(told.patients[rows])),
         seeds=tuple(told.seeds),
-        notes=(*notes, f"the best of {choices:.0f} other images on average"),
+        notes=(*_own_notes(attacker, told), f"the best of {choices:.0f} other images on average"),
     )
 
 
-def _matching(attributes: Attributes) -> str:
-    names = [f"age within {AGE_WINDOW:g} years" if name == "age" else name for name in attributes.known]
-    return f"both images agree in {' and '.join(names)}"
+def _learned(attacker: str) -> bool:
+    return attacker.startswith((NETWORK, PART))
+
+
+def _weakened(attacker: str, told: _Told) -> str:
+    return told.weakened if _learned(attacker) else ""
+
+
+def _own_notes(attacker: str, told: _Told) -> tuple[str, ...]:
+    return tuple(filter(None, [_weakened(attacker, told), *(told.notes if _learned(attacker) else ())]))
+
+
+def _matching(attributes: Attributes) -> tuple[str, ...]:
+    return tuple(f"age within {AGE_WINDOW:g} years" if name == "age" else name for name in attributes.known)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def attack_run(
     cohort: str | Path,
     *,
     release: str | Path | None = None,
-    seed: int,
+    seeds: Sequence[int],
     progress: Progress,
     shadows: int = 0,
     most: int | None = None,
@@ -82,7 +83,8 @@ def attack_run(
 
     Members are the patients of its training set, the others those of its test set. By a threshold on the loss, and with
     `shadows` (16 or more, even) also by the likelihood ratio attack, which trains as many networks as that run was, and
-    keeps in `folder`, where one is given, what each told, so that a stopped attack goes on. `most`: how many members,
+    keeps in `folder`, where one is given, what each told, so that a stopped attack goes on. The losses are taken once
+    under the noise of each of `seeds`, of which the first decides the shadow models too. `most`: how many members,
     and how many others, are asked about at most. `release`: the one of this cohort that the run was trained on; sets
     and training images then are the release's, and the cohort is that of its originals. Raises what opening the run
     and its data raises.
@@ -90,14 +92,20 @@ def attack_run(
     trained = RunFolder(run)
     question = question_of(trained, Path(cohort), release=None if release is None else Path(release), most=most)
     progress("losses of the released model")
-    losses = patient_losses(image_losses(Denoiser.load(run), question, seed=seed), question.patients)
+    losses = _losses(Denoiser.load(run), question, seeds)
     name = trained.path.name
     found = loss_threshold(losses, question.member, model=name)
     if shadows:
-        shadow = _shadow_trainer(question, seed=seed, folder=folder, progress=progress)
-        found += lira(losses, question.member, shadow, model=name, shadows=shadows, seed=seed, progress=progress)
-    seen = {"n_images": len(question.rows)}
+        shadow = _shadow_trainer(question, seeds=seeds, folder=folder, progress=progress)
+        found += lira(losses, question.member, shadow, model=name, shadows=shadows, seed=seeds[0], progress=progress)
+    seen = {"n_images": len(question.rows), "seeds": tuple(seeds)}
     return [one.model_copy(update=seen) if isinstance(one, AttackResult) else one for one in found]
+
+
+def _losses(denoiser: Restores, question: Question, seeds: Sequence[int]) -> Floats:
+    """(S, P): each patient's loss under the noise of each seed."""
+    told = [patient_losses(image_losses(denoiser, question, seed=seed), question.patients) for seed in seeds]
+    return np.stack(told)
 
 
 def image_losses(denoiser: Restores, question: Question, *, seed: int) -> Floats:
@@ -136,7 +144,7 @@ def question_of(folder: RunFolder, cohort: Path, *, release: Path | None = None,
     return Question(images=images, rows=rows, patients=patients, member=member)
 
 
-def _shadow_trainer(question: Question, *, seed: int, folder: Path | None, progress: Progress) -> Train:
+def _shadow_trainer(question: Question, *, seeds: Sequence[int], folder: Path | None, progress: Progress) -> Train:
     """Trains a network as the run was, on other patients, and gives every patient's loss under it."""
 
     def shadow(mask: Mask, shadow_seed: int) -> Floats:
@@ -145,11 +153,11 @@ def _shadow_trainer(question: Question, *, seed: int, folder: Path | None, progr
             question.images.config.model_dump_json(),
             question.rows.tolist(),
             DRAWS,
-            seed,
+            list(seeds),
         ]
         name = hashlib.sha256(repr([*told, mask.tolist(), shadow_seed]).encode()).hexdigest()
         kept = None if folder is None else folder / f"shadow-{name[:16]}.json"
-        losses = None if kept is None else _kept_losses(kept, len(mask))
+        losses = None if kept is None else _kept_losses(kept, (len(seeds), len(mask)))
         if losses is None:
             losses = trained(mask, shadow_seed)
             if kept is not None:
@@ -165,16 +173,16 @@ def _shadow_trainer(question: Question, *, seed: int, folder: Path | None, progr
             run = RunFolder.create(Path(scratch) / "shadow", config)
             run.write_environment({}, device=torch.device("cpu"))
             train(config, images, run, device=torch.device("cpu"), watcher=_Telling(progress))
-            return patient_losses(image_losses(Denoiser.load(run.path), question, seed=seed), question.patients)
+            return _losses(Denoiser.load(run.path), question, seeds)
 
     return shadow
 
 
-def _kept_losses(path: Path, patients: int) -> Floats | None:
-    """What an earlier run kept of a shadow model, (P,); None where there is nothing or it was cut short."""
+def _kept_losses(path: Path, shape: tuple[int, int]) -> Floats | None:
+    """What an earlier run kept of a shadow model, (S, P); None where there is nothing or it was cut short."""
     with suppress(DataError, ValueError, TypeError):
         losses = np.array(read_json(path), dtype=np.float64)
-        if losses.shape == (patients,) and np.isfinite(losses).all():
+        if losses.shape == shape and np.isfinite(losses).all():
             return losses
     return None
 

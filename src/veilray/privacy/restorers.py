@@ -24,6 +24,7 @@ from veilray.inference.denoiser import Denoiser
 from veilray.models.build import DenoisingNetwork, build_model
 from veilray.models.config import ModelConfig
 from veilray.models.weights import load_model, save_weights
+from veilray.privacy.catalogue import TRAINED
 from veilray.privacy.data import AuditData, Progress, Rows, Variant
 from veilray.privacy.folds import patient_folds
 from veilray.privacy.pairs import patient_codes
@@ -69,7 +70,11 @@ def restored_variant(variant: Variant, *, data: AuditData, folder: Path, steps: 
     restorer = _Restorer(variant, data, train, folder=folder, steps=steps)
     restored = denoised_variant(variant, restorer, folder=folder, data=data, digest=restorer.digest)
     return dataclasses.replace(
-        restored, name=f"{variant.name}, restored", judged=tuple(test.tolist()), prepare=restorer.prepare
+        restored,
+        name=f"{variant.name}, restored",
+        restorer=TRAINED,
+        judged=tuple(test.tolist()),
+        prepare=restorer.prepare,
     )
 
 

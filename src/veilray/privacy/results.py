@@ -18,11 +18,22 @@ FEW_PATIENTS = 30
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
+NoiseWay = Literal["fresh", "seeded", "secret"]
+"""How noise is made: anew for each release, from a seed that can be guessed, from a site's secret."""
+
 
 class AuditModel(BaseModel):
     """Base of every record of an audit: frozen, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Difference(AuditModel):
+    """By how much one figure exceeds another, with the 95 % interval of the difference over the same resamples."""
+
+    value: Finite
+    low: Finite | None
+    high: Finite | None
 
 
 class AttackResult(AuditModel):
@@ -37,10 +48,16 @@ class AttackResult(AuditModel):
     """Family of the attack, such as `re-identification`."""
     attacker: str = ""
     """Who attacks where a family has several, such as `verification network` or `sex, view and age alone`."""
+    role: Literal["attacker", "part", "baseline"] = "attacker"
+    """In its own right, a part of another attacker, or one that sees no pixels."""
+    weakened: str = ""
+    """What the attacker lacks that it might have had; empty where nothing."""
     variant: str = Field(min_length=1)
     """Name of the images that were attacked, `Variant.name`."""
     metric: str = Field(min_length=1)
     """Such as `auc`, `precision_at_1` or `psnr`."""
+    unit: Literal["", "share", "dB"] = ""
+    """Of the value: a share from 0 to 1, decibels, or none."""
     value: Finite
     low: Finite | None
     """Lower end of the 95 % interval over patients; None where there are too few for one."""
@@ -49,6 +66,18 @@ class AttackResult(AuditModel):
     """What guessing gives, where that is a number."""
     predicted: Finite | None = None
     """What a closed form says, where there is one."""
+    predicted_at_least: bool = False
+    """Whether what is predicted is a lower bound."""
+    deviation: Finite | None = None
+    """Measured minus predicted, in standard deviations of what the noise makes of it."""
+    matched_on: tuple[str, ...] = ()
+    """In what both images of every pair agree; empty where pairs are not matched."""
+    above_metadata: Difference | None = None
+    """By how much it exceeds what the metadata alone reach over the same pairs."""
+    noise: Literal["", NoiseWay] = ""
+    """How the noise was made that the attack was tried on; empty for the variant's own."""
+    count: int | None = None
+    """Releases that were averaged, or seeds that were tried."""
     n_images: int = Field(ge=1)
     n_patients: int = Field(ge=1)
     """Of membership inference the smaller number of members and others: no more bear the figure."""
@@ -141,12 +170,25 @@ class Composition(AuditModel):
     notes: tuple[str, ...] = ()
 
 
+class AuditedRelease(AuditModel):
+    """How much of a release was audited."""
+
+    digest: str
+    variant: str
+    """Name of its images."""
+    noise: NoiseWay
+    audited: int
+    """Images of it that were attacked."""
+    total: int
+    """Images that it holds."""
+
+
 class Audited(AuditModel):
     """What was audited."""
 
     originals_digest: str
-    release_digests: tuple[str, ...]
-    """Of the releases that were audited; none where noise was made for the audit alone."""
+    releases: tuple[AuditedRelease, ...]
+    """None where noise was made for the audit alone."""
     n_images: int
     n_patients: int
     n_with_follow_ups: int
@@ -157,12 +199,19 @@ class Audited(AuditModel):
     """Name and kind of each."""
     restored: dict[str, str] = Field(default_factory=dict)
     """Of each variant that a network restored, the one that it was restored from."""
+    restorer_steps: int = 0
+    """Steps of each network that was trained to undo one of the variants; 0 where none was."""
     holds_clean: bool = False
     """Whether the release holds the clean images too: then nothing protects them."""
     subtractable: bool = False
     """Whether the release's noise was made from a seed, by which it can be subtracted."""
     left_out: tuple[str, ...] = ()
     """Which images the audit left out, and why."""
+
+    @property
+    def release_digests(self) -> tuple[str, ...]:
+        """Of the releases that were audited."""
+        return tuple(one.digest for one in self.releases)
 
 
 class Breach(AuditModel):
@@ -179,6 +228,8 @@ class GateOutcome(AuditModel):
 
     policy_sha256: str
     passed: bool
+    words: str
+    """What a pass says: no more than what its limits are about."""
     rules: int
     breaches: tuple[Breach, ...]
     notes: tuple[str, ...] = ()
@@ -190,6 +241,8 @@ class Audit(AuditModel):
 
     schema_version: Literal[1] = 1
     veilray: str
+    code: str
+    """SHA-256 of the code that decides the figures."""
     effort: str
     seeds: tuple[int, ...]
     confidence: float = 0.95

@@ -1,10 +1,12 @@
 """How well scores tell genuine pairs from impostor pairs, over patients who each weigh the same.
 
 Everything follows from the placement of a genuine pair: the share of the impostor pairs of its own round that score
-higher. The area under the ROC curve is one minus the mean placement, the true-positive rate at a false-positive rate f
-the share of placements up to f (Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.5). A patient's
-pairs share the weight of one patient, and the impostor pairs of two patients that of one pair of patients; intervals
-come from drawing patients with replacement, in which pairs of two patients get both their weights.
+higher. The area under the ROC curve is one minus the mean placement, in which a tie counts half; the true-positive rate
+at a false-positive rate f the share of placements up to f, in which a tie counts whole, since a threshold lets in all
+that tie (Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.5). A patient's pairs share the weight of
+one patient, and the impostor pairs of two patients that of one pair of patients; intervals come from drawing patients
+with replacement, in which pairs of two patients get both their weights. Only those who are scored are drawn anew: whom
+the attacker learned from stays as it was.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veilray.errors import UsageError
-from veilray.privacy.intervals import CONFIDENCE
+from veilray.privacy.intervals import CONFIDENCE, certain_reach
 from veilray.privacy.pairs import Codes, Mask, Pairs
 
 Floats = npt.NDArray[np.float64]
@@ -25,7 +27,7 @@ LOW_RATE = 1e-3
 """The false-positive rate at which the true-positive rate is reported."""
 
 ENOUGH_IMPOSTORS = 10_000
-"""Impostor pairs below which a false-positive rate of 1e-3 is not measured."""
+"""Impostor pairs of one round, in which the threshold is set, below which a rate of 1e-3 is not measured."""
 
 _RESAMPLES = 500
 _AT_ONCE = 64
@@ -63,13 +65,17 @@ class Verification:
     auc_pairs: float
     """The area where every pair weighs the same, whoever's it is."""
     rate: Estimate | None
-    """True-positive rate at a false-positive rate of 1e-3; None with fewer than 10,000 impostor pairs."""
+    """True-positive rate at a false-positive rate of 1e-3; None where a round has fewer than 10,000 impostor pairs."""
     curve: tuple[tuple[float, float], ...]
     """(false-positive rate, true-positive rate)"""
     n_genuine: int
     n_impostors: int
+    fewest_impostors: int
+    """Of one round."""
     n_patients: int
     """Patients with a genuine pair."""
+    areas: Floats
+    """(1 + R,): the area, and that of each resample of patients."""
 
 
 def verification(rounds: Sequence[Round], patients: Codes, *, seeds: int, seed: int) -> Verification | None:
@@ -83,27 +89,31 @@ def verification(rounds: Sequence[Round], patients: Codes, *, seeds: int, seed: 
     if not all(np.isfinite(one.scores).all() for one in usable):
         raise UsageError("scores of pairs must be finite")
     draws = resampled(int(patients.max()) + 1, seed=seed)
-    measured = [
-        _measure(one, patients, draws, np.random.default_rng([seed, place])) for place, one in enumerate(usable)
-    ]
-    places = np.concatenate([one.placements for one in measured], axis=1)
+    measured = [_measure(one, patients, draws) for one in usable]
     weights = np.concatenate([one.weights for one in measured], axis=1)
+    areas = _means(1.0 - np.concatenate([one.placements for one in measured], axis=1), weights)
+    places = np.concatenate([one.with_ties for one in measured], axis=1)
     plain = np.concatenate([one.plain for one in measured])
-    impostors = sum(int(np.count_nonzero(~one.pairs.genuine)) for one in usable) // seeds
-    known = np.unique(np.concatenate([patients[one.pairs.first[one.pairs.genuine]] for one in usable]))
-    several = len(known) > 1
-    enough = impostors >= ENOUGH_IMPOSTORS
+    impostors = [int(np.count_nonzero(~one.pairs.genuine)) for one in usable]
+    known = len(np.unique(np.concatenate([patients[one.pairs.first[one.pairs.genuine]] for one in usable])))
+    found = _means((places <= LOW_RATE + _ROUNDING).astype(np.float64), weights)
     return Verification(
-        auc=_estimate(1.0 - places, weights, several=several),
+        auc=summarised(areas, patients=known),
         auc_pairs=float(1.0 - plain.mean()),
-        rate=_estimate((places <= LOW_RATE + _ROUNDING).astype(np.float64), weights, several=several)
-        if enough
-        else None,
+        rate=summarised(found, patients=known) if min(impostors) >= ENOUGH_IMPOSTORS else None,
         curve=tuple((float(f), float(np.average(places[0] <= f + _ROUNDING, weights=weights[0]))) for f in _RATES),
         n_genuine=len(plain) // seeds,
-        n_impostors=impostors,
-        n_patients=len(known),
+        n_impostors=sum(impostors) // seeds,
+        fewest_impostors=min(impostors),
+        n_patients=known,
+        areas=areas,
     )
+
+
+def excess(one: Verification, other: Verification) -> Estimate:
+    """By how much the first area exceeds the second, over the same resamples of patients; of the same pairs."""
+    found = summarised(one.areas - other.areas)
+    return found if one.n_patients > 1 else Estimate(value=found.value, low=None, high=None)
 
 
 def hits_at_one(rounds: Sequence[Round], patients: Codes) -> tuple[Floats, Codes, float]:
@@ -135,34 +145,40 @@ class _Measured:
     """Of one round, with the original patients first and then each resample: placements and weights, (1 + R, G)."""
 
     placements: Floats
+    """In which a tie counts half."""
+    with_ties: Floats
+    """In which a tie counts whole."""
     weights: Floats
     plain: Floats
-    """(G,): placements where every impostor pair weighs the same."""
+    """(G,): placements where every impostor pair weighs the same; a tie counts half."""
 
 
-def _measure(one: Round, patients: Codes, draws: Floats, rng: np.random.Generator) -> _Measured:
+def _measure(one: Round, patients: Codes, draws: Floats) -> _Measured:
     genuine = one.pairs.genuine
-    # Ties are broken at random: each threshold is then one place in the order, from the highest score down.
-    order = np.lexsort((rng.random(len(genuine)), -one.scores))
-    impostors = order[~genuine[order]]
-    above = np.empty(len(genuine), dtype=np.int64)
-    above[order] = np.cumsum(~genuine[order])
-    above = above[genuine]
+    impostors = np.flatnonzero(~genuine)
+    impostors = impostors[np.argsort(-one.scores[impostors], kind="stable")]
+    falling = -one.scores[impostors]
+    above = np.searchsorted(falling, -one.scores[genuine], side="left")
+    tied = np.searchsorted(falling, -one.scores[genuine], side="right")
     first, second = patients[one.pairs.first[impostors]], patients[one.pairs.second[impostors]]
     cell = np.unique(np.minimum(first, second) * draws.shape[1] + np.maximum(first, second), return_inverse=True)[1]
     share = (1.0 / np.bincount(cell))[cell].astype(np.float32)
-    starts = np.unique(np.concatenate([[0], above[above < len(impostors)]]))
-    placements = np.empty((len(draws), len(above)))
+    ends = np.concatenate([above, tied])
+    starts = np.unique(np.concatenate([[0], ends[ends < len(impostors)]]))
+    placements, with_ties = np.empty((len(draws), len(above))), np.empty((len(draws), len(above)))
     for begin in range(0, len(draws), _AT_ONCE):
         drawn = np.ascontiguousarray(draws[begin : begin + _AT_ONCE].T, dtype=np.float32)
         sums = np.add.reduceat(drawn[first] * drawn[second] * share[:, None], starts, axis=0, dtype=np.float64)
         up_to = np.concatenate([np.zeros((1, sums.shape[1])), np.cumsum(sums, axis=0)])
         # A resample without two patients to compare has no impostors: nothing scores higher than a genuine pair.
-        shares = up_to[np.searchsorted(starts, above)] / np.maximum(up_to[-1], 1e-12)
-        placements[begin : begin + _AT_ONCE] = shares.T
+        up_to /= np.maximum(up_to[-1], 1e-12)
+        before, until = (up_to[np.searchsorted(starts, end)].T for end in (above, tied))
+        placements[begin : begin + _AT_ONCE] = (before + until) / 2.0
+        with_ties[begin : begin + _AT_ONCE] = until
     owner = patients[one.pairs.first[genuine]]
     weights = draws[:, owner] / np.bincount(owner)[owner]
-    return _Measured(placements=placements, weights=weights, plain=above / len(impostors))
+    plain = (above + tied) / (2.0 * len(impostors))
+    return _Measured(placements=placements, with_ties=with_ties, weights=weights, plain=plain)
 
 
 def resampled(patients: int, *, seed: int) -> Floats:
@@ -172,14 +188,29 @@ def resampled(patients: int, *, seed: int) -> Floats:
     return np.concatenate([np.ones((1, patients)), drawn.astype(np.float64)])
 
 
-def summarised(values: Floats) -> Estimate:
-    """The first of (1 + R,) values, and the interval that the others, those of resamples, give."""
+def summarised(values: Floats, *, patients: int | None = None) -> Estimate:
+    """The first of (1 + R,) values, and the interval that the others, those of resamples, give.
+
+    `patients`: how many bear a share or an area, from 0 to 1; no interval for one. Where all resamples agree at 0 or 1,
+    which they take for certainty, the interval is the exact one of a share of so many patients.
+    """
+    value = float(values[0])
+    drawn = values[1:][np.isfinite(values[1:])]
+    if patients == 1 or not len(drawn):
+        return Estimate(value=value, low=None, high=None)
+    if patients is not None:
+        reach = certain_reach(patients)
+        if drawn.min() >= 1.0 - _ROUNDING:
+            return Estimate(value=value, low=min(reach, value), high=1.0)
+        if drawn.max() <= _ROUNDING:
+            return Estimate(value=value, low=0.0, high=max(1.0 - reach, value))
     tail = (1.0 - CONFIDENCE) / 2.0
-    low, high = np.nanquantile(values[1:], [tail, 1.0 - tail])
-    return Estimate(value=float(values[0]), low=float(low), high=float(high))
+    low, high = np.quantile(drawn, [tail, 1.0 - tail])
+    return Estimate(value=value, low=float(low), high=float(high))
 
 
-def _estimate(values: Floats, weights: Floats, *, several: bool) -> Estimate:
+def _means(values: Floats, weights: Floats) -> Floats:
+    """(1 + R,): weighted means of rows, (1 + R, G) each; NaN where nothing weighs."""
     sums = weights.sum(axis=1)
-    means = (values * weights).sum(axis=1) / np.where(sums > 0, sums, np.nan)
-    return summarised(means) if several else Estimate(value=float(means[0]), low=None, high=None)
+    means: Floats = (values * weights).sum(axis=1) / np.where(sums > 0, sums, np.nan)
+    return means

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,11 +11,10 @@ from torch import Tensor
 
 from veilray.images.radiograph import FloatImage
 from veilray.metrics.psnr import psnr
+from veilray.privacy.catalogue import RECONSTRUCTION
 from veilray.privacy.data import AuditData
 from veilray.privacy.intervals import over_patients
-from veilray.privacy.results import AttackResult, Skipped
-
-RECONSTRUCTION = "reconstruction"
+from veilray.privacy.results import AttackResult, NoiseWay, Skipped
 
 
 def score_record(
@@ -24,13 +25,15 @@ def score_record(
     *,
     metric: str,
     attacker: str,
-    share: bool = False,
+    unit: Literal["", "share", "dB"],
+    noise: Literal["", NoiseWay] = "",
+    count: int | None = None,
     notes: tuple[str, ...] = (),
     chance: float | None = None,
     curve: tuple[tuple[float, float], ...] | None = None,
     seeds: tuple[int, ...] = (),
 ) -> AttackResult | Skipped:
-    """The record of a score of each of some images, (n,); `share`: whether it is a success, from 0 to 1.
+    """The record of a score of each of some images, (n,); a share is a success, from 0 to 1.
 
     Images that came back to the last bit, whose PSNR is infinite, count as the best of the others.
     """
@@ -42,12 +45,15 @@ def score_record(
         values = np.where(exact, values[~exact].max(), values)
         notes = (*notes, f"{int(exact.sum())} images came back to the last bit; they count as the best of the others")
     owners = [data.patient_ids[row] for row in rows.tolist()]
-    value, low, high = over_patients(values, owners, share=share)
+    value, low, high = over_patients(values, owners, share=unit == "share")
     return AttackResult(
         attack=RECONSTRUCTION,
         attacker=attacker,
         variant=variant,
         metric=metric,
+        unit=unit,
+        noise=noise,
+        count=count,
         value=value,
         low=low,
         high=high,

@@ -16,6 +16,7 @@ import torch
 from veilray.errors import UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.obfuscation.noise import fill_standard_normal
+from veilray.privacy.catalogue import DENOISER
 from veilray.privacy.data import AuditData, Rows, Variant, VariantKind
 
 LEVELS_OF_GREY = 255
@@ -84,6 +85,7 @@ def denoised_variant(
         kind="denoised" if noisy.kind == "noisy" else "baseline",
         draw=store.draw,
         source=noisy.name,
+        restorer=DENOISER,
         digest=_digest(whole, f"of {rows.tolist()}"),
         draws=1,
         rows=tuple(rows.tolist()),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from veilray.privacy.catalogue import NETWORK, network_knowing
 from veilray.privacy.embedding import PatientSpace, predict, principal_coordinates, ridge
 from veilray.privacy.features import Similarities
 from veilray.privacy.folds import patient_folds, splits
@@ -22,8 +23,6 @@ from veilray.privacy.pairs import Attributes, Codes, Pairs, all_pairs
 
 Floats = npt.NDArray[np.float64]
 
-NETWORK = "verification network"
-NETWORK_AND_METADATA = "verification network with sex, view and age"
 ALL = "all features"
 COMPONENTS = 200
 SHRINKAGE = 0.5
@@ -61,7 +60,7 @@ def network_scores(
     seen = len(parts)
     scores = {NETWORK: Logistic.fit(learned[:, :seen], truth, weights)(told[:, :seen])}
     if attributes.known:
-        scores[NETWORK_AND_METADATA] = Logistic.fit(learned, truth, weights)(told)
+        scores[network_knowing(attributes.known)] = Logistic.fit(learned, truth, weights)(told)
     return pairs, {**scores, **parts}
 
 

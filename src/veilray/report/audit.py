@@ -55,6 +55,7 @@ def _context(audit: Audit, panels: Sequence[AuditPanel]) -> Mapping[str, Any]:
         "audit": audit,
         "css": style_sheet(),
         "headline": audit_text.headline(audit),
+        "highest_of": audit_text.highest_of(audit),
         "gate": audit_text.gate_sentence(audit),
         "verdicts": audit_text.verdicts(audit),
         "few": few_patients_note(audit.audited.n_patients) if audit.audited.n_patients < FEW_PATIENTS else "",
@@ -76,20 +77,20 @@ def _attacks(audit: Audit) -> list[str]:
 def _table(audit: Audit, attack: str) -> dict[str, Any]:
     """A table of one attack: a row for each metric and attacker, a column for each kind of image."""
     # Parts of an attacker are for who looks into audit.json.
-    results = [one for one in audit.results if one.attack == attack and not one.attacker.startswith("part of")]
+    results = [one for one in audit.results if one.attack == attack and one.role != "part"]
     variants = [name for name in audit.audited.variants if any(one.variant == name for one in results)]
     variants += [name for name in dict.fromkeys(one.variant for one in results) if name not in variants]
     rows: dict[tuple[str, str], dict[str, AttackResult]] = {}
     for one in results:
-        rows.setdefault((one.metric, one.attacker), {})[one.variant] = one
+        rows.setdefault((audit_text.metric_words(one), one.attacker), {})[one.variant] = one
     return {
         "title": _TITLES.get(attack, attack),
         "variants": variants,
         "rows": [
             {
-                "metric": audit_text.metric_name(metric),
+                "metric": metric,
                 "attacker": attacker,
-                "chance": _chance(list(cells.values())),
+                "chance": audit_text.chance_text(list(cells.values())),
                 "cells": [_cell(cells.get(variant)) for variant in variants],
             }
             for (metric, attacker), cells in rows.items()
@@ -101,21 +102,13 @@ def _table(audit: Audit, attack: str) -> dict[str, Any]:
 def _cell(result: AttackResult | None) -> dict[str, str] | None:
     if result is None:
         return None
-    predicted = ""
-    if result.predicted is not None:
-        predicted = f"predicted {audit_text.value_text(result.metric, result.predicted)}"
     few = few_patients_note(result.n_patients) if result.n_patients < FEW_PATIENTS else ""
     return {
-        "value": audit_text.value_text(result.metric, result.value),
+        "value": audit_text.value_text(result.value, result.unit),
         "ends": audit_text.interval_text(result),
-        "predicted": predicted,
+        "predicted": audit_text.predicted_text(result),
         "few": few,
     }
-
-
-def _chance(results: Sequence[AttackResult]) -> str:
-    known = {audit_text.value_text(one.metric, one.chance) for one in results if one.chance is not None}
-    return " / ".join(sorted(known))
 
 
 def _notes(results: Sequence[AttackResult]) -> list[str]:

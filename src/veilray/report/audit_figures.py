@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from veilray.privacy.catalogue import DENOISER, OF_PATCH, listed
 from veilray.privacy.results import FEW_PATIENTS, AttackResult, Audit, few_patients_note
 from veilray.report.audit_text import alike
 from veilray.report.drawing import COLOURS, DASHES, FAINT, INK, canvas, styled, svg
-
-_NOT_DRAWN = "part of the network"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ def _roc(audit: Audit) -> Drawing | None:
 
 @styled
 def _patches(audit: Audit) -> Drawing | None:
-    lines = [one for one in audit.results if one.metric.startswith("top_1_patch_") and one.curve]
+    lines = [one for one in audit.results if one.metric.startswith(OF_PATCH) and one.curve]
     if not lines:
         return None
     figure, axes = canvas(height=3.2)
@@ -72,11 +71,11 @@ def _patches(audit: Audit) -> Drawing | None:
 
 @styled
 def _releases(audit: Audit) -> Drawing | None:
-    lines = [one for one in audit.results if one.attacker.startswith("averaging") and one.curve]
+    lines = [one for one in audit.results if one.metric == "psnr_of_releases" and one.curve]
     if not lines:
         return None
     figure, axes = canvas(height=3.2)
-    names = [f"{one.variant}, {'secret noise' if 'secret' in one.attacker else 'fresh noise'}" for one in lines]
+    names = [f"{one.variant}, {one.noise} noise" for one in lines]
     legend = _lines(axes, lines, names=names, marker="o")
     counts = sorted({x for one in lines for x, _ in one.curve or ()})
     axes.set_xscale("log", base=2)
@@ -102,8 +101,9 @@ def _frontier(audit: Audit) -> Drawing | None:
         image=svg(figure, "frontier"),
         caption="The frontier: what images are worth against what they give away, with 95 % intervals of the risk. "
         "The lower right would be useful and private. The risk is that of the images as they leave or as a network "
-        "restored them, whichever is higher; the broken line is that of images without protection, the thin one "
-        "guessing. Filled: the PSNR that a network trained for it, or a given one, restores; hollow: as they leave."
+        "restored them, whichever is higher; the broken line is that of images without protection, the dotted one "
+        "that of metadata without any pixel, the thin one guessing. The PSNR is that "
+        f"{utility_words(audit)}, on the same images each time; hollow: nothing restores more than the image itself."
         + _few([one for point in points for one in (point.utility, point.risk)]),
         legend=(("noise", COLOURS[0], "solid"), ("other obfuscations", COLOURS[1], "solid")),
     )
@@ -116,7 +116,7 @@ class FrontierPoint:
     protection: str
     """Name of the images as they leave."""
     utility: AttackResult
-    """PSNR, of the restored images where a network restored them."""
+    """The highest PSNR: as they leave, or as one of the networks restored them."""
     risk: AttackResult
     """AUC of re-identification by the strongest attacker, on the images as they leave or restored."""
     restored: bool
@@ -130,15 +130,23 @@ def frontier_points(audit: Audit) -> list[FrontierPoint]:
     for name, kind in audit.audited.variants.items():
         if kind == "clean" or name in audit.audited.restored:
             continue
-        made = [one for one, source in audit.audited.restored.items() if source == name]
-        utilities = [quality[one] for one in made if one in quality] or [
-            quality[one] for one in (name,) if one in quality
-        ]
-        risks = [known[one] for one in (name, *made) if one in known]
+        seen = [name, *(one for one, source in audit.audited.restored.items() if source == name)]
+        utilities = [quality[one] for one in seen if one in quality]
+        risks = [known[one] for one in seen if one in known]
         if utilities and risks:
             utility, risk = (max(some, key=lambda one: one.value) for some in (utilities, risks))
             found.append(FrontierPoint(protection=name, utility=utility, risk=risk, restored=utility.variant != name))
     return found
+
+
+def utility_words(audit: Audit) -> str:
+    """What was done to images whose PSNR is their utility."""
+    steps = audit.audited.restorer_steps
+    trained = f"a network trained {steps} steps" if steps else ""
+    made = [one.attacker for one in audit.results if one.metric == "psnr" and one.variant in audit.audited.restored]
+    given = "the given denoiser" if DENOISER in made else ""
+    best = [one for one in ("nothing", trained, given) if one]
+    return f"after the better of {listed(best)}" if len(best) > 1 else "as they leave"
 
 
 def draw_frontier(axes: Axes, audit: Audit, points: Sequence[FrontierPoint]) -> None:
@@ -146,6 +154,9 @@ def draw_frontier(axes: Axes, audit: Audit, points: Sequence[FrontierPoint]) -> 
     for one in _risks(audit):
         if audit.audited.variants.get(one.variant) == "clean":
             axes.axhline(one.value, color=INK, lw=0.8, ls="--")
+    for one in _of_identity(audit):
+        if one.role == "baseline" and audit.audited.variants.get(one.variant) == "clean":
+            axes.axhline(one.value, color=INK, lw=0.8, ls=":")
     axes.axhline(0.5, color=FAINT, lw=0.6)
     for point in points:
         x, risk, colour = point.utility.value, point.risk, _colour(point)
@@ -154,7 +165,7 @@ def draw_frontier(axes: Axes, audit: Audit, points: Sequence[FrontierPoint]) -> 
         axes.plot([x], [risk.value], "o", ms=4, color=colour, mfc=colour if point.restored else "white")
     axes.margins(x=0.08, y=0.08)
     low, high = axes.get_ylim()
-    axes.set(xlabel="PSNR, restored, dB (utility)", ylabel="Re-identification, AUC (risk)", ylim=(low, high))
+    axes.set(xlabel=f"PSNR {utility_words(audit)}, dB", ylabel="Re-identification, AUC (risk)", ylim=(low, high))
     ordered = sorted(points, key=lambda one: (one.risk.value, one.utility.value))
     heights = spread([(one.risk.value - low) / (high - low) for one in ordered], apart=0.075)
     for point, height in zip(ordered, heights, strict=True):
@@ -171,9 +182,13 @@ def draw_frontier(axes: Axes, audit: Audit, points: Sequence[FrontierPoint]) -> 
 
 
 def _risks(audit: Audit) -> list[AttackResult]:
+    return _strongest(_of_identity(audit), curves=False)
+
+
+def _of_identity(audit: Audit) -> list[AttackResult]:
+    """The figures of re-identification that the frontier takes for the risk."""
     metric = "auc_matched" if any(one.metric == "auc_matched" for one in audit.results) else "auc"
-    found = [one for one in audit.results if one.attack == "re-identification" and one.metric == metric]
-    return _strongest(found, curves=False)
+    return [one for one in audit.results if one.attack == "re-identification" and one.metric == metric]
 
 
 def _colour(point: FrontierPoint) -> str:
@@ -202,7 +217,7 @@ def _strongest(results: Sequence[AttackResult], *, curves: bool = True) -> list[
     """The highest figure of each variant, of attackers who see the images, in the variants' order."""
     found: dict[str, AttackResult] = {}
     for one in results:
-        if (curves and not one.curve) or one.attacker.startswith((_NOT_DRAWN, "sex, view")):
+        if (curves and not one.curve) or one.role != "attacker":
             continue
         if one.variant not in found or one.value > found[one.variant].value:
             found[one.variant] = one

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from veilray.privacy.gate import PASSED
+from veilray.privacy.catalogue import KNOWING, OF_PATCH, listed
+from veilray.privacy.formal import ANY_IMAGE
 from veilray.privacy.results import FEW_PATIENTS, AttackResult, Audit, FormalLevel, few_patients_note
 from veilray.report.text import number
 
-METADATA = "sex, view and age alone"
-"""The attacker who sees no pixels, as re-identification names it."""
-AGREEING = "both images agree in "
-"""How the note of a figure among matched impostors begins."""
-_PARTS = "part of the network"
+_LEAVING = ("noisy", "denoised")
+"""Kinds of images that leave, or that a denoiser makes of those."""
 _NBSP = "\N{NO-BREAK SPACE}"
 
 METRIC_NAMES = {
@@ -26,6 +24,7 @@ METRIC_NAMES = {
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
     "lpips": "LPIPS",
+    "psnr_of_releases": "PSNR of averaged releases, dB",
     "seeds_found": "seeds found",
     "psnr_of_two_levels": "PSNR of two levels, dB",
     "sex_auc": "sex, AUC",
@@ -35,8 +34,6 @@ METRIC_NAMES = {
     "age_group_accuracy": "age group, accuracy",
 }
 """What readers call a metric; others are spelt out of their own names."""
-
-_SHARES = ("top_1", "precision_at_1", "seeds_found", "accuracy", "tpr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +63,9 @@ def headline(audit: Audit) -> str:
     if audit.audited.holds_clean:
         parts.append("the release holds the clean images: nothing protects them")
     if said := _worst(_seen(audit, "linkage", "top_1")):
-        parts.append(f"whoever holds the originals finds the one behind a released image in at least {said} of cases")
+        parts.append(f"whoever holds the originals finds the one behind a released image, share of the images: {said}")
     if said := _worst(_seen(audit, "re-identification", "auc_matched") or _seen(audit, "re-identification", "auc")):
-        parts.append(f"released images of one patient can be told to belong together with an AUC of at least {said}")
+        parts.append(f"whether two released images are of one patient, AUC of telling: {said}")
     if not parts:
         return "Nothing could be measured; the reasons are listed below."
     return f"{'; '.join(parts)}."[0].upper() + f"{'; '.join(parts)}."[1:]
@@ -80,22 +77,43 @@ def gate_sentence(audit: Audit) -> str:
         return ""
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in audit.gate.notes)
     if audit.gate.passed:
-        return f"Gate passed: {PASSED} ({audit.gate.rules} limits).{notes} This does not say that the release is safe."
+        return f"Gate passed: {audit.gate.words}.{notes} This does not say that the release is safe."
     return "Gate not passed: " + "; ".join(breach.reason for breach in audit.gate.breaches) + f".{notes}"
 
 
 def alike(audit: Audit) -> str:
     """In what the people among whom re-identification was measured are alike, as far as it was known of them."""
-    notes = [note for one in audit.results if one.metric == "auc_matched" for note in one.notes]
-    told = [note.removeprefix(AGREEING) for note in notes if note.startswith(AGREEING)]
-    return f"alike in {told[0] if told else 'sex, view and age'}"
+    told = [one.matched_on for one in audit.results if one.matched_on]
+    return f"alike in {listed(told[0] if told else ('sex', 'view', 'age'))}"
+
+
+def highest_of(audit: Audit) -> int:
+    """Among how many figures the verdict on re-identification takes the highest."""
+    metric = "auc_matched" if _seen(audit, "re-identification", "auc_matched") else "auc"
+    names = {name for name, kind in audit.audited.variants.items() if kind in _LEAVING}
+    found = _all(audit, "re-identification", metric)
+    return sum(one.role == "attacker" and one.variant in names for one in found)
+
+
+def at_least(result: AttackResult, *, of: str = "") -> str:
+    """What an attacker can do at least: the lower end of the interval, with the figure; or that it did not show."""
+    few = few_patients_note(result.n_patients) if result.n_patients < FEW_PATIENTS else ""
+    if result.low is None or result.high is None:
+        return f"{figure(result, of=of)}, without an interval"
+    ends = interval_text(result)
+    if result.chance is not None and result.low <= result.chance:
+        beside = "; ".join(filter(None, [f"{value_text(result.value, result.unit)}, 95 % {ends}", of, few]))
+        return f"not told from guessing by this attacker ({beside})"
+    measured = f"measured {value_text(result.value, result.unit)}, 95 % {ends}"
+    beside = "; ".join(filter(None, [measured, of, few]))
+    return f"at least {value_text(result.low, result.unit)} ({beside})"
 
 
 def figure(result: AttackResult, *, of: str = "") -> str:
     """A figure with its interval, what it is `of`, and in the same breath where it is from few patients."""
     few = few_patients_note(result.n_patients) if result.n_patients < FEW_PATIENTS else ""
     beside = "; ".join(filter(None, [interval_text(result), of, few]))
-    text = value_text(result.metric, result.value)
+    text = value_text(result.value, result.unit)
     return f"{text} ({beside})" if beside else text
 
 
@@ -103,32 +121,54 @@ def interval_text(result: AttackResult) -> str:
     """The ends of the interval, `0.830 to 0.910`; empty where there is none."""
     if result.low is None or result.high is None:
         return ""
-    low, high = (value_text(result.metric, end) for end in (result.low, result.high))
+    low, high = (value_text(end, result.unit) for end in (result.low, result.high))
     unit = high.rpartition(_NBSP)[2] if _NBSP in high else ""
     return f"{low.removesuffix(_NBSP + unit)} to {high}"
 
 
-def value_text(metric: str, value: float) -> str:
-    """A value as its metric is written: per cent, dB or three decimals."""
-    if metric.startswith("psnr"):
+def predicted_text(result: AttackResult) -> str:
+    """What a closed form says, and how far off the measurement is; empty where there is none."""
+    if result.predicted is None:
+        return ""
+    bound = "at least " if result.predicted_at_least else ""
+    text = f"predicted {bound}{value_text(result.predicted, result.unit)}"
+    return text if result.deviation is None else f"{text}, z {number(result.deviation, 1, sign=True)}"
+
+
+def chance_text(results: Sequence[AttackResult]) -> str:
+    """What guessing gives, of figures in one row of a table."""
+    known = {value_text(one.chance, one.unit) for one in results if one.chance is not None}
+    return " / ".join(sorted(known))
+
+
+def value_text(value: float, unit: str) -> str:
+    """A value in its unit: per cent, dB or three decimals."""
+    if unit == "dB":
         return f"{number(value, 1)}{_NBSP}dB"
-    if any(part in metric for part in _SHARES):
+    if unit == "share":
         percent = 100.0 * value
         return f"{number(percent, 0 if percent in (0.0, 100.0) else 1)}{_NBSP}%"
     return number(value, 3)
+
+
+def metric_words(result: AttackResult) -> str:
+    """What readers call a figure's metric, with how many releases or seeds it took."""
+    if result.count is None:
+        return metric_name(result.metric)
+    if result.metric == "seeds_found":
+        return f"found of {number(result.count, 0)} seeds"
+    return f"PSNR of {result.count} releases, dB"
 
 
 def metric_name(metric: str) -> str:
     """What readers call a metric."""
     if metric in METRIC_NAMES:
         return METRIC_NAMES[metric]
-    if metric.endswith("_with_metadata"):
-        return f"{metric_name(metric.removesuffix('_with_metadata'))}, sex, view and age known"
-    if metric.startswith("top_1_patch_"):
-        side = metric.removeprefix("top_1_patch_")
+    if metric.endswith(KNOWING):
+        return f"{metric_name(metric.removesuffix(KNOWING))}, metadata known"
+    if metric.startswith(OF_PATCH):
+        side = metric.removeprefix(OF_PATCH)
         return f"found from {side} × {side} pixels alone"
-    if metric.startswith("psnr_of_") and metric.endswith("_releases"):
-        return f"PSNR of {metric.split('_')[2]} releases, dB"
     return metric.replace("_", " ")
 
 
@@ -150,11 +190,11 @@ def _linkage(audit: Audit) -> Verdict:
     sentences = []
     gallery = number(audit.audited.n_images, 0)
     if said := _worst(_seen(audit, "linkage", "top_1")):
-        sentences.append(f"finds the right one of {gallery} originals for at least {said} of the images.")
-    for metric in sorted({one.metric for one in audit.results if one.metric.startswith("top_1_patch_")})[:1]:
-        side = metric.removeprefix("top_1_patch_")
+        sentences.append(f"finds the right one of {gallery} originals, share of the images: {said}.")
+    for metric in sorted({one.metric for one in audit.results if one.metric.startswith(OF_PATCH)})[:1]:
+        side = metric.removeprefix(OF_PATCH)
         if said := _worst(_seen(audit, "linkage", metric)):
-            sentences.append(f"The central {side} × {side} pixels alone are enough for at least {said} of them.")
+            sentences.append(f"From the central {side} × {side} pixels alone: {said}.")
     return Verdict(attacker="Who holds the originals", sentences=tuple(sentences))
 
 
@@ -163,47 +203,67 @@ def _identity(audit: Audit) -> Verdict:
     among = _seen(audit, "re-identification", "auc_matched")
     if said := _worst(among):
         sentences.append(
-            f"tells whether two images are of one patient, among people {alike(audit)}, with an AUC of at least "
-            f"{said}; guessing has 0.5{_blindly(audit, among)}.{_clean(audit, 're-identification', 'auc_matched')}"
+            f"tells whether two images are of one patient, among people {alike(audit)}; AUC, guessing has 0.5: {said}."
+            f"{_clean(audit, 're-identification', 'auc_matched')}{_blindly(audit, among)}"
         )
     if said := _worst(_seen(audit, "re-identification", "auc")):
-        sentences.append(f"Among all patients: at least {said}.{_clean(audit, 're-identification', 'auc')}")
-        blind = [one for one in _all(audit, "re-identification", "auc") if one.attacker == METADATA]
-        sentences += [
-            f"What is known of sex, view and age alone, without any pixel, has {figure(one)}." for one in blind
-        ]
+        sentences.append(f"Among all patients: {said}.{_clean(audit, 're-identification', 'auc')}")
+        blind = _blind(audit, "auc", "original")
+        sentences += [f"Without any pixel, {one.attacker} have {figure(one)}." for one in blind[:1]]
     return Verdict(attacker="Who sees two released images", sentences=tuple(sentences))
 
 
 def _blindly(audit: Audit, seen: dict[str, AttackResult]) -> str:
-    """What metadata reach among matched impostors, as the end of a sentence, and whether the images say any more."""
-    blind = [one for one in _all(audit, "re-identification", "auc_matched") if one.attacker == METADATA]
-    if not blind:
-        return ""
-    best, worst = (max(found, key=lambda one: one.value) for found in (blind, seen.values()))
-    said = f", and {METADATA} reach {figure(best)} there"
-    if worst.value <= best.value:
-        return f"{said}, which the images do not exceed"
-    if worst.low is not None and best.high is not None and worst.low <= best.high:
-        return f"{said}, an interval that overlaps with that of the images"
+    """What metadata reach among matched impostors, and whether the images say any more over the same pairs."""
+    best = _highest(seen)
+    assert best is not None
+    blind = _blind(audit, "auc_matched", best.variant)
+    said = f" Without any pixel, {blind[0].attacker} reach {figure(blind[0])} there." if blind else ""
+    knowing = _highest(_seen(audit, "re-identification", f"auc_matched{KNOWING}"))
+    for one, whose in ((best, "The images alone"), (knowing, "The images beside what is known")):
+        if one is not None and one.above_metadata is not None:
+            said += f" {whose} {_excess(one)}."
     return said
+
+
+def _excess(result: AttackResult) -> str:
+    """Whether a figure exceeds that of metadata alone, by the interval of the paired difference."""
+    more = result.above_metadata
+    assert more is not None
+    beside = f"{number(more.value, 3, sign=True)}"
+    if more.low is None or more.high is None:
+        return (
+            f"differ from them by {beside} ({result.variant}), without an interval: no evidence of anything biometric"
+        )
+    ends = f"{number(more.low, 3, sign=True)} to {number(more.high, 3, sign=True)}"
+    if more.low > 0.0:
+        return f"exceed that over the same pairs by {beside} ({ends}; {result.variant}), which is biometric"
+    return (
+        f"do not exceed that over the same pairs ({beside}, {ends}; {result.variant}), which is no evidence of "
+        "anything biometric"
+    )
+
+
+def _blind(audit: Audit, metric: str, variant: str) -> list[AttackResult]:
+    """What who sees no pixels reaches over the pairs of a variant, or over those of the originals."""
+    found = [one for one in _all(audit, "re-identification", metric) if one.role == "baseline"]
+    return [one for one in found if one.variant == variant] or found
 
 
 def _attributes(audit: Audit) -> Verdict:
     sentences = []
     for metric, what in (("sex_auc", "sex"), ("view_auc", "view"), ("age_group_accuracy", "age group")):
-        seen = _seen(audit, "attribute inference", metric)
-        if said := _worst(seen):
+        worst = _highest(seen := _seen(audit, "attribute inference", metric))
+        if worst is not None:
             kind = "AUC" if metric.endswith("auc") else "accuracy"
-            chance = next(iter(seen.values())).chance
-            guess = "" if chance is None else f"; guessing has {value_text(metric, chance)}"
-            sentences.append(f"{what}: {kind} of at least {said}{guess}.")
+            guess = "" if worst.chance is None else f", guessing has {value_text(worst.chance, worst.unit)}"
+            sentences.append(f"{what}: {kind}{guess}: {_worst(seen)}.")
     return Verdict(attacker="Who infers what the patient is like", sentences=tuple(sentences))
 
 
 def _restoring(audit: Audit) -> Verdict:
     said = _worst(_seen(audit, "reconstruction", "psnr", kinds=("denoised",)))
-    sentences = (f"restores the images to a PSNR of at least {said}.",) if said else ()
+    sentences = (f"restores the images, PSNR: {said}.",) if said else ()
     return Verdict(attacker="Who has a denoiser", sentences=sentences)
 
 
@@ -211,13 +271,12 @@ def _averaging(audit: Audit) -> Verdict:
     """Averaging and subtraction: of each way of making noise the image that gave most away."""
     worst: dict[str, AttackResult] = {}
     for one in audit.results:
-        gaining = one.attacker.startswith("averaging") and one.curve
-        if gaining or one.metric == "psnr_of_two_levels":
+        if one.metric in ("psnr_of_releases", "psnr_of_two_levels"):
             worst[one.attacker] = max(worst.get(one.attacker, one), one, key=_gain)
     sentences = []
     for attacker, one in worst.items():
-        gain = f"{number(_gain(one), 1, sign=True)}{_NBSP}dB, to " if one.curve else "to "
-        sentences.append(f"{attacker}: {gain}{figure(one, of=one.variant)}.")
+        counted = f"{one.count} of them, {number(_gain(one), 1, sign=True)}{_NBSP}dB: " if one.curve else ""
+        sentences.append(f"{attacker}: {counted}{at_least(one, of=one.variant)}.")
     return Verdict(attacker="Who gets several releases of one image", sentences=tuple(sentences))
 
 
@@ -231,14 +290,17 @@ def _keys(audit: Audit) -> Verdict:
     for one in audit.results:
         if one.metric == "seeds_found":
             grouped.setdefault(one.attacker, {})[one.variant] = one
-    sentences = tuple(f"{attacker}: found in {_worst(each)}." for attacker, each in grouped.items())
+    sentences = tuple(
+        f"{attacker}, {number(next(iter(each.values())).count or 0, 0)} seeds tried, found: {_worst(each)}."
+        for attacker, each in grouped.items()
+    )
     return Verdict(attacker="Who guesses how the noise was made", sentences=sentences)
 
 
 def _members(audit: Audit) -> Verdict:
     sentences = tuple(
-        f"{one.attacker}: tells with an AUC of at least {figure(one)} whether a patient was in the training set of "
-        f"{one.variant}; guessing has 0.5."
+        f"{one.attacker}: whether a patient was in the training set of {one.variant}, AUC, guessing has 0.5: "
+        f"{at_least(one)}."
         for one in _all(audit, "membership inference", "auc")
     )
     return Verdict(attacker="Who has the released model", sentences=sentences)
@@ -260,7 +322,7 @@ def _formally(audit: Audit) -> Verdict:
 
 
 def _whole_image(level: FormalLevel) -> float:
-    return max(level.lines, key=lambda line: line.sensitivity).epsilon
+    return next(line for line in level.lines if line.adjacency == ANY_IMAGE).epsilon
 
 
 def _all(audit: Audit, attack: str, metric: str) -> list[AttackResult]:
@@ -271,28 +333,30 @@ def _by_variant(audit: Audit, attack: str, metric: str, variants: Collection[str
     """The strongest attacker's figure for each variant, of those who see the images."""
     found: dict[str, AttackResult] = {}
     for one in _all(audit, attack, metric):
-        if one.attacker == METADATA or one.attacker.startswith(_PARTS) or one.variant not in variants:
+        if one.role != "attacker" or one.variant not in variants:
             continue
         if one.variant not in found or one.value > found[one.variant].value:
             found[one.variant] = one
     return found
 
 
-def _seen(
-    audit: Audit, attack: str, metric: str, *, kinds: Sequence[str] = ("noisy", "denoised")
-) -> dict[str, AttackResult]:
+def _seen(audit: Audit, attack: str, metric: str, *, kinds: Sequence[str] = _LEAVING) -> dict[str, AttackResult]:
     """Of the images that leave, and of what a denoiser makes of them."""
     names = [name for name, kind in audit.audited.variants.items() if kind in kinds]
     return _by_variant(audit, attack, metric, names)
 
 
 def _worst(found: dict[str, AttackResult]) -> str:
-    """The highest of these figures, and of which images it is; empty where there is none."""
-    if not found:
+    """What the highest of these figures says at least, and of which images it is; empty where there is none."""
+    worst = _highest(found)
+    if worst is None:
         return ""
-    worst = max(found.values(), key=lambda one: one.value)
     alike = len({figure(one) for one in found.values()}) == 1
-    return figure(worst, of="" if len(found) == 1 else "all of them alike" if alike else worst.variant)
+    return at_least(worst, of="" if len(found) == 1 else "all of them alike" if alike else worst.variant)
+
+
+def _highest(found: dict[str, AttackResult]) -> AttackResult | None:
+    return max(found.values(), key=lambda one: one.value, default=None)
 
 
 def _clean(audit: Audit, attack: str, metric: str) -> str:
