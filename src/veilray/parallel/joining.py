@@ -136,7 +136,10 @@ def _number(name: str, default: int | None) -> int:
 def _no_group(error: Exception) -> VeilrayError:
     where = f"{os.environ.get('MASTER_ADDR', 'an unnamed host')}:{os.environ.get('MASTER_PORT', 'an unnamed port')}"
     if "EADDRINUSE" in str(error) or "in use" in str(error):
-        return UsageError(f"the port of {where} is in use by another program; choose another with --master-port")
+        return UsageError(
+            f"the port of {where} is in use by another program; choose another: "
+            "that of --rdzv-endpoint, or --master-port where torchrun is given none"
+        )
     return LostRankError(f"the other ranks cannot be reached through {where}: {first_line(error)}")
 
 
