@@ -27,7 +27,8 @@ MEETING_SECONDS = 600.0
 def met(*, timeout: float = MEETING_SECONDS) -> Iterator[Group]:
     """The ranks that `torchrun`'s environment (RANK, WORLD_SIZE, ...) describes, before they are `joined`.
 
-    They can agree on what JSON can hold, such as how to join; `ALONE` where there is no such environment. An error
+    They can agree on what JSON can hold, such as how to join, and wait for each other as long as it takes one of them
+    to read its data (`PREPARING_SECONDS`); `ALONE` where there is no such environment. An error
     inside the block is told once: other ranks raise ToldElsewhere, and so do all that a launcher starts again after an
     error that would only come back. Raises UsageError where the environment is wrong or a port in use, LostRankError
     where the others cannot be reached, or SIGTERM told this rank to end inside the block.
