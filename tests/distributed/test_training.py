@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,20 @@ with joined(torch.device("cpu"), timeout=60) as group:
         agreement.PACKAGES["torch"] = "0.0.1"
     seen["version"] = said(group, two, "cafe")
     print(json.dumps(seen))
+"""
+
+# Rank 1 finds another kind of device than rank 0.
+DEVICES = """
+import os, torch
+from veilray.cli import main, training
+
+def joined(*arguments, **options):
+    raise AssertionError("the ranks build their groups")
+
+training.joined = joined
+if os.environ["RANK"] == "1":
+    training.pick_device = lambda name: torch.device("mps")
+main.run()
 """
 
 
@@ -185,6 +200,21 @@ def test_ranks_that_differ_are_refused() -> None:
         else:
             assert re.match(said, lead[case]), lead[case]
             assert other[case] == "ToldElsewhere 2"
+
+
+def test_ranks_with_other_devices_are_refused_before_they_join(small_cohort: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DEVICES, *_words(small_cohort, tmp_path)]
+    results = finish(start_ranks([command] * 2))
+    assert [result.status for result in results] == [2, 2], results[0].err + results[1].err
+    (line,) = [line for result in results for line in result.lines]
+    assert re.search("rank 1 on .* has launch.device = 'mps', rank 0 on .* has 'cpu'", line)
+
+
+def test_whether_scores_are_made_is_for_rank_0_to_say(small_cohort: Path, tmp_path: Path) -> None:
+    words = [*_words(small_cohort, tmp_path), "--set", "train.epochs=1"]
+    results = finish(start_ranks([[*PROCESS, *words], [*PROCESS, *words, "--no-evaluate"]]))
+    assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
+    assert read_scores(tmp_path / "run")
 
 
 def test_ctrl_c_at_the_launcher_leaves_a_checkpoint_and_one_message(small_cohort: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from veilray.models.build import build_model
 from veilray.models.config import ModelConfig
-from veilray.parallel.batch_norm import SynchronisedBatchNorm2d, synchronised
+from veilray.parallel.batch_norm import SynchronisedBatchNorm2d, exchanged_bytes, synchronised
 from veilray.parallel.group import ALONE, Group
 
 # Of a batch, for each rank; the last has no image.
@@ -170,6 +170,14 @@ def test_what_cannot_be_synchronised_is_refused() -> None:
     for layer in (nn.BatchNorm2d(2, affine=False), nn.BatchNorm2d(2, track_running_stats=False)):
         with pytest.raises(ValueError, match="running statistics"):
             synchronised(nn.Sequential(layer), Group(0, 2))
+
+
+def test_the_bytes_of_its_exchanges_are_those_that_are_said() -> None:
+    layer = synchronised(nn.Sequential(nn.BatchNorm2d(5)), Group(1, 3)).train()[0]
+    sent: list[Tensor] = []
+    layer._exchange = lambda tensor: sent.append(tensor.clone()) or tensor
+    layer(torch.rand(2, 5, 4, 4, requires_grad=True)).sum().backward()
+    assert tuple(tensor.nbytes for tensor in sent) == exchanged_bytes(5, world_size=3)
 
 
 def test_one_value_in_all_is_refused() -> None:

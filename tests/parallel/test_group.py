@@ -121,6 +121,29 @@ sys.exit(main._status([]))
 """
 
 
+# With a meeting that may take 2 seconds; rank 1 comes to the exchange after 4, or never.
+SLOW_TO_PREPARE = """
+import os, signal, sys, time
+from veilray.cli import main
+from veilray.parallel.joining import met
+
+def command(**options):
+    with met(timeout=2) as ranks:
+        ranks.gather("here")
+        if not ranks.is_lead:
+            if sys.argv[1] == "told to end":
+                os.kill(int(ranks.gather("")[0]), signal.SIGTERM)
+            time.sleep(4)
+        elif sys.argv[1] == "told to end":
+            ranks.gather(str(os.getpid()))
+        ranks.gather("ready")
+        print("ready")
+
+main.app = command
+main.run()
+"""
+
+
 def _lines(text: str) -> list[str]:
     """What a rank said, but for gloo's own greeting."""
     return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
@@ -156,6 +179,20 @@ def test_ranks_agree_before_they_join() -> None:
     assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
     for result in results:
         assert json.loads(_lines(result.out)[-1]) == [[[0, "é"], [1, "é"]], "lead", [0, 1], "gloo"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_takes_longer_to_prepare_than_to_meet_is_waited_for() -> None:
+    results = run_ranks(SLOW_TO_PREPARE, arguments=["slow"])
+    assert [_lines(result.out) for result in results] == [["ready"], ["ready"]], results[0].err + results[1].err
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_another_s_preparation_says_so_when_it_is_told_to_end() -> None:
+    lead, _ = run_ranks(SLOW_TO_PREPARE, arguments=["told to end"])
+    assert lead.status == 1
+    (line,) = _lines(lead.err)
+    assert "this rank was told to end (SIGTERM)" in line
 
 
 @pytest.mark.slow

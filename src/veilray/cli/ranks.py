@@ -30,11 +30,14 @@ def working_group() -> Iterator[Group]:
         yield group
 
 
-def rank_device(group: Group, device: torch.device) -> torch.device:
-    """The device of this kind that this rank computes on, made the one that torch takes; ranks may share a GPU."""
+def rank_device(group: Group, device: torch.device, *, shared: bool = True) -> torch.device:
+    """The device of this kind that this rank computes on, made the one that torch takes.
+
+    `shared`: ranks may share a GPU; else UsageError where there are fewer GPUs than ranks.
+    """
     import torch
 
-    own = group.device(device, shared=True)
+    own = group.device(device, shared=shared)
     if own.type == "cuda" and own.index is not None:
         torch.cuda.set_device(own)
     return own

@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import typer
 
+from veilray.cli.ranks import rank_device
 from veilray.cli.watcher import Silence, TerminalWatcher, validation_name
 from veilray.cohort.release import Release
 from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
@@ -85,39 +86,36 @@ def run_training(
     """
     with met() as ranks:
         config = read(ranks)
-        launch = config.launch
         with fails_together(ranks):
-            device = pick_device(launch.device)
-        with (
-            Watchdog(timeout=launch.timeout_seconds + GRACE) as watchdog,
-            joined(device, timeout=launch.timeout_seconds, shared=launch.share_device, ranks=ranks) as group,
-        ):
-            watchdog.watch(group)
-            with fails_together(group):
-                device = group.device(device, shared=launch.share_device)
-                setup = choose_setup(config, group, device, devices=devices)
-                # One rank a machine reads every pixel; all compare the digest below.
-                config = with_pinned_files(config)
-                images = data.open(config, verify=group.local_rank == 0)
-                images.config = resolved(images.config, device)  # once the objective is known
-                doubts = noise_warnings(images) if group.is_lead else []
-            check_agreement(group, config=images.config, digest=images.data.digest)
-            run, before = RunFolder(out), []
-            with fails_together(group):
+            device = rank_device(ranks, pick_device(config.launch.device), shared=config.launch.share_device)
+            setup = choose_setup(config, ranks, device, devices=devices)
+            # One rank a machine reads every pixel, while no exchange can time out; all compare the digest below.
+            images = data.open(with_pinned_files(config), verify=ranks.local_rank == 0)
+            images.config = resolved(images.config, device)  # once the objective is known
+            doubts = noise_warnings(images) if ranks.is_lead else []
+        # Before they join: ranks that differ in their devices would wait in vain for each other's groups.
+        check_agreement(ranks, config=images.config, digest=images.data.digest)
+        launch = images.config.launch
+        with Watchdog(timeout=launch.timeout_seconds + GRACE) as watchdog:
+            watchdog.watch(ranks)
+            with joined(device, timeout=launch.timeout_seconds, shared=launch.share_device, ranks=ranks) as group:
+                setup, run, before = replace(setup, group=group), RunFolder(out), []
+                with fails_together(group):
+                    if group.is_lead:
+                        run = _opened(out, images, setup, data=data.data, resume=resume, device=device)
+                        before = run.epochs()
+                        _announce(images, run, setup, doubts, device=device)
+                outcome = _trained(images, run, setup, device=device, beat=watchdog.beat)
                 if group.is_lead:
-                    run = _opened(out, images, setup, data=data.data, resume=resume, device=device)
-                    before = run.epochs()
-                    _announce(images, run, setup, doubts, device=device)
-            outcome = _trained(images, run, setup, device=device, beat=watchdog.beat)
-            if group.is_lead:
-                typer.echo(_ending(outcome, validation_name(images.choice.objective)))
-            # What was finished already keeps its scores, of the test set perhaps.
-            finished = bool(before) and run.epochs() == before and (run.path / "report.html").exists()
-            if evaluate and not images.holds_clean:
-                if group.is_lead:
+                    typer.echo(_ending(outcome, validation_name(images.choice.objective)))
+                # What was finished already keeps its scores, of the test set perhaps.
+                finished = bool(before) and run.epochs() == before and (run.path / "report.html").exists()
+                if not group.broadcast(evaluate and not finished):  # as the lead was told
+                    return
+                if images.holds_clean:
+                    _score(run, images, group, device=device, backbone=lpips_backbone, beat=watchdog.beat)
+                elif group.is_lead:
                     typer.echo(NO_SCORES)
-            elif evaluate and not group.broadcast(finished):
-                _score(run, images, group, device=device, backbone=lpips_backbone, beat=watchdog.beat)
 
 
 def _trained(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from veilray import errors
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
-from veilray.parallel.rendezvous import LEFT, OVER, await_leaving, ends_with_lead, lasting, unheard
+from veilray.parallel.rendezvous import LEFT, OVER, await_keys, await_leaving, ends_with_lead, lasting, unheard
 
 if TYPE_CHECKING:
     import torch
@@ -124,10 +124,11 @@ class Group:
             number = self._store.add(f"{GATHERED}/{self.rank}", 1)  # how many there have been, as on every rank
             keys = [f"{GATHERED}/{rank}/{number}" for rank in range(self.world_size)]
             self._store.set(keys[self.rank], json.dumps(value))
+            await_keys(self._store, keys)
             values = [json.loads(self._store.get(key)) for key in keys]
             # The lead's process may hold the store, and end it with itself.
             if self.is_lead:
-                self._store.wait([f"{key}/read" for key in keys[1:]])
+                await_keys(self._store, [f"{key}/read" for key in keys[1:]])
             else:
                 self._store.set(f"{keys[self.rank]}/read", "")
         return values

@@ -27,7 +27,8 @@ MEETING_SECONDS = 600.0
 def met(*, timeout: float = MEETING_SECONDS) -> Iterator[Group]:
     """The ranks that `torchrun`'s environment (RANK, WORLD_SIZE, ...) describes, before they are `joined`.
 
-    They can agree on what JSON can hold, such as how to join; `ALONE` where there is no such environment. An error
+    They can agree on what JSON can hold, such as how to join, and wait for each other as long as it takes one of them
+    to read its data (`PREPARING_SECONDS`); `ALONE` where there is no such environment. An error
     inside the block is told once: other ranks raise ToldElsewhere, and so do all that a launcher starts again after an
     error that would only come back. Raises UsageError where the environment is wrong or a port in use, LostRankError
     where the others cannot be reached, or SIGTERM told this rank to end inside the block.
@@ -136,7 +137,10 @@ def _number(name: str, default: int | None) -> int:
 def _no_group(error: Exception) -> VeilrayError:
     where = f"{os.environ.get('MASTER_ADDR', 'an unnamed host')}:{os.environ.get('MASTER_PORT', 'an unnamed port')}"
     if "EADDRINUSE" in str(error) or "in use" in str(error):
-        return UsageError(f"the port of {where} is in use by another program; choose another with --master-port")
+        return UsageError(
+            f"the port of {where} is in use by another program; choose another: "
+            "that of --rdzv-endpoint, or --master-port where torchrun is given none"
+        )
     return LostRankError(f"the other ranks cannot be reached through {where}: {first_line(error)}")
 
 

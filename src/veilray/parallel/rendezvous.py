@@ -13,7 +13,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 HERE = "veilray/here"
@@ -24,6 +24,9 @@ LEFT = "veilray/left"
 LEAVING_SECONDS = 5.0
 """Longest time by which a process that holds the store outlives its own work."""
 POLL_SECONDS = 0.02
+LONGEST_POLL_SECONDS = 0.2
+PREPARING_SECONDS = 3600.0
+"""Longest that ranks which have met wait for one that is not ready to join: one a machine reads all of its data."""
 
 
 def new_life(store: Any, *, rank: int, world_size: int, timeout: float) -> Any:
@@ -59,6 +62,21 @@ def await_leaving(store: Any, *, world_size: int, timeout: float) -> None:
     with contextlib.suppress(RuntimeError):
         while store.add(LEFT, 0) < world_size and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+
+
+def await_keys(store: Any, keys: Sequence[str]) -> None:
+    """Wait until all keys are in the store; DistStoreError where they are not after `PREPARING_SECONDS`.
+
+    The store's own waiting would hold back signals, and with them the word of a rank that is told to end.
+    """
+    import torch.distributed as dist
+
+    deadline, pause = time.monotonic() + PREPARING_SECONDS, POLL_SECONDS
+    while keys and not store.check(list(keys)):
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"it has said nothing for {PREPARING_SECONDS:.0f} s")
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_POLL_SECONDS)
 
 
 @contextlib.contextmanager

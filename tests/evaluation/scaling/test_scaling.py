@@ -139,13 +139,16 @@ def test_options_do_what_they_are_for(workload: Workload) -> None:
     assert epoch_s(workload, DEVICE, slow, PLAN, ranks=8, images=33) == pytest.approx(2 * plain.total_s)
 
 
-def test_batch_statistics_cost_two_small_exchanges_a_layer_and_pass(workload: Workload) -> None:
-    assert workload.batch_norms == 9  # one in each block
+def test_batch_statistics_cost_two_exchanges_a_layer_and_pass(workload: Workload) -> None:
+    assert workload.batch_norms == (16, 32, 64, 128, 256, 16, 32, 64, 128)  # one in each block
     plan = replace(PLAN, accumulation=3, synchronised=True)
     with_them = step_time(workload, DEVICE, HOST, plan, ranks=8)
     without = step_time(workload, DEVICE, HOST, replace(plan, synchronised=False), ranks=8)
-    small = all_reduce_s(4096, HOST, ranks=8)
-    assert with_them.total_s - without.total_s == pytest.approx(2 * 9 * 3 * small)
+    expected = 0.0
+    for channels in workload.batch_norms:
+        rows, sums = 8 * (1 + 2 * channels) * 8, 2 * channels * 4  # (ranks, 1 + 2 C) in float64, (2, C) in float32
+        expected += 3 * (all_reduce_s(rows, HOST, ranks=8) + all_reduce_s(sums, HOST, ranks=8))
+    assert with_them.total_s - without.total_s == pytest.approx(expected)
     grouped = count_workload(ModelConfig(name="unet", width=16, norm="group"), size=64)
     assert step_time(grouped, DEVICE, HOST, plan, ranks=8).statistics_s == 0
 

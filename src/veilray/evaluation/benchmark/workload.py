@@ -33,8 +33,8 @@ class Workload:
     """Those of the backward pass alone, behind which gradients can be exchanged."""
     activation_bytes: float
     """Bytes of all layers' outputs in fp32 of one image: what the forward pass writes to memory."""
-    batch_norms: int = 0
-    """Layers that normalise over the batch: over ranks, each has to exchange statistics forward and backward."""
+    batch_norms: tuple[int, ...] = ()
+    """Channels of each layer that normalises over the batch, which takes exchanges over ranks forward and backward."""
 
     @property
     def backward_share(self) -> float:
@@ -75,7 +75,7 @@ def count_workload(model: ModelConfig, *, size: int) -> Workload:
         flop_per_image=counter.get_total_flops(),
         backward_flop=counter.get_total_flops() - forward,
         activation_bytes=FLOAT32_BYTES * written,
-        batch_norms=sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()),
+        batch_norms=tuple(module.num_features for module in network.modules() if isinstance(module, nn.BatchNorm2d)),
     )
 
 

@@ -15,9 +15,7 @@ from scipy import integrate, stats
 
 from veilray.errors import UsageError
 from veilray.evaluation.benchmark.workload import Workload
-
-STATISTICS_BYTES = 4096
-"""Of one layer: a few numbers for each of some hundred channels. Latency decides how long they take."""
+from veilray.parallel.batch_norm import exchanged_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +108,13 @@ def step_time(workload: Workload, device: Device, network: Network, plan: Plan, 
     bucket = all_reduce_s(workload.gradient_bytes * plan.compression / buckets, network, ranks=ranks)
     # The last bucket is full only when the last backward pass is over.
     hidden = network.overlap * slower * pass_s * workload.backward_share * (buckets - 1) / buckets
-    small = all_reduce_s(STATISTICS_BYTES, network, ranks=ranks)
-    layers = workload.batch_norms if plan.synchronised else 0
+    statistics = _statistics_s(workload, network, ranks=ranks) if plan.synchronised else 0.0
     return StepTime(
         compute_s=compute,
         straggling_s=compute * device.straggling * expected_maximum(ranks),
         exchange_s=buckets * bucket,
         exposed_s=max(bucket, buckets * bucket - hidden),
-        statistics_s=2 * layers * plan.accumulation * small,
+        statistics_s=plan.accumulation * statistics,
     )
 
 
@@ -170,6 +167,12 @@ def expected_maximum(count: int) -> float:
             lambda x: x * count * stats.norm.pdf(x) * stats.norm.cdf(x) ** (count - 1), -10.0, 10.0, limit=200
         )[0]
     )
+
+
+def _statistics_s(workload: Workload, network: Network, *, ranks: int) -> float:
+    """Seconds for which one forward and backward pass waits for batch statistics."""
+    messages = (exchanged_bytes(channels, world_size=ranks) for channels in workload.batch_norms)
+    return sum(all_reduce_s(message, network, ranks=ranks) for pair in messages for message in pair)
 
 
 def _ring_s(message_bytes: float, link: Link, *, members: int) -> float:
