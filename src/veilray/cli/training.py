@@ -13,6 +13,7 @@ import torch
 import typer
 
 from veilray.cli.watcher import Silence, TerminalWatcher, validation_name
+from veilray.cohort.open import open_data
 from veilray.cohort.release import Release
 from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
 from veilray.evaluation.subject import check_data, open_subject
@@ -59,6 +60,8 @@ def check_launch(config: RunConfig, ranks: int, *, data: Sources, out: Path, res
     device = pick_device(config.launch.device)
     check_devices(ranks, device, shared=config.launch.share_device)
     check_batch(config, ranks)
+    if resume:
+        _check_begun(out, data)
     images = data.open(with_pinned_files(config), verify=False)
     images.config = resolved(images.config, device)
     if resume:
@@ -96,6 +99,8 @@ def run_training(
             with fails_together(group):
                 device = group.device(device, shared=launch.share_device)
                 setup = choose_setup(config, group, device, devices=devices)
+                if resume:
+                    _check_begun(out, data)
                 # One rank a machine reads every pixel; all compare the digest below.
                 config = with_pinned_files(config)
                 images = data.open(config, verify=group.local_rank == 0)
@@ -178,6 +183,12 @@ def _score(
         typer.echo(f"report on the validation images: {report}")
 
 
+def _check_begun(out: Path, data: Sources) -> None:
+    """CohortError where a run to go on with was begun on other data, before what else may be wrong with these."""
+    if (out / "environment.json").exists():
+        check_data(open_subject(out), open_data(data.data))
+
+
 def _opened(
     out: Path,
     images: TrainingImages,
@@ -191,7 +202,7 @@ def _opened(
     again = resume or ((out / "config.toml").exists() and restarted(RunFolder(out)))
     run = RunFolder.resume(out, images.config) if again else RunFolder.create(out, images.config)
     if (run.path / "environment.json").exists():
-        check_data(open_subject(run.path), images)
+        check_data(open_subject(run.path), images.data)
         for line in changes(run, images.config, setup):
             typer.echo(line, err=True)
     else:  # also where a kill came before it was written
