@@ -41,6 +41,18 @@ def test_other_data_are_refused_and_the_results_stay(own_run: Path, tmp_path: Pa
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
+def test_data_of_another_kind_are_told_to_be_others_before_all_else(
+    own_run: Path, flow_cohort: Path, tmp_path: Path
+) -> None:
+    release = tmp_path / "release"
+    done("obfuscate", flow_cohort, "--out", release, "--std", "0.3", "--pairs", "--consent-clean-images")
+    for words in (["evaluate", own_run, "--data", release], ["train", "--resume", "--data", release, "--out", own_run]):
+        result = veilray(*words)
+        assert (result.status, len(result.lines)) == (3, 1)
+        assert "was trained on data with digest" in result.err
+
+
 def test_what_is_no_run_and_what_is_half_of_one(own_run: Path, flow_cohort: Path, tmp_path: Path) -> None:
     for run in (tmp_path / "none", flow_cohort):
         result = veilray("evaluate", run, "--data", flow_cohort)

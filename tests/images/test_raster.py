@@ -141,9 +141,34 @@ def test_transparent_pixels_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("colour", "samples"), [(2, 3), (6, 4)])
-def test_16_bit_colour_is_refused_rather_than_cut_to_8(colour: int, samples: int) -> None:
-    with pytest.raises(ImageError, match="16 bits"):
-        read(build_png(2, 1, 16, colour, b"\0" + bytes(2 * 2 * samples)))
+def test_16_bit_colour_keeps_all_16_bits(colour: int, samples: int) -> None:
+    def png(values: np.ndarray) -> bytes:
+        # By turns the filters None and Sub, which is modulo 256 on the bytes of whole pixels (9.2).
+        raw = values.astype(">u2").reshape(len(values), -1).view(np.uint8)
+        shifted = np.pad(raw, ((0, 0), (2 * samples, 0)))[:, : raw.shape[1]]
+        rows = [b"\0" + row.tobytes() if i % 2 else b"\1" + (row - shifted[i]).tobytes() for i, row in enumerate(raw)]
+        return build_png(values.shape[1], len(values), 16, colour, b"".join(rows))
+
+    grey = noise(4, 6, dtype=np.uint16)
+    values = np.repeat(grey[..., None], samples, axis=-1)
+    values[..., 3:] = 65535
+    assert read(png(values)).bit_depth == 16
+    assert np.array_equal(stored(png(values)), grey)
+    values[..., :3] = noise(4, 6, 3, dtype=np.uint16)
+    expected = values[..., :3].astype(np.float64) @ (0.299, 0.587, 0.114)
+    np.testing.assert_allclose(stored(png(values)), expected, rtol=0, atol=1)
+    if samples == 4:
+        values[2, 3, 3] = 65534
+        with pytest.raises(ImageError, match="transparent"):
+            read(png(values))
+
+
+def test_trns_of_16_bit_colour_matters_only_where_pixels_have_all_its_bits() -> None:
+    row = b"\0" + bytes([1, 2, 1, 2, 1, 2, 1, 3, 1, 3, 1, 3])
+    fine = build_png(2, 1, 16, 2, row, extra=[(b"tRNS", bytes([1, 4] * 3))])
+    assert stored(fine).tolist() == [[0x102, 0x103]]
+    with pytest.raises(ImageError, match="transparent"):
+        read(build_png(2, 1, 16, 2, row, extra=[(b"tRNS", bytes([1, 3] * 3))]))
 
 
 def test_animations_are_refused() -> None:

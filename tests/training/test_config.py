@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from veilray.errors import UsageError
 from veilray.training.config import RunConfig, dump_config, load_config, preset_names
@@ -79,6 +82,20 @@ def test_mistakes_are_named(override: str, message: str | None) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--set train\.epoch=5: train\.epoch: unknown key$"):
+        load_config("default", ["seed=3", "train.epoch=5"])
+    with pytest.raises(UsageError, match=r"^--set model\.fold=4: model: fold needs name"):
+        load_config("default", ["model.fold=4", "train.epochs=5"])
+    file = tmp_path / "mine.toml"
+    file.write_text("[train]\nepoch = 5\n")
+    with pytest.raises(UsageError, match=rf"^--set train\.crop=-1: train\.crop: .*; {file}: train\.epoch: unknown"):
+        load_config(file, ["train.crop=-1"])
+    file.write_text("[model]\nfold = 4\n")
+    with pytest.raises(UsageError, match=rf"^{file}: model: fold needs name"):
+        load_config(file, ["model.width=8"])
+
+
 def test_weight_decay_under_plain_adam_is_refused() -> None:
     with pytest.raises(UsageError, match="adamw"):
         load_config("paper", ["train.weight_decay=0.1"])
@@ -108,3 +125,30 @@ def test_every_field_says_what_it_is() -> None:
                 continue
             line = source.index(f"    {name}:")
             assert '"""' in source[line:].split("\n    ")[1] or '"""' in source[line : line + 400], f"{section} {name}"
+
+
+def test_the_page_on_training_has_every_key_with_its_defaults() -> None:
+    page = Path(__file__).parents[2] / "docs/how-to/train-and-compare.md"
+    rows = [line.strip("|\n").split("|") for line in page.read_text(encoding="utf-8").splitlines() if line[:3] == "| `"]
+    named = {}
+    for keys, *cells, _ in rows:
+        first, *others = re.findall("`([a-z0-9_.]+)`", keys)
+        section = first.partition(".")[0]
+        named |= {key: [] for key in [first, *(section + other for other in others)]}
+        if not others:
+            named[first] = [cell.strip() for cell in cells]
+    values = _leaves(RunConfig())
+    assert set(named) == set(values)
+    presets = [values, *(_leaves(load_config(name)) for name in ("default", "paper"))]
+    for key, cells in named.items():
+        for cell, preset in zip(cells, presets, strict=False):
+            shown = tomllib.loads(f"value = {cell}")["value"] if cell else values[key]
+            assert shown == preset[key], key
+
+
+def _leaves(config: BaseModel, prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else {f"{prefix}{name}": value}
+    return found

@@ -64,7 +64,7 @@ def evaluate_command(
     from veilray.cli.ranks import rank_device, working_group
     from veilray.cli.reporting import report_on, score_and_show, shared_metric
     from veilray.evaluation.levels import at_noise
-    from veilray.evaluation.subject import check_data, open_images, open_subject
+    from veilray.evaluation.subject import open_images, open_subject
     from veilray.parallel.devices import pick_device
     from veilray.parallel.group import fails_together
     from veilray.training.data import TrainingImages
@@ -79,7 +79,6 @@ def evaluate_command(
             noises = _noises(std, mean, subject)
             # One rank a machine reads every pixel.
             images = open_images(subject, data, originals=originals, verify=group.local_rank == 0)
-            check_data(subject, images)
             parts = {target: images}
             if noises:
                 _check_drawn(images)

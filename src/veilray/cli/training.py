@@ -14,6 +14,7 @@ import typer
 
 from veilray.cli.ranks import rank_device
 from veilray.cli.watcher import Silence, TerminalWatcher, validation_name
+from veilray.cohort.open import open_data
 from veilray.cohort.release import Release
 from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
 from veilray.evaluation.subject import check_data, open_subject
@@ -60,6 +61,8 @@ def check_launch(config: RunConfig, ranks: int, *, data: Sources, out: Path, res
     device = pick_device(config.launch.device)
     check_devices(ranks, device, shared=config.launch.share_device)
     check_batch(config, ranks)
+    if resume:
+        _check_begun(out, data)
     images = data.open(with_pinned_files(config), verify=False)
     images.config = resolved(images.config, device)
     if resume:
@@ -89,6 +92,8 @@ def run_training(
         with fails_together(ranks):
             device = rank_device(ranks, pick_device(config.launch.device), shared=config.launch.share_device)
             setup = choose_setup(config, ranks, device, devices=devices)
+            if resume:
+                _check_begun(out, data)
             # One rank a machine reads every pixel, while no exchange can time out; all compare the digest below.
             images = data.open(with_pinned_files(config), verify=ranks.local_rank == 0)
             images.config = resolved(images.config, device)  # once the objective is known
@@ -176,6 +181,12 @@ def _score(
         typer.echo(f"report on the validation images: {report}")
 
 
+def _check_begun(out: Path, data: Sources) -> None:
+    """CohortError where a run to go on with was begun on other data, before what else may be wrong with these."""
+    if (out / "environment.json").exists():
+        check_data(open_subject(out), open_data(data.data))
+
+
 def _opened(
     out: Path,
     images: TrainingImages,
@@ -189,7 +200,7 @@ def _opened(
     again = resume or ((out / "config.toml").exists() and restarted(RunFolder(out)))
     run = RunFolder.resume(out, images.config) if again else RunFolder.create(out, images.config)
     if (run.path / "environment.json").exists():
-        check_data(open_subject(run.path), images)
+        check_data(open_subject(run.path), images.data)
         for line in changes(run, images.config, setup):
             typer.echo(line, err=True)
     else:  # also where a kill came before it was written

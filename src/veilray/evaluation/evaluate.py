@@ -106,7 +106,7 @@ def evaluate(
     with fails_together(group):
         if classical is not None and group.joined:
             raise UsageError("classical methods are computed on all cores by one process: evaluate without torchrun")
-        notes = [note for note in (check_data(subject, images), perceptual.note) if note]
+        notes = [note for note in (check_data(subject, images.data), perceptual.note) if note]
         if not len(images.sets[split]):
             raise CohortError(f"{images.data.path} has no images in its {split} set")
         denoiser = Denoiser.load(subject.source, device=device.type)

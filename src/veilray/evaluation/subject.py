@@ -90,9 +90,10 @@ def open_images(
 
     `originals`: the cohort that a release was made from, whose images are then the clean ones. For any subject but a
     run the data need not be like those of its training, neither in size nor in noise. Raises CohortError where they are
-    damaged or cannot be scored, UsageError for originals of what is no release.
+    damaged or cannot be scored, and as `check_data`; UsageError for originals of what is no release.
     """
     data = open_scored(path, originals=originals, verify=verify)
+    check_data(subject, data)  # before what else may be wrong with data that are others
     if subject.kind == "run":
         return TrainingImages(data, subject.config if originals is None else for_scoring(subject.config))
     # A release's noise is compared with that of a configuration only where it is set there.
@@ -115,25 +116,25 @@ def open_scored(path: str | Path, *, originals: str | Path | None, verify: bool 
     return with_originals(data, cohort)
 
 
-def check_data(subject: Subject, images: TrainingImages) -> str:
+def check_data(subject: Subject, data: Cohort | Release) -> str:
     """What must be noted of the data that a subject is scored on; empty where they are those of its training.
 
     Raises CohortError where it is known that they are others than a run or an opened model was trained on: its test
     images may have been trained on.
     """
     expected = subject.environment.get("cohort_digest")
-    if expected == images.data.digest:
+    if expected == data.digest:
         return ""
     release = subject.environment.get("release_id")
     if subject.kind == "opened" and release is not None:
         raise CohortError(
-            f"{subject.folder} was trained on release {release}, and {images.data.path} is not that: which images it "
+            f"{subject.folder} was trained on release {release}, and {data.path} is not that: which images it "
             "has seen, the sets of the release say; give --data RELEASE --originals COHORT"
         )
     if subject.kind == "run":
         raise CohortError(
-            f"{subject.folder} was trained on data with digest {str(expected)[:12]}, but {images.data.path} has "
-            f"{images.data.digest[:12]}: its test images may have been trained on; give the original cohort"
+            f"{subject.folder} was trained on data with digest {str(expected)[:12]}, but {data.path} has "
+            f"{data.digest[:12]}: its test images may have been trained on; give the original cohort"
         )
     trained = subject.environment.get("cohort")
     return f"{subject.title} was trained on other data ({trained}); whether some images are in both is not known."

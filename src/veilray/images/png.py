@@ -40,22 +40,21 @@ class _Png:
 
 
 def decode_png(data: bytes) -> Raster:
-    """Decode a PNG of any kind but 16-bit colour; raises ImageError with the reason.
+    """Decode a PNG of any kind; raises ImageError with the reason.
 
     Alpha and tRNS are dropped where every pixel is opaque and refused otherwise, since what lies behind a transparent
     pixel is unknown. Every chunk's CRC and the amount of compressed data are checked: Pillow fills what is missing
     with zeros.
     """
     png = _parse_png(data)
-    if png.depth == 16 and png.colour in (_RGB, _RGBA):
-        raise ImageError("it is a PNG with 16 bits a colour, of which only 8 could be read; save it as greyscale")
     if _inflated_bytes(png) < _filtered_bytes(png):
         raise ImageError("the PNG is truncated: its pixel data end early")
     samples, mode = _png_samples(png)
     if png.colour in (_GREY, _GREY_ALPHA):
         return Raster(stored=_grey(png, samples), bit_depth=png.depth, mode="LA" if png.colour == _GREY_ALPHA else mode)
     colours = _colours(png, samples)
-    return Raster(stored=luma(colours), bit_depth=8, mode=mode, colour=colourfulness(colours))
+    depth = 16 if png.depth == 16 else 8
+    return Raster(stored=luma(colours), bit_depth=depth, mode=mode, colour=colourfulness(colours))
 
 
 def _grey(png: _Png, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -71,9 +70,9 @@ def _grey(png: _Png, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _colours(png: _Png, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """8-bit colours, (H, W, 3); refused where some are transparent."""
+    """Colours of 8 or 16 bits, (H, W, 3); refused where some are transparent."""
     if png.colour == _RGBA:
-        _refuse_transparent(samples[..., 3] != 255)
+        _refuse_transparent(samples[..., 3] != np.iinfo(samples.dtype).max)
         return samples[..., :3]
     if png.colour == _RGB:
         if png.transparency:
@@ -181,13 +180,24 @@ def _png_samples(png: _Png) -> tuple[npt.NDArray[Any], str]:
         for kind, part in parts
         if part or kind == b"IEND"
     )
-    with Image.open(io.BytesIO(PNG_SIGNATURE + body), formats=("PNG",)) as image:
-        samples, mode = np.asarray(image), image.mode
+    samples, mode = _decoded(PNG_SIGNATURE + body)
+    if (depth, colour) in ((16, _RGB), (16, _RGBA)):
+        # Of 16-bit colours Pillow keeps the upper 8 bits; told that they come low byte first, it keeps the lower ones.
+        lower, _ = _decoded(PNG_SIGNATURE + body, raw_mode=f"{mode};16L")
+        samples = samples.astype(np.uint16) << 8 | lower
     if (png.depth, png.colour) == (16, _GREY_ALPHA):
         samples = np.ascontiguousarray(samples).view(">u2")
     if mode == "1":
         samples = samples * np.uint8(255)
     return samples.astype(np.uint16 if png.depth == 16 else np.uint8), mode
+
+
+def _decoded(data: bytes, *, raw_mode: str | None = None) -> tuple[npt.NDArray[Any], str]:
+    """Samples of a PNG and Pillow's mode; `raw_mode`: how Pillow is to take its bytes, in place of as the file says."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        if raw_mode is not None:
+            image.tile = [part._replace(args=raw_mode) for part in image.tile]
+        return np.asarray(image), image.mode
 
 
 def _refuse_transparent(transparent: npt.NDArray[np.bool_]) -> None:

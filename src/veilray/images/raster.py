@@ -51,13 +51,16 @@ def decode_jpeg(data: bytes) -> Raster:
 
 
 def colourfulness(colours: npt.NDArray[Any]) -> float:
-    """(H, W, 3) uint8 -> `Raster.colour`."""
-    return float((colours.max(axis=-1) - colours.min(axis=-1)).mean()) / 255.0
+    """(H, W, 3) uint8 or uint16 -> `Raster.colour`."""
+    return float((colours.max(axis=-1) - colours.min(axis=-1)).mean()) / float(np.iinfo(colours.dtype).max)
 
 
-def luma(colours: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 as (H, W) uint8: ITU-R 601-2 luma in Pillow's fixed point.
+def luma(colours: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(H, W, 3) uint8 or uint16 as (H, W) of that type: ITU-R 601-2 luma in Pillow's fixed point.
 
     Its weights add up to one, so where the channels are equal the result is exactly that channel.
     """
-    return np.array(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
+    if colours.dtype == np.uint8:
+        return np.array(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
+    red, green, blue = (colours[..., channel].astype(np.uint32) for channel in range(3))
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(colours.dtype)

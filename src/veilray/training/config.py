@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from veilray.errors import UsageError
 from veilray.models.config import ModelConfig
@@ -288,6 +287,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, path: Path) -> Run
     """The configuration in a TOML text that was read from `path`, with overrides; UsageError as `load_config`."""
     try:
         values: dict[str, Any] = tomllib.loads(text)
+        own: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     for override in overrides:
@@ -298,7 +298,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, path: Path) -> Run
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_explain(error, path)) from None
+        raise UsageError(_explain(_faults(error), overrides, path, own)) from None
 
 
 def preset_names() -> list[str]:
@@ -333,14 +333,33 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _explain(error: ValidationError, path: Path) -> str:
-    lines = []
-    faults: dict[str, ErrorDetails] = {}
+def _faults(error: ValidationError) -> dict[str, str]:
+    """What is wrong, by the key or section where it is."""
+    faults: dict[str, str] = {}
     for fault in error.errors():
         # A union such as a number or a range reports each of its branches; the first says enough.
         parts = [str(part) for part in fault["loc"]]
-        faults.setdefault(".".join(part for part in parts if "[" not in part and part != "constrained-float"), fault)
-    for where, fault in list(faults.items())[:3]:
+        where = ".".join(part for part in parts if "[" not in part and part != "constrained-float")
         what = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
-        lines.append(f"{where}: {what}" if where else what)
-    return f"{path}: " + "; ".join(lines)
+        faults.setdefault(where, what)
+    return faults
+
+
+def _explain(faults: dict[str, str], overrides: Sequence[str], path: Path, own: dict[str, Any]) -> str:
+    """The first faults, each after what it comes from: the file, whose own values are `own`, or `--set` options."""
+    own.pop("schema_version", None)
+    try:
+        RunConfig.model_validate(own)
+        of_file: dict[str, str] = {}
+    except ValidationError as error:
+        of_file = _faults(error)
+    told: dict[str, list[str]] = {}
+    for where, what in list(faults.items())[:3]:
+        given = [f"--set {override}" for override in overrides if _touches(override.partition("=")[0].strip(), where)]
+        source = str(path) if of_file.get(where) == what else " ".join(given) or str(path)
+        told.setdefault(source, []).append(f"{where}: {what}" if where else what)
+    return "; ".join(f"{source}: {'; '.join(lines)}" for source, lines in told.items())
+
+
+def _touches(key: str, where: str) -> bool:
+    return key == where or key.startswith(f"{where}.") or where.startswith(f"{key}.")
