@@ -29,19 +29,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from common import RESULTS, save
+from veilray.privacy.audit import code_digest
 from veilray.privacy.results import AttackResult, Audit, read_audit
 from veilray.report.audit_figures import draw_frontier, frontier_points, utility_words
-from veilray.report.audit_text import (
-    alike,
-    chance_text,
-    figure,
-    gate_sentence,
-    headline,
-    highest_of,
-    metric_words,
-    predicted_text,
-    verdicts,
-)
+from veilray.report.audit_text import alike, gate_sentence, headline, highest_of, verdicts
+from veilray.report.audit_values import chance_text, figure, metric_words, predicted_text
 from veilray.report.drawing import canvas, styled
 
 HERE = Path(__file__).parent
@@ -147,6 +139,8 @@ def write_page() -> None:
             except ValidationError:
                 print(f"{path} was recorded by an older audit; its place in the page stays until it is made anew")
                 continue
+            if audit.code != code_digest():
+                print(f"{path} was recorded by other code ({audit.code[:12]}) than this ({code_digest()[:12]})")
             page = _replaced(page, name, "\n\n".join(filter(None, _block(name, audit, record))))
     PAGE.write_text(page, encoding="utf-8")
     print(f"written: {PAGE}")

@@ -15,7 +15,7 @@ from veilray.cohort.obfuscate import write_release
 from veilray.cohort.release import Release
 from veilray.errors import CohortError, DataError
 from veilray.obfuscation.config import NoiseConfig
-from veilray.privacy.material import open_originals, release_name, release_variant, releases_together
+from veilray.privacy.material import audited_release, open_originals, release_name, release_variant, releases_together
 from veilray.privacy.variants import baseline_variants, denoised_variant, dp_pix_variant, simulated_variant
 
 NOISE = NoiseConfig(mean=0.1, std=0.01)
@@ -62,6 +62,17 @@ def test_each_released_image_lies_at_its_original(cohort: Cohort, tmp_path: Path
     assert np.abs(difference).max() < 0.06  # as small as the noise, which that of another image would not be
     assert (variant.std, variant.mean, variant.draws, variant.rows) == (0.01, 0.1, 1, None)
     assert variant.name == "release, noise 0.01"
+
+
+def test_how_much_of_a_release_is_audited_is_counted(cohort: Cohort, tmp_path: Path) -> None:
+    write_release(cohort, tmp_path / "r", noise=NOISE)
+    release = Release.open(tmp_path / "r")
+    for most, audited in ((None, 12), (7, 7)):  # the one of another size is in the release as well
+        originals = open_originals(cohort, most=most)
+        variant = release_variant(release, cohort, originals, name="r")
+        found = audited_release(release, variant, originals.data)
+        assert (found.audited, found.total, found.noise, found.variant) == (audited, 13, "fresh", "r")
+        assert found.digest == release.digest
 
 
 def test_a_release_of_another_cohort_does_not_fit(cohort: Cohort, tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ def test_the_formal_side_of_a_256_pixel_image() -> None:
     assert side.needed_std_at_8 < side.needed_std_at_1
 
 
+def test_a_patient_with_several_images_is_as_far_apart_as_all_of_them() -> None:
+    distances = adjacencies(height=64, width=64, grey_step=1 / 255, most_images=9)
+    assert list(distances)[:2] == ["any image for any other", "all 9 images of one patient for any others"]
+    side = formal_side({"now": 0.2}, height=64, width=64, grey_step=1 / 255, most_images=9)
+    one, all_of_them = side.levels[0].lines[:2]
+    assert all_of_them.mu == pytest.approx(3 * one.mu)
+    assert side.needed_std_at_1 == formal_side({"now": 0.2}, height=64, width=64, grey_step=1 / 255).needed_std_at_1
+    with pytest.raises(UsageError):
+        adjacencies(height=64, width=64, grey_step=1 / 255, most_images=0)
+
+
 def test_a_composition_speaks_of_the_least_protected() -> None:
     assert composition_of([np.inf, np.inf], source="the ledger") is None
     found = composition_of([np.inf, 0.2, 0.1, 0.3], source="the ledger")

@@ -14,15 +14,8 @@ from veilray.privacy.gate import Policy, judge
 from veilray.privacy.results import AttackResult, Audit, Difference, Skipped
 from veilray.report.audit import AuditPanel, audit_page
 from veilray.report.audit_figures import frontier_points, spread, utility_words
-from veilray.report.audit_text import (
-    at_least,
-    gate_sentence,
-    headline,
-    highest_of,
-    predicted_text,
-    value_text,
-    verdicts,
-)
+from veilray.report.audit_text import gate_sentence, headline, highest_of, verdicts
+from veilray.report.audit_values import at_least, predicted_text, value_text
 
 BLIND = "sex, view and age alone"
 ROC = ((0.0, 0.0), (0.5, 0.8), (1.0, 1.0))

@@ -15,7 +15,7 @@ from PIL import Image
 from veilray.files import write_text
 from veilray.images.radiograph import FloatImage
 from veilray.privacy.results import FEW_PATIENTS, AttackResult, Audit, few_patients_note
-from veilray.report import audit_text
+from veilray.report import audit_text, audit_values
 from veilray.report.audit_figures import drawings
 from veilray.report.pages import pages, style_sheet
 
@@ -65,7 +65,6 @@ def _context(audit: Audit, panels: Sequence[AuditPanel]) -> Mapping[str, Any]:
         "adjacencies": _adjacencies(audit),
         "skipped": _not_tested(audit),
         "panels": [(panel.variant, [_data_uri(image) for image in panel.images]) for panel in panels],
-        "words": audit_text,
     }
 
 
@@ -82,7 +81,7 @@ def _table(audit: Audit, attack: str) -> dict[str, Any]:
     variants += [name for name in dict.fromkeys(one.variant for one in results) if name not in variants]
     rows: dict[tuple[str, str], dict[str, AttackResult]] = {}
     for one in results:
-        rows.setdefault((audit_text.metric_words(one), one.attacker), {})[one.variant] = one
+        rows.setdefault((audit_values.metric_words(one), one.attacker), {})[one.variant] = one
     return {
         "title": _TITLES.get(attack, attack),
         "variants": variants,
@@ -90,7 +89,7 @@ def _table(audit: Audit, attack: str) -> dict[str, Any]:
             {
                 "metric": metric,
                 "attacker": attacker,
-                "chance": audit_text.chance_text(list(cells.values())),
+                "chance": audit_values.chance_text(list(cells.values())),
                 "cells": [_cell(cells.get(variant)) for variant in variants],
             }
             for (metric, attacker), cells in rows.items()
@@ -104,9 +103,9 @@ def _cell(result: AttackResult | None) -> dict[str, str] | None:
         return None
     few = few_patients_note(result.n_patients) if result.n_patients < FEW_PATIENTS else ""
     return {
-        "value": audit_text.value_text(result.value, result.unit),
-        "ends": audit_text.interval_text(result),
-        "predicted": audit_text.predicted_text(result),
+        "value": audit_values.value_text(result.value, result.unit),
+        "ends": audit_values.interval_text(result),
+        "predicted": audit_values.predicted_text(result),
         "few": few,
     }
 
@@ -119,7 +118,7 @@ def _notes(results: Sequence[AttackResult]) -> list[str]:
         beside = f" ({few})" if few in one.notes else ""
         for note in one.notes:
             if note != few:  # stands beside each figure and each note
-                said.setdefault(f"{note}{beside}", []).append(f"{audit_text.metric_name(one.metric)} ({one.variant})")
+                said.setdefault(f"{note}{beside}", []).append(f"{audit_values.metric_name(one.metric)} ({one.variant})")
     return [
         f"{', '.join(dict.fromkeys(whose)) if len(whose) < 4 else 'several'}: {note}." for note, whose in said.items()
     ]
@@ -142,7 +141,7 @@ def _adjacencies(audit: Audit) -> list[dict[str, Any]]:
             "name": line.adjacency,
             "sensitivity": f"{line.sensitivity:.4g}",
             "cells": [
-                (audit_text.epsilon_text(level.lines[place].epsilon), f"{level.lines[place].mu:.3g}")
+                (audit_values.epsilon_text(level.lines[place].epsilon), f"{level.lines[place].mu:.3g}")
                 for level in audit.formal.levels
             ],
         }
