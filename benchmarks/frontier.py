@@ -1,11 +1,12 @@
 """Perception against distortion: what each objective reaches from one common start, and what it invents.
 
-    python benchmarks/frontier.py --data COHORT --lpips-backbone FILE --out DIR [--start fast] [--epochs 5] [--save]
+    python benchmarks/frontier.py --data COHORT --lpips-backbone FILE --out DIR [--split test] [--start fast] [--save]
 
 COHORT holds the radiographs with the patients of splits/nih256.csv. The common start is a network that ships (or a run
 folder of the same architecture), trained with L1. From it each objective trains for the same number of epochs at noise
 0.2, one seed, the same images in the same order with the same noise; the weights after the last step are taken, not
-those of the best validation error, which is one of pixels. Then the test patients are scored once. What is there in
+those of the best validation error, which is one of pixels. Then the patients of --split are scored once, by default
+those of validation; the record is of --split test. What is there in
 DIR is not trained again; --only trains some of them and stops, so that several processes can share the work.
 --save writes results/frontier.json, the tables of docs/explanation/frontier.md and its picture of a phantom.
 
@@ -116,7 +117,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--only", action="append", choices=list(OBJECTIVES), help="train these and stop")
     parser.add_argument("--lpips-backbone", type=Path, help="AlexNet, for the perceptual objective and for LPIPS")
-    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument("--split", choices=["validation", "test"], default="validation")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save", action="store_true", help="write results/frontier.json, the page and its picture")
     parser.add_argument("--pages", action="store_true", help="write the page from results/frontier.json")

@@ -30,12 +30,20 @@ SIDE, GAP, CAPTION = 256, 8, 24
 TOP, LEFT, DETAIL = 96, 60, 64
 LIMIT = 0.1
 """Errors of this size are wholly blue or red."""
+SHOWN_TEXT = (
+    f"A phantom that no network saw: noisy, clean, restored by {'; '.join(SHOWN)}. Above, a detail; below, the whole "
+    f"image, or its difference from the clean one, wholly blue or red from {LIMIT} on"
+)
 
 
 def write_page(record: dict[str, Any], page: Path = PAGE, figure: Path = FIGURE) -> None:
     """Write the tables of a record into the page, between their marks, and draw the frontier."""
     text = page.read_text(encoding="utf-8")
-    for name, table in (("frontier", _scores(record)), ("inventions", _inventions(record))):
+    parts = {
+        "frontier": f"{_scores(record)}\n\n![LPIPS over PSNR, a point for each objective](../images/{FIGURE.name})",
+        "inventions": f"{_inventions(record)}\n\n![{SHOWN_TEXT}](../images/{PICTURE.name})",
+    }
+    for name, table in parts.items():
         text = with_table(text, name, table, page, script="frontier.py")
     page.write_text(text, encoding="utf-8")
     _draw_frontier(record, figure)

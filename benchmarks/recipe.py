@@ -49,7 +49,7 @@ CHANGES = {
     "noise 0.05 to 0.4": ["noise.std=[0.05, 0.4]"],
     "mean squared error": ["train.loss=mse"],
     "U-Net++": ["model.name=unetpp"],
-    "NAFNet, width 16": ["model.name=nafnet", "model.depth=4", "train.batch_size=16"],
+    "NAFNet, width 16, depth 4": ["model.name=nafnet", "model.depth=4"],
 }
 RECIPES = {
     name.replace(" ", "_"): Recipe(

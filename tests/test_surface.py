@@ -94,7 +94,7 @@ def test_denoising_as_documented(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "a", small_config())
     save_weights(run.best_weights, build_model(run.config().model))
     pixels = np.random.default_rng(0).random((19, 23), dtype=np.float32)
-    output = vr.Denoiser.load(str(tmp_path / "a"))(pixels, mean=0.1)
+    output = vr.Denoiser.load(str(tmp_path / "a"))(pixels, mean=0.1, warn=False)
     assert (output.shape, output.dtype) == ((19, 23), np.float32)
     assert 0 <= output.min() <= output.max() <= 1
 

@@ -43,7 +43,7 @@ def test_png_keeps_size_and_depth_and_holds_the_network_s_output(
     assert "1 images denoised" in result.out
     levels = _read(tmp_path / "out" / "in.png")
     assert (levels.shape, levels.dtype) == (size, np.dtype(dtype))
-    expected = Denoiser.load(flow_run, device="cpu")(read_radiograph(source).pixels)
+    expected = Denoiser.load(flow_run, device="cpu")(read_radiograph(source).pixels, warn=False)
     np.testing.assert_array_equal(levels, to_levels(expected, dtype))
     assert source.read_bytes() == before
 
@@ -194,7 +194,7 @@ def test_a_release_brings_its_own_mean(flow_run: Path, flow_cohort: Path, tmp_pa
     for row in (0, len(release) - 1):
         written = _read(tmp_path / "out" / f"{release.image_id(row)}.png")
         noisy = release.gather_noisy(np.array([row]))[0]
-        np.testing.assert_array_equal(written, to_levels(denoiser(noisy, mean=0.3), np.uint8))
+        np.testing.assert_array_equal(written, to_levels(denoiser(noisy, mean=0.3, warn=False), np.uint8))
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert names == set(release.image_ids)
     again = veilray(*words, "--out", tmp_path / "out")
@@ -275,7 +275,7 @@ def test_dicom_becomes_derived_dicom(flow_run: Path, tmp_path: Path) -> None:
     assert derived.PhotometricInterpretation == "MONOCHROME1"
     weights = flow_run / "checkpoints" / "best.safetensors"
     assert derived.ContributingEquipmentSequence[0].SoftwareVersions[1] == sha256_file(weights)
-    expected = Denoiser.load(flow_run, device="cpu")(read_radiograph(tmp_path / "in" / "a.dcm").pixels)
+    expected = Denoiser.load(flow_run, device="cpu")(read_radiograph(tmp_path / "in" / "a.dcm").pixels, warn=False)
     np.testing.assert_allclose(read_radiograph(path).pixels, expected, atol=0.5 / 4095 + 1e-6)
     again = veilray(*words, tmp_path / "out", "--dicom", "--keys", tmp_path / "keys")
     assert (again.status, "exists already" in again.err) == (3, True)
@@ -284,3 +284,12 @@ def test_dicom_becomes_derived_dicom(flow_run: Path, tmp_path: Path) -> None:
     for extra in (["--dicom"], ["--keys", tmp_path / "keys"], ["--receiver", "centre"]):
         assert veilray(*words, tmp_path / "no", *extra).status == 2
     assert not (tmp_path / "no").exists()
+
+
+def test_a_std_goes_only_to_networks_that_take_it(flow_run: Path, tmp_path: Path) -> None:
+    Image.fromarray(_levels(32, 32)).save(tmp_path / "a.png")
+    words = ["denoise", tmp_path / "a.png", "--model", flow_run, "--device", "cpu"]
+    result = veilray(*words, "--std", "0.2", "--out", tmp_path / "out")
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert "not told the noise's std" in result.err
+    assert not (tmp_path / "out").exists()

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from veilray.errors import RunError, UsageError
-from veilray.inference.denoiser import Denoiser, tiling_difference
+from veilray.inference.denoiser import Denoiser
 from veilray.inference.engine import pick_precision
+from veilray.inference.tiling import tiling_difference
 from veilray.models.build import DenoisingNetwork, build_model
 from veilray.models.config import ModelConfig
 from veilray.models.weights import save_weights
@@ -37,7 +38,7 @@ def network(**fields: object) -> DenoisingNetwork:
             module.momentum = None  # the average over all batches
     with torch.no_grad():
         for _ in range(3):
-            output = model(torch.rand(2, 1, 32, 32))
+            output = model(torch.rand(2, model.config.channels_in, 32, 32))
         for name, head in model.named_modules():
             if name == "head" or (name.startswith("heads.") and isinstance(head, nn.Conv2d)):
                 head.weight /= output.std() * 4
@@ -125,6 +126,18 @@ def test_tiles_equal_the_whole_image(name: str, norm: str, block: str, size: tup
     assert difference.jump <= 2e-5
 
 
+@torch.no_grad()
+def test_tiles_of_a_network_that_is_told_the_noise_are_compared_under_what_it_is_told() -> None:
+    noise = NoiseConfig(mean=(0.0, 0.2), std=(0.05, 0.3))
+    prepared = denoiser(network(inputs="image+mean+std"), noise=noise, tile=80)
+    x = torch.rand(2, 1, 90, 97)
+    difference = tiling_difference(prepared, x, mean=0.1, std=0.2)
+    assert difference.largest <= 1e-5
+    tiled, other = (prepared.denoise(x, mean=0.1, std=std) for std in (0.2, 0.3))
+    assert not torch.allclose(tiled, other, atol=1e-4)
+    tiling_difference(prepared, x)  # the mean is 0 then, and the std estimated
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm", "block"), [variant for variant in VARIANTS if variant[1] == "group"])
 @torch.no_grad()
@@ -195,7 +208,7 @@ def test_a_radiograph_comes_back_clamped() -> None:
     model = network()
     prepared = denoiser(model)
     pixels = np.random.default_rng(1).random((37, 21), dtype=np.float32)
-    output = prepared(pixels)
+    output = prepared(pixels, warn=False)
     raw = prepared.denoise(torch.from_numpy(pixels)[None, None])[0, 0]
     assert (raw.min() < 0) or (raw.max() > 1)
     assert output.dtype == np.float32
@@ -212,9 +225,27 @@ def test_another_mean_is_made_up_for_by_a_shift(mean: float, clip: bool) -> None
     shifted = pixels + np.float32(0.1 - mean)
     if clip:
         shifted = shifted.clip(0, 1)
-    np.testing.assert_allclose(prepared(pixels, mean=mean), prepared(shifted), atol=1e-6)
-    np.testing.assert_array_equal(prepared(pixels, mean=0.1), prepared(pixels))
-    assert not np.allclose(prepared(pixels, mean=mean), prepared(pixels), atol=1e-4)
+    np.testing.assert_allclose(prepared(pixels, mean=mean, warn=False), prepared(shifted, warn=False), atol=1e-6)
+    both = torch.from_numpy(np.stack([shifted, pixels]))[:, None]
+    output = prepared.denoise(both, mean=torch.tensor([0.1, mean]))  # each image by its own mean
+    torch.testing.assert_close(output[1], output[0], rtol=0, atol=1e-5)
+    usual, other = (prepared(pixels, mean=one, warn=False) for one in (0.1, mean))
+    np.testing.assert_array_equal(usual, prepared(pixels, warn=False))
+    assert not np.allclose(other, usual, atol=1e-4)
+
+
+def test_noise_far_from_the_training_s_is_warned_of() -> None:
+    prepared = denoiser(network(inputs="image+mean"), noise=NoiseConfig(mean=(0.0, 0.2), std=(0.05, 0.3)))
+    pixels = np.random.default_rng(1).normal(0.5, 0.1, (40, 40)).astype(np.float32)
+    prepared(pixels, mean=0.1)  # which warns of nothing, or the test would fail
+    with pytest.warns(UserWarning, match=r"mean of 0\.5"):
+        prepared(pixels, mean=0.5)
+    with pytest.warns(UserWarning, match=r"std of 0\.7"):
+        prepared(pixels, mean=0.1, std=0.7)
+    with pytest.warns(UserWarning, match="no mean given") as caught:
+        prepared.several(np.stack([pixels, pixels]))
+    assert len(caught) == 1
+    prepared(pixels, warn=False)
 
 
 @pytest.mark.slow
@@ -224,10 +255,10 @@ def test_threads_are_as_many_after_as_before() -> None:
     try:
         alone = denoiser(network())
         images = np.random.default_rng(1).random((3, 256, 256), dtype=np.float32)
-        together = alone.several(images)
+        together = alone.several(images, warn=False)
         with ThreadPoolExecutor(1) as born_later:
             assert born_later.submit(torch.get_num_threads).result() == 2
-        np.testing.assert_allclose(together, np.stack([alone(image) for image in images]), atol=1e-6)
+        np.testing.assert_allclose(together, np.stack([alone(image, warn=False) for image in images]), atol=1e-6)
     finally:
         torch.set_num_threads(before)
 
@@ -313,7 +344,7 @@ def test_a_head_of_a_unetpp_can_be_chosen_and_of_a_unet_not(tmp_path: Path) -> N
     chosen = Denoiser.load(tmp_path / "pp.safetensors", device="cpu", precision="fp32", head=1)
     with torch.no_grad():
         expected = model.eval()(torch.from_numpy(pixels)[None, None], head=1)[0, 0].clamp(0.0, 1.0)
-    np.testing.assert_allclose(chosen(pixels), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(chosen(pixels, warn=False), expected.numpy(), atol=1e-5)
     save_weights(tmp_path / "u.safetensors", network(name="unet", width=4, depth=3), noise=NoiseConfig(std=0.1))
     with pytest.raises(UsageError, match="only a U-Net\\+\\+ has several heads"):
         Denoiser.load(tmp_path / "u.safetensors", device="cpu", head=1)

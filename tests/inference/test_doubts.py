@@ -18,6 +18,7 @@ from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.noise import add_gaussian
 
 RANGE = NoiseConfig(mean=0.1, std=(0.05, 0.3))
+TOLD = NoiseConfig(mean=(0.0, 0.2), std=(0.01, 0.4))
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,27 @@ def _noisy(clean: FloatImage, std: float, *, mean: float = 0.1) -> FloatImage:
 @pytest.mark.parametrize("mean", [0.0, 0.1])
 def test_levels_of_the_training_give_no_doubt(clean: FloatImage, std: float, mean: float) -> None:
     assert noise_doubts(_noisy(clean, std, mean=mean), RANGE) == []
+    assert noise_doubts(_noisy(clean, std, mean=mean), TOLD, mean=mean) == []
+
+
+@pytest.mark.parametrize(("mean", "trained"), [(0.5, TOLD), (-0.1, TOLD), (0.0, RANGE), (0.3, RANGE)])
+def test_a_mean_far_outside_is_named_where_the_clamp_lets_no_shift_make_up_for_it(
+    clean: FloatImage, mean: float, trained: NoiseConfig
+) -> None:
+    noisy = _noisy(clean, 0.1, mean=mean)
+    (said,) = noise_doubts(noisy, trained, mean=mean)
+    assert f"a mean of {mean:g}" in said
+    assert f"trained on {trained.mean_text}" in said
+    assert noise_doubts(noisy[:10, :10], trained, mean=mean) == [said]  # it need not be estimated
+    assert noise_doubts(noisy, trained.model_copy(update={"clip": False}), mean=mean) == []
+
+
+def test_a_noisy_image_whose_mean_nobody_gave_is_named_and_a_clean_one_is_not(clean: FloatImage) -> None:
+    (said,) = noise_doubts(_noisy(clean, 0.2), TOLD)
+    assert "no mean given, 0 assumed" in said
+    assert noise_doubts(_noisy(clean, 0.2), TOLD, mean=0.1) == []
+    assert noise_doubts(clean, TOLD) == []
+    assert noise_doubts(_noisy(clean, 0.2), RANGE) == []  # of one mean, which is taken for the image's
 
 
 @pytest.mark.parametrize(("std", "trained"), [(0.6, (0.05, 0.3)), (0.02, (0.1, 0.3)), (0.3, 0.1)])

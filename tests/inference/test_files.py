@@ -15,6 +15,8 @@ from veilray.cohort.noise_source import seeded_noise
 from veilray.cohort.obfuscate import write_release
 from veilray.cohort.release import Release
 from veilray.errors import CohortError, UsageError, VeilrayError
+from veilray.images.radiograph import to_levels
+from veilray.images.read import read_radiograph
 from veilray.inference.denoiser import Denoiser
 from veilray.inference.files import Denoised, denoise_inputs
 from veilray.models.unet import UNet
@@ -126,6 +128,29 @@ def test_a_release_keeps_depth_and_brings_its_mean(denoiser: Denoiser, release: 
         with Image.open(own.target) as image:
             assert np.asarray(image).dtype == np.uint16
         assert own.target.read_bytes() == again.target.read_bytes() != different.target.read_bytes()
+
+
+def test_a_std_is_told_to_a_network_that_takes_it_and_refused_for_others(denoiser: Denoiser, tmp_path: Path) -> None:
+    _save(tmp_path / "in" / "a.png")
+    with pytest.raises(UsageError, match="not told the noise's std"):
+        list(denoise_inputs([tmp_path / "in"], tmp_path / "out", denoiser=denoiser, mean=0.1, std=0.2))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet(width=4, depth=3, residual=True, inputs="image+mean+std").eval()
+    told = Denoiser(network, noise=NoiseConfig(std=(0.1, 0.3)), device="cpu")
+    with pytest.raises(UsageError, match="above 0"):
+        list(denoise_inputs([tmp_path / "in"], tmp_path / "out", denoiser=told, mean=0.1, std=-0.1))
+    pixels = read_radiograph(tmp_path / "in" / "a.png").pixels
+    written = []
+    for name, std in (("own", None), ("low", 0.1), ("high", 0.9)):
+        (result,) = denoise_inputs([tmp_path / "in"], tmp_path / name, denoiser=told, mean=0.1, std=std)
+        assert result.target is not None
+        assert any("std of 0.9" in warning for warning in result.warnings) is (std == 0.9)
+        with Image.open(result.target) as image:
+            written.append(np.asarray(image))
+        expected = to_levels(told(pixels, mean=0.1, std=std, warn=False), np.uint8)
+        np.testing.assert_array_equal(written[-1], expected)
+    assert len({levels.tobytes() for levels in written}) == 3
 
 
 def test_a_damaged_release_is_refused(denoiser: Denoiser, release: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from veilray.errors import DataError
 from veilray.files import sha256_file
 from veilray.inference.denoiser import Denoiser
 from veilray.inference.files import denoise_inputs
-from veilray.inference.record import DENOISED_RECORD, read_denoised
+from veilray.inference.record import DENOISED_RECORD, DenoiseSettings, new_batch, read_denoised
 from veilray.models.unet import UNet
 from veilray.models.weights import save_weights
 from veilray.obfuscation.config import NoiseConfig
@@ -82,3 +82,13 @@ def test_a_damaged_record_is_said_before_anything_is_denoised(weights: Path, tmp
         with pytest.raises(DataError, match=DENOISED_RECORD):
             list(denoise_inputs([source], tmp_path / "out", denoiser=_load(weights), mean=None))
         assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_std_that_was_given_is_recorded_and_one_that_was_not_leaves_uids_as_they_were() -> None:
+    without = DenoiseSettings(mean=0.1, tile=1024, precision="fp32")
+    batch = new_batch(weights_sha256="0" * 64, settings=without)
+    decided = '{"release": null, "settings": {"head": null, "mean": 0.1, "precision": "fp32", "tile": 1024}}'
+    assert batch.provenance().settings == decided  # of before a std could be given; UIDs are made of it
+    given = batch.model_copy(update={"settings": without.model_copy(update={"std": 0.2})})
+    assert '"std": 0.2' in given.provenance().settings
+    assert DenoiseSettings.model_validate_json(given.settings.model_dump_json()) == given.settings

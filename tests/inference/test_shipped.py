@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from veilray.evaluation.scoring import Perceptual
 from veilray.evaluation.subject import open_subject
 from veilray.images.phantom import chest_phantom
 from veilray.images.radiograph import FloatImage
+from veilray.images.read import read_radiograph
 from veilray.inference.denoiser import Denoiser
 from veilray.models.shipped.find import shipped_model, shipped_names
 from veilray.obfuscation.noise import add_gaussian
@@ -41,6 +43,27 @@ def test_a_phantom_is_denoised_and_a_clean_one_stays(name: str) -> None:
     untouched = denoiser(clean)
     assert abs(float(untouched.mean() - clean.mean())) < 0.01
     assert _decibels(untouched, clean) > 35.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_clean_radiograph_comes_out_neither_darker_nor_much_smoother(name: str, real_data: Path) -> None:
+    with SPLIT.open(newline="", encoding="utf-8") as stream:
+        held_out = sorted(row["image_id"] for row in csv.DictReader(stream) if row["split"] == "validation")
+    denoiser = Denoiser.load(f"shipped:{name}", device="cpu")
+    kept, shifts = [], []
+    for image_id in held_out[:8]:
+        clean = read_radiograph(real_data / "nih256" / f"{image_id}.png").pixels
+        output = denoiser(clean)
+        kept.append(_roughness(output) / _roughness(clean))
+        shifts.append(abs(float(output.mean() - clean.mean())))
+    assert np.mean(kept) >= 0.8  # about 0.9 today; 1 would be as sharp as it came
+    assert max(shifts) < 0.005
+
+
+def _roughness(image: FloatImage) -> float:
+    """Mean length of the gradient."""
+    return float(np.hypot(*np.gradient(image.astype(np.float64))).mean())
 
 
 @pytest.fixture(scope="module")

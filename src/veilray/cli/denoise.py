@@ -42,7 +42,16 @@ def denoise_command(
     ] = None,
     mean: Annotated[
         float | None,
-        typer.Option(help="Mean of the images' noise; 0 where none was added. Left out: the release's or the run's."),
+        typer.Option(
+            help="Mean of the images' noise. Left out: the release's or the training's, or 0 where that was a range."
+        ),
+    ] = None,
+    std: Annotated[
+        float | None,
+        typer.Option(
+            help="Its standard deviation, for networks that are told it. Left out: the release's, or estimated.",
+            show_default=False,
+        ),
     ] = None,
     tile: Annotated[
         int | None, typer.Option(help="Side of a tile in pixels; larger images are cut up.", show_default=False)
@@ -92,8 +101,9 @@ def denoise_command(
             if group.joined and (dicom or reattach):
                 raise UsageError("--dicom and --reattach work in one process: run this command without torchrun")
             if reattach:
-                given = {"--model": model, "--mean": mean, "--tile": tile, "--head": head, "--dicom": dicom or None}
-                _refuse("--reattach takes images that are denoised already", {**given, "--id-from": id_from})
+                given = {"--model": model, "--mean": mean, "--std": std, "--tile": tile, "--head": head}
+                given |= {"--dicom": dicom or None, "--id-from": id_from}
+                _refuse("--reattach takes images that are denoised already", given)
                 results = _reattached(inputs, reattach, out, _opened(keys, passphrase_file), receiver, unlike)
             else:
                 flags = {"--all": every or None, "--unlike": unlike or None}
@@ -104,7 +114,7 @@ def denoise_command(
                     _refuse("only DICOM out needs keys", {"--keys": keys, "--passphrase-file": passphrase_file})
                 uid_key = _uid_key(_opened(keys, passphrase_file)) if dicom else None
                 denoiser = _loaded(model, device, tile, head, group)
-                results = _denoised(inputs, out, denoiser, mean, uid_key, id_from or "stem", group)
+                results = _denoised(inputs, out, denoiser, mean, std, uid_key, id_from or "stem", group)
         left_out = _report(results, out, "attached" if reattach else "denoised", group)
     if reattach:
         _list_left_out(left_out, out, every)
@@ -132,6 +142,7 @@ def _denoised(
     out: Path,
     denoiser: Denoiser,
     mean: float | None,
+    std: float | None,
     uid_key: bytes | None,
     id_from: IdFrom,
     group: Group,
@@ -140,8 +151,8 @@ def _denoised(
     from veilray.inference.files import denoise_inputs
 
     if uid_key is None:
-        return denoise_inputs(inputs, out, denoiser=denoiser, mean=mean, id_from=id_from, group=group)
-    return denoise_dicom(inputs, out, denoiser=denoiser, mean=mean, key=uid_key)
+        return denoise_inputs(inputs, out, denoiser=denoiser, mean=mean, std=std, id_from=id_from, group=group)
+    return denoise_dicom(inputs, out, denoiser=denoiser, mean=mean, std=std, key=uid_key)
 
 
 def _reattached(

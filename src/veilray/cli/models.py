@@ -57,7 +57,7 @@ def _card(model: ShippedModel) -> list[str]:
         f"  training: {data.train_images:,} images of {data.train_patients:,} patients, from {data.source}",
         f"  chosen by: {data.validation_images:,} images of {data.validation_patients:,} patients",
         f"  cohort digest: {data.cohort_digest}",
-        f"  configuration digest: {card.config_digest}",
+        f"  digest of the last sitting's configuration: {card.config_digest}",
         f"  SHA-256 of the weights: {card.weights_sha256}",
         f"  trained by Veilray {card.trained_by}",
         f"  file: {model.weights}",

@@ -204,7 +204,7 @@ class Worker:
         if fit is None or fit.pixels.size > self._by_hand:
             return fit
         std = fit.std if self._clip else None
-        self._finish((fit, self._denoiser(fit.pixels, mean=self._config.model.mean, std=std)))
+        self._finish((fit, self._denoiser(fit.pixels, mean=self._config.model.mean, std=std, warn=False)))
         return None
 
     def _denoised(self, read: Iterable[_Fit | None]) -> Iterator[tuple[_Fit, FloatImage]]:
@@ -218,7 +218,7 @@ class Worker:
                 self.beat()
                 pixels = np.stack([one.pixels for one in alike])
                 stds = [one.std for one in alike] if self._clip else None
-                outputs = self._denoiser.several(pixels, mean=self._config.model.mean, std=stds)
+                outputs = self._denoiser.several(pixels, mean=self._config.model.mean, std=stds, warn=False)
                 yield from zip(alike, outputs, strict=True)
 
     def _batches(self, read: Iterable[_Fit | None]) -> Iterator[list[_Fit]]:

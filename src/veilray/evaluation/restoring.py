@@ -12,12 +12,8 @@ from veilray.training.batch import Batch
 def restored(denoiser: Denoiser, batch: Batch, noise: NoiseConfig) -> Tensor:
     """The noisy images of a batch denoised: (N, 1, H, W), float32, not clamped.
 
-    Where all images have one mean and the network was trained on others, they are shifted to the nearest of those, as
-    `Denoiser` does for whoever names the mean.
+    Images of a mean that the network was not trained on are shifted, as `Denoiser` does for whoever names the mean.
     """
     low, high = noise.mean_range
-    noisy, mean, std = batch.noisy, batch.known[:, 0], batch.known[:, 1]
-    if low == high:
-        noisy, nearest = denoiser.with_trained_mean(noisy, low)
-        return denoiser.denoise(noisy, mean=nearest, std=std)
-    return denoiser.denoise(noisy, mean=mean, std=std)
+    mean = low if low == high else batch.known[:, 0]  # a mean of all is known to more digits than float32 has
+    return denoiser.denoise(batch.noisy, mean=mean, std=batch.known[:, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from veilray.errors import UsageError
 from veilray.images.radiograph import FloatImage
+from veilray.inference.doubts import noise_doubts
 from veilray.inference.engine import Precision, pick_precision, prepare
 from veilray.inference.pooling import pool_statistics
 from veilray.inference.tiles import Tile, plan_tiles, smallest_tile
@@ -47,7 +49,7 @@ class Denoiser:
     `noise` is None where that is not known; then every call must say the mean. `tile` is the side of the largest square
     that goes through the network at once, which bounds the memory: smaller images are batched up to that many pixels,
     on a processor up to 256 x 256; larger ones are cut into tiles. Tiles overlap by the network's receptive radius, so
-    the result is the whole image's up to rounding (`tiling_difference` measures it). Under group normalisation and in a
+    the result is the whole image's up to rounding (`inference.tiling` measures it). Under group normalisation and in a
     Restormer, where every pixel depends on all others, more passes over the tiles find the statistics of the whole
     image first: ten times the work at depth 5.
     `recorruption`: noise that is added to every image, the same to all, as often as it says, before the network sees
@@ -82,6 +84,11 @@ class Denoiser:
         self.tile = max(TILE, 2 * smallest) if tile is None else tile
         if self.tile < smallest:
             raise UsageError(f"tile = {tile} is too small for this network: it needs at least {smallest} pixels")
+
+    @property
+    def takes_std(self) -> bool:
+        """Whether the noise's std makes a difference: the network is told it, or adds noise in proportion."""
+        return self.config.channels_in > 2 or self._recorruption is not None
 
     @property
     def keeps_statistics(self) -> bool:
@@ -123,7 +130,9 @@ class Denoiser:
             recorruption=loaded.weights.recorruption,
         )
 
-    def __call__(self, pixels: FloatImage, *, mean: float | None = None, std: float | None = None) -> FloatImage:
+    def __call__(
+        self, pixels: FloatImage, *, mean: float | None = None, std: float | None = None, warn: bool = True
+    ) -> FloatImage:
         """Denoise one radiograph: (H, W), float32, [0, 1] -> the same, clamped.
 
         `mean` is the mean of the noise in this image, by default that of the training; where the network is told the
@@ -133,23 +142,32 @@ class Denoiser:
         without clamping, up to float32; with it, pixels that this image's clamp cut off lie elsewhere than the
         training's would have, so the darkest or brightest parts are estimated worse. Where the training noise is
         unknown, `mean` is taken for the training's. Raises UsageError where neither is known, or for another shape.
+
+        `warn`: a UserWarning says so where the noise is far outside the training's, or where it looks like that of an
+        obfuscated image whose mean was not given; an image whose `std` is not given has it estimated for that.
         """
         if pixels.ndim != 2 or not pixels.size:
             raise UsageError(f"an image has two sides (H, W) of at least one pixel; this one has shape {pixels.shape}")
-        output: FloatImage = self.several(pixels[None], mean=mean, std=std)[0]
+        output: FloatImage = self.several(pixels[None], mean=mean, std=std, warn=warn)[0]
         return output
 
     def several(
-        self, pixels: FloatImage, *, mean: float | None = None, std: float | Sequence[float] | None = None
+        self,
+        pixels: FloatImage,
+        *,
+        mean: float | None = None,
+        std: float | Sequence[float] | None = None,
+        warn: bool = True,
     ) -> FloatImage:
         """Denoise radiographs of one size together: (N, H, W), float32, [0, 1] -> the same, as one alone to rounding.
 
-        `std` is one for all of them or one for each.
+        `std` is one for all of them or one for each. Of several images with the same doubt one warning is given.
         """
         if not np.isfinite(pixels).all():
             raise UsageError("the image has pixels that are not finite numbers; give values in [0, 1]")
         noisy = torch.from_numpy(np.array(pixels, dtype=np.float32, order="C"))
-        noisy, mean = self.with_trained_mean(noisy, mean)
+        if warn:
+            self._warn(pixels, mean, list(std) if isinstance(std, Sequence) else [std] * len(pixels))
         stds = torch.tensor(std, dtype=torch.float32) if isinstance(std, Sequence) else std
         outputs: FloatImage = self.denoise(noisy[:, None], mean=mean, std=stds)[:, 0].clamp(0.0, 1.0).numpy()
         return outputs
@@ -160,12 +178,12 @@ class Denoiser:
     ) -> Tensor:
         """(N, 1, H, W), about [0, 1] -> (N, 1, H, W), float32, not clamped, on the device of `noisy`.
 
-        `mean` and `std` of the noise, one for all images or (N,), are what the network is told where it is told them.
-        A network that was trained on clamped noise gets the images clamped to [0, 1].
+        `mean` and `std` of the noise, one for all images or (N,), are made up for, assumed or estimated as `__call__`
+        does it. A network that was trained on clamped noise gets the images clamped to [0, 1].
         """
         if not noisy.numel():
             return noisy.float()
-        noisy = self._as_trained(noisy)
+        noisy, mean = self._with_trained_mean(noisy, mean)
         if self._recorruption is None:
             return self._denoised(noisy, mean=mean, std=std)
         added, total = self._added(noisy, std)
@@ -176,9 +194,13 @@ class Denoiser:
         )
         return torch.stack(list(passes)).mean(dim=0)
 
-    def _as_trained(self, noisy: Tensor) -> Tensor:
-        """Images clamped where the training's were: noise that was not clamped yet is then what the network knows."""
-        return noisy.clamp(0.0, 1.0) if self.noise is not None and self.noise.clip else noisy
+    def _warn(self, pixels: FloatImage, mean: float | None, stds: Sequence[float | None]) -> None:
+        told: set[str] = set()
+        for image, std in zip(pixels, stds, strict=True):
+            for doubt in noise_doubts(image, self.noise, mean=mean, std=std):
+                if doubt not in told:
+                    warnings.warn(doubt, stacklevel=3)
+                told.add(doubt)
 
     def _added(self, noisy: Tensor, std: float | Tensor | None) -> tuple[Tensor, Tensor]:
         """Std of the noise to add, (N, 1, 1, 1), and of the noise that an image then has, (N,)."""
@@ -191,9 +213,9 @@ class Denoiser:
         added = self._recorruption.strength * known
         return added.view(-1, 1, 1, 1), (known.square() + added.square()).sqrt()
 
-    def _denoised(self, noisy: Tensor, *, mean: float | Tensor | None, std: float | Tensor | None) -> Tensor:
+    def _denoised(self, noisy: Tensor, *, mean: float | Tensor, std: float | Tensor | None) -> Tensor:
         height, width = noisy.shape[-2:]
-        padded = with_noise_maps(pad_to_multiple(noisy.float(), self._stride), self._told(noisy, mean, std))
+        padded = self._inputs(noisy, mean, std)
         pixels = padded.shape[-2] * padded.shape[-1]
         if pixels <= self.tile**2:
             output = self._whole(padded, batch=max(1, self._at_once() // pixels))
@@ -201,10 +223,10 @@ class Denoiser:
             output = torch.cat([self._tiled(image) for image in torch.split(padded, 1)])
         return output[..., :height, :width].contiguous()
 
-    def with_trained_mean(self, noisy: Tensor, mean: float | None) -> tuple[Tensor, float]:
-        """Images whose noise has a mean, shifted to the nearest mean that the network was trained on, and that mean.
+    def _with_trained_mean(self, noisy: Tensor, mean: float | Tensor | None) -> tuple[Tensor, float | Tensor]:
+        """Images shifted to the nearest mean that the network was trained on, clamped where the training's were.
 
-        As `__call__` does it: None is the training's mean, and UsageError is raised where that is not known.
+        And that mean, one or (N,). None is the training's mean; UsageError is raised where that is not known.
         """
         if self.noise is None:
             if mean is None:
@@ -213,17 +235,22 @@ class Denoiser:
         low, high = self.noise.mean_range
         if mean is None:
             mean = low if low == high else 0.0
-        nearest = min(max(mean, low), high)
-        if nearest == mean:
-            return noisy, mean
-        return noisy + (nearest - mean), nearest  # `denoise` clamps it where the training noise was clamped
+        if isinstance(mean, Tensor):
+            nearest: float | Tensor = mean.clamp(low, high)
+            noisy = noisy + (nearest - mean).to(noisy).view(-1, 1, 1, 1)
+        else:
+            nearest = min(max(mean, low), high)
+            noisy = noisy if nearest == mean else noisy + (nearest - mean)
+        return noisy.clamp(0.0, 1.0) if self.noise.clip else noisy, nearest
 
-    def _told(self, noisy: Tensor, mean: float | Tensor | None, std: float | Tensor | None) -> Tensor:
+    def _inputs(self, noisy: Tensor, mean: float | Tensor, std: float | Tensor | None) -> Tensor:
+        """What the network is given, (N, 1 + K, H, W): the images, padded, and maps of what it is told of each."""
+        return with_noise_maps(pad_to_multiple(noisy.float(), self._stride), self._told(noisy, mean, std))
+
+    def _told(self, noisy: Tensor, mean: float | Tensor, std: float | Tensor | None) -> Tensor:
         """(N, K): the K numbers of each image's noise that the network takes as inputs."""
         told = []
         if self.config.channels_in > 1:
-            if mean is None:
-                raise UsageError("this network is told the noise's mean: give it")
             told.append(torch.as_tensor(mean, dtype=torch.float32).expand(len(noisy)))
         if self.config.channels_in > 2:
             if std is None:
@@ -304,42 +331,3 @@ def _field(number: int, noisy: Tensor) -> Tensor:
     generator = np.random.Generator(np.random.Philox(key=number))
     values = generator.standard_normal(noisy.shape[-2:], dtype=np.float32)
     return torch.from_numpy(values)[None, None].to(noisy.device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TilingDifference:
-    """How an image denoised in tiles differs from the same image denoised whole."""
-
-    largest: float
-    """Largest absolute difference of a pixel."""
-    rms: float
-    """Root mean square of the difference."""
-    jump: float
-    """Largest step of the difference between two neighbouring pixels on either side of a tile border."""
-
-
-def tiling_difference(denoiser: Denoiser, noisy: Tensor) -> TilingDifference:
-    """Denoise (N, 1, H, W), about [0, 1], in tiles and whole, and compare; the whole must fit in memory.
-
-    Raises UsageError where the images are too small to be tiled.
-    """
-    height, width = noisy.shape[-2:]
-    padded = pad_to_multiple(denoiser._as_trained(noisy), denoiser._stride)
-    tiles = plan_tiles(
-        padded.shape[-2], padded.shape[-1], tile=denoiser.tile, halo=denoiser._halo, stride=denoiser._stride
-    )
-    if padded.shape[-2] * padded.shape[-1] <= denoiser.tile**2 or len(tiles) == 1:
-        raise UsageError(f"images of {width} x {height} fit one tile of {denoiser.tile} pixels: nothing to compare")
-    tiled = denoiser.denoise(noisy)
-    with torch.no_grad():
-        whole = denoiser._whole(padded, batch=1)[..., :height, :width]
-    difference = tiled - whole
-    rows = sorted({tile.rows.first for tile in tiles} - {0})
-    columns = sorted({tile.columns.first for tile in tiles} - {0})
-    steps = [difference[..., row, :] - difference[..., row - 1, :] for row in rows if row < height]
-    steps += [difference[..., column] - difference[..., column - 1] for column in columns if column < width]
-    return TilingDifference(
-        largest=difference.abs().max().item(),
-        rms=difference.double().square().mean().sqrt().item(),
-        jump=max((step.abs().max().item() for step in steps), default=0.0),
-    )

@@ -43,30 +43,33 @@ def denoise_inputs(
     *,
     denoiser: Denoiser,
     mean: float | None,
+    std: float | None = None,
     id_from: IdFrom = "stem",
     group: Group = ALONE,
 ) -> Iterator[Denoised]:
     """Denoise every image found in `inputs` into `out`, one by one: same size, same bit depth, PNG.
 
-    `mean` is the mean of the noise; where it is None, a release's own or else the run's. `id_from`: what names the file
-    of an image, its source's stem or its path. Files that are in `out` already are never replaced. `denoised.json`
-    beside them says how they were made, where the denoiser's weights came from a file. Of a `group`, whose ranks must
-    share `out`, each rank makes the files whose names fall to it, so that files of one name meet in one rank; the lead
-    yields what became of all inputs, its own first. Raises UsageError where `out` would lie among the inputs, DataError
-    where its record is damaged.
+    `mean` is the mean of the noise; where it is None, a release's own or else the run's, or 0 where the run had a range
+    of means. `std` is its standard deviation; where it is None, a release's own or else estimated. `id_from`: what
+    names the file of an image, its source's stem or its path. Files that are in `out` already are never replaced.
+    `denoised.json` beside them says how they were made, where the denoiser's weights came from a file. Of a `group`,
+    whose ranks must share `out`, each rank makes the files whose names fall to it, so that files of one name meet in
+    one rank; the lead yields what became of all inputs, its own first. Raises UsageError where `out` would lie among
+    the inputs or a `std` is given that the network has no use for, DataError where its record is damaged.
     """
     with fails_together(group):
+        settings = denoise_settings(denoiser, mean=mean, std=std)
         _check_out(inputs, out)
         releases = {path: _opened(path, group) for path in inputs if (path / "release.json").is_file()}
         if group.is_lead:
             for release in releases.values():
-                _note_release(release, out, denoiser=denoiser, mean=mean)
+                _note_release(release, out, denoiser=denoiser, settings=settings)
     written: dict[Path, str] = {}
     others: list[tuple[int, Any]] = []
     together = False
     try:
         with fails_together(group):
-            for number, (name, make) in enumerate(_work(inputs, releases, out, denoiser, mean, id_from, written)):
+            for number, (name, make) in enumerate(_work(inputs, releases, out, denoiser, settings, id_from, written)):
                 if owner(name, group) != group.rank:
                     continue
                 result = make()
@@ -83,7 +86,7 @@ def denoise_inputs(
         if together:
             names = [name for part in group.gather(names) for name in part]
         if group.is_lead:
-            _note(out, names, denoiser=denoiser, mean=mean)
+            _note(out, names, denoiser=denoiser, settings=settings)
     for source, target, reason, *warnings in merged(others, group):
         if group.is_lead:
             place = Path(target) if target else None
@@ -103,7 +106,7 @@ def _work(
     releases: Mapping[Path, Release],
     out: Path,
     denoiser: Denoiser,
-    mean: float | None,
+    settings: DenoiseSettings,
     id_from: IdFrom,
     written: dict[Path, str],
 ) -> Iterator[tuple[str, Callable[[], Denoised]]]:
@@ -113,17 +116,25 @@ def _work(
             release = releases[path]
             for row in range(len(release)):
                 target = out / f"{release.image_id(row)}.png"
-                yield target.name, partial(_released, release, row, target, denoiser=denoiser, mean=mean)
+                yield target.name, partial(_released, release, row, target, denoiser=denoiser, settings=settings)
             continue
         for item in find_images([path]):
             name = f"{_stem(item) if id_from == 'stem' else _path_name(item, path)}.png"
-            yield name, partial(_file, item, out / name, denoiser=denoiser, mean=mean, written=written)
+            yield name, partial(_file, item, out / name, denoiser=denoiser, settings=settings, written=written)
 
 
-def denoise_settings(denoiser: Denoiser, *, mean: float | None) -> DenoiseSettings:
-    """What decides the pixels of a denoiser's output besides its weights."""
+def denoise_settings(denoiser: Denoiser, *, mean: float | None, std: float | None = None) -> DenoiseSettings:
+    """What decides the pixels of a denoiser's output besides its weights.
+
+    Raises UsageError for a `std` that is not above 0, or that the network has no use for.
+    """
+    if std is not None and not denoiser.takes_std:
+        raise UsageError(f"a std of {std:g} was given, but this network is not told the noise's std: leave it out")
+    if std is not None and not 0.0 < std < float("inf"):
+        raise UsageError(f"a std of {std:g} was given: it must be above 0")
     return DenoiseSettings(
         mean=mean,
+        std=std,
         tile=denoiser.tile,
         precision="bf16" if denoiser.dtype == torch.bfloat16 else "fp32",
         head=denoiser.origin.head if denoiser.origin else None,
@@ -131,17 +142,21 @@ def denoise_settings(denoiser: Denoiser, *, mean: float | None) -> DenoiseSettin
 
 
 def _note(
-    out: Path, names: list[str], *, denoiser: Denoiser, mean: float | None, release: DenoisedRelease | None = None
+    out: Path,
+    names: list[str],
+    *,
+    denoiser: Denoiser,
+    settings: DenoiseSettings,
+    release: DenoisedRelease | None = None,
 ) -> None:
     if denoiser.origin is None or not names:
         return
-    settings = denoise_settings(denoiser, mean=mean)
     batch = new_batch(weights_sha256=denoiser.origin.weights_sha256, settings=settings, release=release)
     note_denoised(out, batch, names)
 
 
 def _file(
-    item: SourceItem, target: Path, *, denoiser: Denoiser, mean: float | None, written: dict[Path, str]
+    item: SourceItem, target: Path, *, denoiser: Denoiser, settings: DenoiseSettings, written: dict[Path, str]
 ) -> Denoised:
     if item.rejection is not None:
         return Denoised(source=item.name, target=None, reason=item.rejection)
@@ -156,10 +171,12 @@ def _file(
             radiograph = read_radiograph_bytes(item.data or b"", source=item.name)
     except ImageError as error:
         return Denoised(source=item.name, target=None, reason=str(error))
-    pixels = denoiser(radiograph.pixels, mean=mean)
+    mean, std = settings.mean, settings.std
+    pixels = denoiser(radiograph.pixels, mean=mean, std=std, warn=False)
     write_png(target, to_levels(pixels, levels_dtype(radiograph.bit_depth)))
     written[target] = item.name
-    return Denoised(source=item.name, target=target, warnings=tuple(doubts(radiograph, denoiser.noise)))
+    found = doubts(radiograph, denoiser.noise, mean=mean, std=std)
+    return Denoised(source=item.name, target=target, warnings=tuple(found))
 
 
 def _stem(item: SourceItem) -> str:
@@ -187,22 +204,24 @@ def _opened(path: Path, group: Group) -> Release:
     return release
 
 
-def _note_release(release: Release, out: Path, *, denoiser: Denoiser, mean: float | None) -> None:
+def _note_release(release: Release, out: Path, *, denoiser: Denoiser, settings: DenoiseSettings) -> None:
     # Before the images themselves: after a kill the record names too many, and running again makes what is missing.
     # The other way round it would lack some for good.
     source = DenoisedRelease(release_id=release.record.release_id, digest=release.digest, noise=release.record.noise)
     names = [f"{release.image_id(row)}.png" for row in range(len(release))]
     new = [name for name in names if not (out / name).exists()]
-    _note(out, new, denoiser=denoiser, mean=mean, release=source)
+    _note(out, new, denoiser=denoiser, settings=settings, release=source)
 
 
-def _released(release: Release, row: int, target: Path, *, denoiser: Denoiser, mean: float | None) -> Denoised:
+def _released(release: Release, row: int, target: Path, *, denoiser: Denoiser, settings: DenoiseSettings) -> Denoised:
     name = release.image_id(row)
     if target.exists():
         return Denoised(source=name, target=None, reason=f"{target} exists already; remove it to denoise again")
     chosen = np.array([row])
-    known = release.noise.single_mean if mean is None else mean
-    noisy, std = release.gather_noisy(chosen)[0], float(release.stds(chosen)[0])
-    pixels = denoiser(noisy, mean=known, std=std)
+    mean = release.noise.single_mean if settings.mean is None else settings.mean
+    std = float(release.stds(chosen)[0]) if settings.std is None else settings.std
+    noisy = release.gather_noisy(chosen)[0]
+    pixels = denoiser(noisy, mean=mean, std=std, warn=False)
     write_png(target, to_levels(pixels, release.dtype(row)))
-    return Denoised(source=name, target=target, warnings=tuple(noise_doubts(noisy, denoiser.noise, std=std)))
+    found = noise_doubts(noisy, denoiser.noise, mean=mean, std=std)
+    return Denoised(source=name, target=target, warnings=tuple(found))

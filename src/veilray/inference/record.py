@@ -8,7 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 import veilray
 from veilray.cohort.records import ReleasedNoise
@@ -28,12 +36,20 @@ class DenoiseSettings(_Record):
 
     mean: float | None = Field(allow_inf_nan=False)
     """Mean of the noise as given; None where it was the release's or the run's own."""
+    std: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """Standard deviation of the noise as given; None where it was the release's or estimated, or made no difference."""
     tile: int = Field(ge=1)
     """Side of the largest square that went through the network at once."""
     precision: Literal["fp32", "bf16"]
     """Arithmetic of the network."""
     head: int | None = Field(default=None, ge=1)
     """Head of a U-Net++ that was taken; None for the last."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_given(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # UIDs are made of these settings: a std that was not given must leave them what they were before it existed.
+        fields: dict[str, object] = write(self)
+        return {name: value for name, value in fields.items() if name != "std" or value is not None}
 
 
 class DenoisedRelease(_Record):

@@ -5,7 +5,8 @@ given. So every output pixel depends on the whole image: `has_global_statistics`
 pixels, which `inference.pooling` adds up over tiles. A network trained on crops has seen the cosines of crops alone,
 which differ from those of whole images (Chu et al., ECCV 2022); train it on whole images where that matters.
 
-What is smaller than in the paper: the image is folded into half its sides first, and a level has one or two blocks.
+What is smaller than in the paper: the image is folded into half its sides first, a level has one or two blocks, and
+there is no refinement stage after the last one. The normalisations have a bias, as in one of the paper's two variants.
 """
 
 from __future__ import annotations

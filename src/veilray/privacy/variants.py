@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -75,7 +76,9 @@ def denoised_variant(
     mean = noisy.mean
 
     def restore(images: FloatImage) -> FloatImage:
-        return denoiser.several(images, mean=mean)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the network knows other noise is what is measured
+            return denoiser.several(images, mean=mean)
 
     store = _Store(
         path=folder / f"denoised-{whole[:16]}.npy", count=len(data), size=data.size, source=noisy, restore=restore

@@ -100,6 +100,20 @@ def test_the_search_ends_where_both_neighbours_are_worse(
     assert set(factors[max(0, place - 1) : place + 2]) <= set(tried)
 
 
+def test_a_family_that_is_worse_in_the_middle_is_climbed_too(
+    images: TrainingImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors = (0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 5.0)
+    made = tuple({"eps": eps, "factor": factor} for eps in (1.0, 0.5) for factor in factors)
+    heights = {(eps, factor): -float(number) for eps in (1.0, 0.5) for number, factor in enumerate(factors)}
+    heights |= {(1.0, 0.7): 5.0, (0.5, 1.0): 2.0, (0.5, 2.0): 6.0}  # middles: 5 and -3; the best is the second's
+    monkeypatch.setattr(tuning, "grid", lambda smoother: made)
+    monkeypatch.setattr(methods, "grid", lambda smoother: made)
+    monkeypatch.setattr(tuning, "_try", lambda item: [heights[item[1]["eps"], item[1]["factor"]]] * 2)
+    found = tune(BOTH[:1], images, cache=ScoreCache(None), count=1)["tv"]
+    assert found.strength == {"eps": 0.5, "factor": 2.0}
+
+
 def test_scores_are_those_of_the_tuned_method_on_the_images_noise(images: TrainingImages) -> None:
     rows = images.sets["test"]
     found = score_classical(Classical(methods=BOTH, workers=1, tuning_images=2), images, rows, lpips=None)

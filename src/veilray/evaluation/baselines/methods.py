@@ -111,7 +111,7 @@ def grid(smoother: Smoother) -> tuple[Strength, ...]:
     """The strengths among which tuning chooses."""
     match smoother:
         case "bm3d":
-            return _product(profile=("np", "vn"), factor=(0.8, 0.9, 1.0, 1.1, 1.25, 1.45))
+            return _product(profile=("np", "vn"), factor=(0.8, 0.9, 1.0, 1.1, 1.25, 1.45, 1.7, 2.0))
         case "nlm":
             windows = ({"patch": 5, "distance": 6}, {"patch": 7, "distance": 6}, {"patch": 7, "distance": 11})
             factors = _product(factor=(0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.45, 1.75))

@@ -67,9 +67,9 @@ def tune(
 ) -> dict[str, Tuned]:
     """Choose the strength of each method for the noise of `images`, by mean PSNR over `count` validation images.
 
-    A search up the hill: the middle factor of every combination of other settings is tried, then, round by round, the
-    factors next to the best one of each form, until it is better than both. The test images are never read. Ties go to
-    the strength that comes first in the grid.
+    A search up the hill for every combination of other settings: its middle factor is tried, then, round by round, the
+    factors next to its best one for each form, until that is better than both. The test images are never read. Ties go
+    to the strength that comes first in the grid.
     """
     rows = tuning_rows(images, count).tolist()
     smoothers = list(dict.fromkeys(method.smoother for method in methods))
@@ -104,13 +104,13 @@ def _middle(family: Sequence[int]) -> int:
 
 
 def _next(smoother: Smoother, found: dict[int, list[float]], forms: Sequence[int]) -> set[int]:
-    """The strengths on either side of the best of each form."""
+    """In each family, the strengths on either side of the best of each form."""
     near: set[int] = set()
-    for form in forms:
-        best = _best(found, form)
-        family = next(family for family in families(smoother) if best in family)
-        place = family.index(best)
-        near |= set(family[max(0, place - 1) : place + 2])
+    for family in families(smoother):
+        tried = {number: found[number] for number in family if number in found}
+        for form in forms:
+            place = family.index(_best(tried, form))
+            near |= set(family[max(0, place - 1) : place + 2])
     return near
 
 

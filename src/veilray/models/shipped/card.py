@@ -76,7 +76,7 @@ class Card(_Record):
     """Licence of the weights."""
     data: CardData
     config: dict[str, Any]
-    """The whole configuration of the training."""
+    """The configuration of the last sitting of the training; those before it lie in benchmarks/models."""
     config_digest: str = Digest
     """SHA-256 of `config` as JSON with sorted keys."""
     parameters: int = Field(ge=1)

@@ -22,8 +22,10 @@ _LEAST = 1e-3
 class MsSsimL1(nn.Module):
     """a (1 - MS-SSIM) + (1 - a) |e| of each image: (N, 1, H, W) twice -> (N,), with `weight` a, 0.84 in the paper.
 
-    The paper weights |e| by a Gaussian about each pixel before it takes the mean over the image; that changes the mean
-    at the border alone, and is left out.
+    Unlike the paper's. There: five deviations, 0.5 to 8 pixels, at full resolution, and exponents of 1; here the
+    pyramid and the exponents of Wang et al., which the metric of that name has. There |e| is weighted by a Gaussian
+    about each pixel before the mean over the image is taken; that changes the mean at the border alone, and is left
+    out.
     """
 
     def __init__(self, *, weight: float) -> None:
