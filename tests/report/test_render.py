@@ -21,6 +21,7 @@ from veilray.evaluation.panels import Panel
 from veilray.evaluation.results import read_summary
 from veilray.report.protocol import protocol
 from veilray.report.render import render, to_html
+from veilray.report.text import abstract
 
 MakeRun = Callable[..., Path]
 
@@ -226,6 +227,13 @@ def test_arms_that_differ_in_several_settings_are_said_to(make_run: MakeRun) -> 
     html = to_html(compare(runs), [])
     assert "Differences with several causes" in html
     assert "2 settings differ" in html
+
+
+@pytest.mark.parametrize(("images", "verdict"), [(12, "too few patients to test"), (90, "too little to tell the two")])
+def test_too_few_patients_are_not_called_too_small_a_difference(images: int, verdict: str, make_run: MakeRun) -> None:
+    runs = [make_run("a", images=images), make_run("b", train={"loss": "mse"}, images=images)]
+    opening = " ".join(abstract(compare(runs)))
+    assert [text for text in ("too few patients to test", "too little to tell the two") if text in opening] == [verdict]
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from veilray.parallel.sharding import merged, owner
 ENDINGS = ("png", "jpg", "jpeg", "dcm", "dicom")
 """Endings that are not part of an image's name."""
 
-_PATHS = "; to take names from the folders too, add --id-from path"
+_PATHS = "to take names from the folders too, add --id-from path"
 
 
 def denoise_inputs(
@@ -61,7 +61,7 @@ def denoise_inputs(
         if group.is_lead:
             for release in releases.values():
                 _note_release(release, out, denoiser=denoiser, mean=mean)
-    written: dict[Path, str] = {}
+    written: dict[Path, tuple[str, str]] = {}
     others: list[tuple[int, Any]] = []
     together = False
     try:
@@ -105,9 +105,12 @@ def _work(
     denoiser: Denoiser,
     mean: float | None,
     id_from: IdFrom,
-    written: dict[Path, str],
+    written: dict[Path, tuple[str, str]],
 ) -> Iterator[tuple[str, Callable[[], Denoised]]]:
-    """Every input in order: the name of the file that it would become, and what makes it."""
+    """Every input in order: the name of the file that it would become, and what makes it.
+
+    `written` gathers, by file, what it was made of and the name that this one's path gives.
+    """
     for path in inputs:
         if path in releases:
             release = releases[path]
@@ -116,8 +119,9 @@ def _work(
                 yield target.name, partial(_released, release, row, target, denoiser=denoiser, mean=mean)
             continue
         for item in find_images([path]):
-            name = f"{_stem(item) if id_from == 'stem' else _path_name(item, path)}.png"
-            yield name, partial(_file, item, out / name, denoiser=denoiser, mean=mean, written=written)
+            by_path = _path_name(item, path)
+            name = f"{_stem(item) if id_from == 'stem' else by_path}.png"
+            yield name, partial(_file, item, out / name, by_path, denoiser=denoiser, mean=mean, written=written)
 
 
 def denoise_settings(denoiser: Denoiser, *, mean: float | None) -> DenoiseSettings:
@@ -141,12 +145,20 @@ def _note(
 
 
 def _file(
-    item: SourceItem, target: Path, *, denoiser: Denoiser, mean: float | None, written: dict[Path, str]
+    item: SourceItem,
+    target: Path,
+    by_path: str,
+    *,
+    denoiser: Denoiser,
+    mean: float | None,
+    written: dict[Path, tuple[str, str]],
 ) -> Denoised:
     if item.rejection is not None:
         return Denoised(source=item.name, target=None, reason=item.rejection)
     if target in written:
-        return Denoised(source=item.name, target=None, reason=f"{written[target]} gave {target} already{_PATHS}")
+        first, name = written[target]
+        advice = "rename one of the two files" if name == by_path else _PATHS
+        return Denoised(source=item.name, target=None, reason=f"{first} gave {target} already; {advice}")
     if target.exists():
         return Denoised(source=item.name, target=None, reason=f"{target} exists already; remove it to denoise again")
     try:
@@ -158,7 +170,7 @@ def _file(
         return Denoised(source=item.name, target=None, reason=str(error))
     pixels = denoiser(radiograph.pixels, mean=mean)
     write_png(target, to_levels(pixels, levels_dtype(radiograph.bit_depth)))
-    written[target] = item.name
+    written[target] = item.name, by_path
     return Denoised(source=item.name, target=target, warnings=tuple(doubts(radiograph, denoiser.noise)))
 
 
