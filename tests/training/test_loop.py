@@ -239,7 +239,7 @@ def test_a_full_disk_keeps_the_checkpoints_there_are(cohort: Path, tmp_path: Pat
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))
 
     try:
-        with pytest.raises(VeilrayError, match="file too large; nothing was left behind"):
+        with pytest.raises(VeilrayError, match="file too large, and no part of it was left; free some space"):
             train_here(config, cohort, tmp_path / "full", Recorder(fill_the_disk))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
