@@ -216,6 +216,19 @@ def test_the_same_picture_under_the_same_name_asks_for_no_other_names(tmp_path: 
     assert not any("--id-from" in note for note in report.notes)
 
 
+def test_images_of_a_split_file_that_did_not_come_in_are_named(tmp_path: Path, draw: Draw, write: Write) -> None:
+    for number, name in enumerate("ab"):
+        write(tmp_path / "in" / f"{name}.png", draw(number))
+    split = tmp_path / "split.csv"
+    for absent, told in (
+        ("x", "1 images of {} did not come in: x."),
+        ("wxyz", "4 images of {} did not come in: w, x, y,"),
+    ):
+        split.write_text("image_id,split\na,train\nb,test\n" + "".join(f"{name},train\n" for name in absent))
+        report = _import([tmp_path / "in"], tmp_path / absent, split_file=split)
+        assert any(note.startswith(told.format(split)) for note in report.notes)
+
+
 @pytest.mark.parametrize("id_from", ["stem", "path"])
 def test_files_that_differ_in_their_ending_alone_are_to_be_renamed(
     id_from: IdFrom, tmp_path: Path, draw: Draw, write: Write

@@ -307,7 +307,10 @@ def test_a_release_has_no_seed_of_the_test_noise(make_run: MakeRun) -> None:
     comparison = compare([make_run("released", summary={"test_noise_seed": None})])
     rows = {row.name: row.values for section in protocol(comparison).values() for row in section}
     assert rows["Seed of the validation and test noise"] == (("none: the noise is the release's", ""),)
-    assert "noise_seed = " not in to_html(comparison, [])
+    page = to_html(comparison, [])
+    assert "noise_seed = " not in page
+    assert "<p>Release <code>" in page
+    assert "· cohort <" not in page
     assert "noise_seed = " in to_html(compare([make_run("drawn")]), [])
 
 

@@ -84,6 +84,10 @@ class Admission:
         self.sets_of_patient[patient] = self.sets_of_patient.get(patient, 0) | 1 << SPLITS.index(split)
         return Admitted(radiograph=radiograph, patient_id=patient, split=split)
 
+    def absent(self) -> list[str]:
+        """Images that the split file lists and that did not come in."""
+        return [name for name in self.listed or {} if name not in self._source_of_id]
+
     def patients_in(self, split: Split) -> int:
         """Patients with images in a set."""
         bit = 1 << SPLITS.index(split)

@@ -339,9 +339,10 @@ def _notes(admission: Admission, plan: _Plan, record: CohortRecord, unreadable: 
             f"{record.rejected:,} files were rejected and {record.left_out:,} images left out; {REPORT_FILE} says why."
         )
     if admission.listed is not None:
-        absent = len(admission.listed) - sum(record.images.values())
+        absent = admission.absent()
         if absent:
-            notes.append(f"{absent:,} images of {plan.split_file} did not come in.")
+            some = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+            notes.append(f"{len(absent):,} images of {plan.split_file} did not come in: {some}.")
     empty: list[Split] = [split for split in SPLITS if not record.images[split]]
     if empty:
         notes.append(f"No images in {' and '.join(empty)}: too few patients for the shares, or the split file says so.")

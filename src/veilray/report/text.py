@@ -83,6 +83,11 @@ def listed(items: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""
 
 
+def kind_of_data(comparison: Comparison) -> str:
+    """What the images came from: a release, which has its noise, or a cohort."""
+    return "release" if all(level.test_noise_seed is None for level in comparison.levels) else "cohort"
+
+
 def title(comparison: Comparison) -> str:
     """What was compared, and at which noise."""
     families = list(dict.fromkeys(arm.label.split(",")[0] for level in comparison.levels for arm in level.models))
