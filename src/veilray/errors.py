@@ -9,6 +9,7 @@ VeilrayError                    exit status 1
 │       └── CutShortError       a checkpoint or weights file that is not whole
 ├── RefusedError                exit status 4: refused for safety
 │   └── BundleError             a bundle or upload that is altered, replayed, or not from or for whom it should be
+├── DiskFullError               exit status 1: a file or folder that the disk has no room for
 ├── TrainingError               exit status 1: training cannot go on
 ├── LostRankError               exit status 1: another process of a distributed job has gone
 ├── ToldElsewhere               the status of an error that another process of the job tells the user
@@ -74,6 +75,14 @@ class BundleError(RefusedError):
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class DiskFullError(VeilrayError):
+    """A file or folder that the disk, or a quota, has no room for; `fault` is the message without its advice."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"{fault}; free some space and retry")
+        self.fault = fault
 
 
 class TrainingError(VeilrayError):

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from veilray.errors import DataError, UsageError, VeilrayError
+from veilray.errors import DataError, DiskFullError, UsageError
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
 
-    `mode`: permissions, before the umask. VeilrayError where the disk is full.
+    `mode`: permissions, before the umask. DiskFullError where the disk is full.
     """
     with _naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,14 +48,19 @@ def replacing_folder(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name when the block ends well; `path` must not exist yet.
 
     `mode`: permissions, before the umask. Where the block fails nothing is left. UsageError where `path` exists,
-    VeilrayError where the disk is full.
+    DiskFullError where the disk is full.
     """
-    if path.exists():
-        raise UsageError(f"{path} already exists; name a new folder or remove that one")
+    check_new_folder(path)
     with _naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _replacing_folder(path, mode) as part:
             yield part
+
+
+def check_new_folder(path: Path) -> None:
+    """UsageError where `path` exists: what is to be written there must be new."""
+    if path.exists():
+        raise UsageError(f"{path} already exists; name a new folder or remove that one")
 
 
 @contextlib.contextmanager
@@ -126,9 +131,7 @@ def _naming_full_disk(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         reason = os.strerror(error.errno).lower()
-        raise VeilrayError(
-            f"cannot write {path}: {reason}; nothing was left behind, free some space and retry"
-        ) from None
+        raise DiskFullError(f"cannot write {path}: {reason}, and no part of it was left") from None
 
 
 def _umask() -> int:

@@ -96,6 +96,16 @@ def test_files_that_are_there_are_never_overwritten(flow_run: Path, tmp_path: Pa
     assert (tmp_path / "out" / "same.png").read_bytes() == written
 
 
+def test_names_that_differ_in_their_ending_alone_are_to_be_changed(flow_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("same.jpg", "same.png"):
+        Image.fromarray(_levels(32, 32)).save(tmp_path / "in" / name)
+    result = done("denoise", tmp_path / "in", "--out", tmp_path / "out", "--model", flow_run)
+    (line,) = (line for line in result.lines if "gave" in line)
+    assert "rename one of the two files" in line
+    assert "--id-from" not in line
+
+
 def test_names_that_recur_in_folders_and_archives_are_told_apart_by_their_paths(flow_run: Path, tmp_path: Path) -> None:
     for name in ("in/a", "in/b/c"):
         (tmp_path / name).mkdir(parents=True)

@@ -6,10 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tests.command_line import SMALL, done, make_cohort, veilray
 
 from veilray.cohort.cohort import Cohort
+from veilray.errors import RunError
 from veilray.evaluation.results import PER_IMAGE, SUMMARY, read_scores, read_summary
+from veilray.training.run import RunFolder
+from veilray.training.source import open_weights
 
 
 @pytest.mark.slow
@@ -51,6 +56,29 @@ def test_data_of_another_kind_are_told_to_be_others_before_all_else(
         result = veilray(*words)
         assert (result.status, len(result.lines)) == (3, 1)
         assert "was trained on data with digest" in result.err
+
+
+def test_best_weights_that_are_gone_are_not_called_still_to_come(own_run: Path, tmp_path: Path) -> None:
+    run = RunFolder(own_run)
+    run.best_weights.unlink()
+    with pytest.raises(RunError, match=r"has lost its checkpoints/best\.safetensors"):
+        open_weights(own_run)
+    (own_run / "metrics.jsonl").unlink()
+    with pytest.raises(RunError, match="its first validation is not done"):
+        open_weights(own_run)
+
+
+@pytest.mark.slow
+def test_where_images_are_too_small_for_lpips_it_is_not_computed(tmp_path: Path) -> None:
+    shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+    tensors = {f"features.{index}.weight": torch.zeros(shape) for index, shape in shapes.items()}
+    tensors |= {f"features.{index}.bias": torch.zeros(shape[0]) for index, shape in shapes.items()}
+    save_file(tensors, tmp_path / "alexnet.safetensors")
+    cohort = make_cohort(tmp_path, size=31)
+    done("train", "default", "--data", cohort, "--out", tmp_path / "run", "--no-evaluate", *SMALL)
+    result = done("evaluate", tmp_path / "run", "--data", cohort, "--lpips-backbone", tmp_path / "alexnet.safetensors")
+    assert "LPIPS was not computed: it needs 32 x 32 pixels, and some images have 31 x 31" in result.out
+    assert read_summary(tmp_path / "run").methods["model"]["lpips"] is None
 
 
 def test_what_is_no_run_and_what_is_half_of_one(own_run: Path, flow_cohort: Path, tmp_path: Path) -> None:

@@ -48,6 +48,19 @@ def test_defaults(cohort: Path, tmp_path: Path) -> None:
     assert not release.record.subtractable
     assert release.digest in result.stdout
     assert "released" not in result.stdout
+    assert "cannot be repeated" in result.stdout
+
+
+def test_a_folder_that_is_there_is_refused_before_any_image_is_looked_at(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*arguments: object, **options: object) -> None:
+        raise AssertionError("images are looked at")
+
+    monkeypatch.setattr("veilray.exchange.release.making.look", look)
+    result = _run(cohort, "--out", cohort)
+    assert isinstance(result.exception, UsageError)
+    assert "already exists" in str(result.exception)
 
 
 def test_options(cohort: Path, tmp_path: Path) -> None:
@@ -58,6 +71,8 @@ def test_options(cohort: Path, tmp_path: Path) -> None:
     assert release.pairs
     assert release.record.subtractable
     assert "no image privacy whatever" in result.stdout
+    assert "no ledger remembers it" in result.stdout
+    assert "cannot be repeated" not in result.stdout
     assert "once before" in _run(cohort, "--out", tmp_path / "again").stdout
 
 

@@ -16,11 +16,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tests.command_line import SLOW_EPOCHS, SMALL, done, start, veilray
 
 from veilray.cli import reporting, training
+from veilray.cli.watcher import TerminalWatcher
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.split import Shares, assign, image_split
+from veilray.errors import DiskFullError
 from veilray.evaluation.results import read_scores, read_summary
 from veilray.parallel.group import ALONE, Group
 from veilray.training.data import TrainingImages
@@ -344,6 +347,31 @@ def test_the_paper_s_split_warns_with_the_number_of_shared_patients(flow_cohort:
     assert psnr["psnr_unclamped"] is not None
     assert psnr["psnr"] is not None
     assert psnr["psnr_unclamped"].mean <= psnr["psnr"].mean
+
+
+def test_what_a_life_wrote_after_its_last_checkpoint_is_purged_from_tensorboard(
+    own_run: Path, flow_cohort: Path
+) -> None:
+    run = RunFolder(own_run)
+    images, device = TrainingImages.open(flow_cohort, run.config()), torch.device("cpu")
+    for first in (1, 3):
+        with TerminalWatcher(run, run.config(), images, life={}, device=device) as watcher:
+            watcher.step(step=first, images=1, loss=0.5)
+    newest = max((own_run / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    starts = [event.step for event in EventFileLoader(str(newest)).Load() if event.session_log.status == 1]
+    assert starts == [3]
+
+
+def test_a_full_disk_says_how_to_go_on(flow_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise DiskFullError("cannot write state: no space left on device, and no part of it was left")
+
+    monkeypatch.setattr("veilray.cli.training.train", full)
+    result = veilray("train", "default", "--data", flow_cohort, "--out", tmp_path / "run", *SMALL)
+    assert result.status == 1
+    assert result.lines[-1].endswith(
+        f"free some space, then go on with: veilray train --resume --data {flow_cohort} --out {tmp_path / 'run'}"
+    )
 
 
 def test_resuming_with_other_data_is_refused(own_run: Path, flow_cohort: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from tests.images.dicom_files import build, save
 
 from veilray.cohort.build import INDEX_COLUMNS, REPORT_FILE, ImportReport, import_radiographs
 from veilray.cohort.cohort import Cohort
+from veilray.cohort.records import IdFrom
 from veilray.cohort.split import SPLITS, Shares, assign
 from veilray.errors import CohortError, DataError, UsageError, VeilrayError
 from veilray.images.radiograph import IntensityMap, to_pixels
@@ -213,6 +214,31 @@ def test_the_same_picture_under_the_same_name_asks_for_no_other_names(tmp_path: 
     (row,) = _table(tmp_path / "out" / REPORT_FILE)
     assert "--id-from" not in row["reason"]
     assert not any("--id-from" in note for note in report.notes)
+
+
+def test_images_of_a_split_file_that_did_not_come_in_are_named(tmp_path: Path, draw: Draw, write: Write) -> None:
+    for number, name in enumerate("ab"):
+        write(tmp_path / "in" / f"{name}.png", draw(number))
+    split = tmp_path / "split.csv"
+    for absent, told in (
+        ("x", "1 images of {} did not come in: x."),
+        ("wxyz", "4 images of {} did not come in: w, x, y,"),
+    ):
+        split.write_text("image_id,split\na,train\nb,test\n" + "".join(f"{name},train\n" for name in absent))
+        report = _import([tmp_path / "in"], tmp_path / absent, split_file=split)
+        assert any(note.startswith(told.format(split)) for note in report.notes)
+
+
+@pytest.mark.parametrize("id_from", ["stem", "path"])
+def test_files_that_differ_in_their_ending_alone_are_to_be_renamed(
+    id_from: IdFrom, tmp_path: Path, draw: Draw, write: Write
+) -> None:
+    write(tmp_path / "in" / "rgb.jpg", draw(1))
+    write(tmp_path / "in" / "rgb.png", draw(2))
+    report = _import([tmp_path / "in"], tmp_path / "out", id_from=id_from)
+    (row,) = _table(tmp_path / "out" / REPORT_FILE)
+    assert "rename one of the two files" in row["reason"]
+    assert not any("--id-from" in text for text in [row["reason"], *report.notes])
 
 
 def _save_dicom(path: Path, seed: int, **elements: object) -> None:

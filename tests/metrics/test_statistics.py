@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from veilray.errors import DataError, UsageError
-from veilray.metrics.statistics import clustered_bootstrap, holm, paired_comparison
+from veilray.metrics.statistics import clustered_bootstrap, holm, paired_comparison, smallest_p_value
 
 
 def test_equal_clusters_have_the_spread_of_their_means() -> None:
@@ -116,6 +116,15 @@ def test_the_exact_signed_rank_distribution_is_used_for_few_patients() -> None:
     differences = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     result = paired_comparison(differences, np.zeros(6), range(6), higher_is_better=True, seed=1)
     assert result.p_value == pytest.approx(2 / 2**6)
+
+
+@pytest.mark.parametrize("n_patients", [2, 4, 7])
+def test_the_smallest_p_value_is_that_of_a_method_that_always_wins(n_patients: int) -> None:
+    gains = np.arange(1.0, n_patients + 1.0)
+    won = paired_comparison(gains, np.zeros(n_patients), range(n_patients), higher_is_better=True, seed=1).p_value
+    assert smallest_p_value(n_patients, tests=1) == pytest.approx(won)
+    for others in ([won, won], [1.0, 1.0]):
+        assert smallest_p_value(n_patients, tests=3) == pytest.approx(min(holm([won, *others])))
 
 
 def test_where_lower_is_better_the_share_turns_round_and_the_difference_does_not() -> None:

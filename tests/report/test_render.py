@@ -21,6 +21,7 @@ from veilray.evaluation.panels import Panel
 from veilray.evaluation.results import read_summary
 from veilray.report.protocol import protocol
 from veilray.report.render import render, to_html
+from veilray.report.text import abstract
 
 MakeRun = Callable[..., Path]
 
@@ -228,6 +229,13 @@ def test_arms_that_differ_in_several_settings_are_said_to(make_run: MakeRun) -> 
     assert "2 settings differ" in html
 
 
+@pytest.mark.parametrize(("images", "verdict"), [(12, "too few patients to test"), (90, "too little to tell the two")])
+def test_too_few_patients_are_not_called_too_small_a_difference(images: int, verdict: str, make_run: MakeRun) -> None:
+    runs = [make_run("a", images=images), make_run("b", train={"loss": "mse"}, images=images)]
+    opening = " ".join(abstract(compare(runs)))
+    assert [text for text in ("too few patients to test", "too little to tell the two") if text in opening] == [verdict]
+
+
 @pytest.mark.slow
 def test_every_setting_of_the_configuration_is_in_the_protocol(make_run: MakeRun) -> None:
     html = to_html(compare([make_run("a", train={"learning_rate": 0.00123, "batch_size": 13, "epochs": 77})]), [])
@@ -299,7 +307,10 @@ def test_a_release_has_no_seed_of_the_test_noise(make_run: MakeRun) -> None:
     comparison = compare([make_run("released", summary={"test_noise_seed": None})])
     rows = {row.name: row.values for section in protocol(comparison).values() for row in section}
     assert rows["Seed of the validation and test noise"] == (("none: the noise is the release's", ""),)
-    assert "noise_seed = " not in to_html(comparison, [])
+    page = to_html(comparison, [])
+    assert "noise_seed = " not in page
+    assert "<p>Release <code>" in page
+    assert "· cohort <" not in page
     assert "noise_seed = " in to_html(compare([make_run("drawn")]), [])
 
 

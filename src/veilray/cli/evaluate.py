@@ -89,7 +89,8 @@ def evaluate_command(
         metric = shared_metric(lpips_backbone, download=download, group=group)
         for folder, part in parts.items():
             summary = score_and_show(
-                *(subject, part),
+                subject,
+                part,
                 out=folder,
                 split=split,
                 perceptual=metric,

@@ -92,7 +92,10 @@ def _run(path: Path, out: Path | None, request: Request, *, dry_run: bool) -> No
     from veilray.cli.progress import progress
     from veilray.cohort.cohort import Cohort
     from veilray.exchange.release.making import make_release, plan_release
+    from veilray.files import check_new_folder
 
+    if out is not None and not dry_run:
+        check_new_folder(out)  # before every image is looked at
     cohort = Cohort.open(path)
     with progress(len(cohort), "looking for burned-in text", "images") as bar:
         plan = plan_release(cohort, request, advance=bar.advance)
@@ -123,7 +126,8 @@ def _report(plan: ReleasePlan, made: MadeRelease) -> None:
         typer.echo(f"It gives clean pixels of {len(made.voided):,} earlier noisy releases away, which it voids:")
         typer.echo("\n".join(f"  {release}" for release in made.voided))
     if request.parties is None:
-        typer.echo("No keys: it cannot be repeated, and no ledger remembers it. See `veilray keygen`.")
+        once = "" if written.record.subtractable else "it cannot be repeated, and "
+        typer.echo(f"No keys: {once}no ledger remembers it. See `veilray keygen`.")
         if written.earlier:
             times = "once" if written.earlier == 1 else f"{written.earlier} times"
             typer.echo(f"This cohort was released {times} before: independent noise averages out over releases.")

@@ -69,7 +69,8 @@ def evaluate_and_report(
     with fails_together(group):
         subject = open_subject(run.path)
     score_and_show(
-        *(subject, images),
+        subject,
+        images,
         out=run.path,
         split=split,
         perceptual=perceptual,

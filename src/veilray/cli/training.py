@@ -16,7 +16,7 @@ from veilray.cli.ranks import rank_device
 from veilray.cli.watcher import Silence, TerminalWatcher, validation_name
 from veilray.cohort.open import open_data
 from veilray.cohort.release import Release
-from veilray.errors import ToldElsewhere, TrainingError, VeilrayError
+from veilray.errors import DiskFullError, ToldElsewhere, TrainingError, VeilrayError
 from veilray.evaluation.subject import check_data, open_subject
 from veilray.files import sha256_file
 from veilray.models.build import build_model
@@ -128,6 +128,7 @@ def _trained(
 ) -> Outcome:
     """Train to the end; VeilrayError where it was interrupted, TrainingError where memory ran out."""
     config, group = images.config, setup.group
+    again = f"go on with: veilray train --resume --data {images.data.path} --out {run.path}"
     following = (
         TerminalWatcher(run, config, images, life=life(config, setup), device=device)
         if group.is_lead
@@ -136,6 +137,8 @@ def _trained(
     try:
         with following as watcher:
             outcome = train(config, images, run, device=device, watcher=watcher, setup=setup, beat=beat)
+    except DiskFullError as error:
+        raise VeilrayError(f"{error.fault}; free some space, then {again}") from None
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -148,9 +151,7 @@ def _trained(
         return outcome
     if not group.is_lead:
         raise ToldElsewhere(VeilrayError.exit_status)
-    raise VeilrayError(
-        f"stopped after a checkpoint; go on with: veilray train --resume --data {images.data.path} --out {run.path}"
-    )
+    raise VeilrayError(f"stopped after a checkpoint; {again}")
 
 
 def _score(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +14,9 @@ from veilray.cli.progress import progress
 from veilray.training.config import Objective, RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.run import EpochRecord, RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils import tensorboard
 
 
 def validation_name(objective: Objective) -> str:
@@ -35,7 +39,7 @@ class TerminalWatcher:
         life: Mapping[str, Any],
         device: torch.device,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # half a second, which ranks that are silent need not wait
+        from torch.utils import tensorboard  # half a second, which ranks that are silent need not wait
 
         self._run, self._device = run, device
         self._life: Mapping[str, Any] | None = life
@@ -43,7 +47,8 @@ class TerminalWatcher:
         self._name = validation_name(images.choice.objective)
         total = images.images_before(config.train.epochs * images.steps_per_epoch())
         self._progress = progress(total, "training", "images")
-        self._events = SummaryWriter(str(run.path / "tensorboard"))
+        self._open_events = partial(tensorboard.SummaryWriter, str(run.path / "tensorboard"))
+        self._events: tensorboard.SummaryWriter | None = None
 
     def __enter__(self) -> TerminalWatcher:
         self._bar = self._progress.__enter__()
@@ -53,7 +58,8 @@ class TerminalWatcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.__exit__(kind, error, trace)
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     def begin(self, *, images: int) -> None:
         """Move the bar to where the training goes on."""
@@ -65,13 +71,15 @@ class TerminalWatcher:
             self._run.begin_life(self._life, step=step - 1, device=self._device)
             self._life = None
         self._bar.advance(images)
+        if self._events is None:  # what a life before this one wrote after its last checkpoint is shown no more
+            self._events = self._open_events(purge_step=step)
         self._events.add_scalar("train/loss", loss, step)
 
     def epoch(self, record: EpochRecord) -> None:
         """Print a line and record the curves."""
         for name in ("train_loss", "validation_loss", "validation_psnr", "learning_rate", "images_per_second"):
             value = asdict(record)[name]
-            if value is not None:
+            if value is not None and self._events is not None:
                 self._events.add_scalar(f"epoch/{name}", value, record.step)
         psnr = "" if record.validation_psnr is None else f", validation PSNR {record.validation_psnr:.2f} dB"
         self._bar.say(

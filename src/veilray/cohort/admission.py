@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from veilray.cohort.lists import Listed
@@ -39,6 +39,8 @@ class Admission:
     """Set by image id, where a file decides the split; images that it does not list stay out."""
     patients: Mapping[str, Listed] = field(default_factory=dict)
     """What the user's table says by image id, which goes before what the files say."""
+    path_id: Callable[[str], str] = str
+    """The image id that a source's path gives."""
 
     images: Counter[Split] = field(default_factory=Counter)
     patients_unknown: int = 0
@@ -46,7 +48,7 @@ class Admission:
     found_listed: int = 0
     """Images that `patients` lists, of all that were seen."""
     clashes: int = 0
-    """Images left out because another one, with other pixels, has the same file name in another folder."""
+    """Images left out because another one, with other pixels, has their id, which names by path would tell apart."""
     sets_of_patient: dict[str, int] = field(default_factory=dict)
     """By patient, one bit for each set in which the patient has images."""
     _source_of_id: dict[str, str] = field(default_factory=dict)
@@ -82,6 +84,10 @@ class Admission:
         self.sets_of_patient[patient] = self.sets_of_patient.get(patient, 0) | 1 << SPLITS.index(split)
         return Admitted(radiograph=radiograph, patient_id=patient, split=split)
 
+    def absent(self) -> list[str]:
+        """Images that the split file lists and that did not come in."""
+        return [name for name in self.listed or {} if name not in self._source_of_id]
+
     def patients_in(self, split: Split) -> int:
         """Patients with images in a set."""
         bit = 1 << SPLITS.index(split)
@@ -99,6 +105,8 @@ class Admission:
         reason = f"its image id {name} is taken by {first}, which came first; an id may occur once"
         if bytes.fromhex(image.sha256) in self._first_of_pixels:
             return reason
+        if self.path_id(first) == self.path_id(image.radiograph.source):
+            return f"{reason}; rename one of the two files"
         self.clashes += 1
         return f"{reason}; to take names from the folders too, import with --id-from path"
 

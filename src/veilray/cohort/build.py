@@ -110,14 +110,16 @@ def import_radiographs(
             patients=patients,
             id_from=id_from,
         )
+        given = [Path(source) for source in sources]
+        parents = [f"{path.parent}{os.sep}" for path in given]
         listed = read_patients(patients) if patients else None
         admission = Admission(
             shares=plan.shares,
             seed=plan.split_seed,
             listed=read_split(split_file) if split_file else None,
             patients=listed.rows if listed else {},
+            path_id=partial(_path_id, parents=parents),
         )
-        given = [Path(source) for source in sources]
         items = find_images(given)
     read = partial(
         map_in_order,
@@ -129,7 +131,7 @@ def import_radiographs(
         pack=pack,
         unpack=unpack,
     )
-    record = _written(read, out, plan, admission, given, group=group, advance=advance or (lambda count: None))
+    record = _written(read, out, plan, admission, parents, group=group, advance=advance or (lambda count: None))
     unreadable = listed.unreadable if listed else {}
     notes = _notes(admission, plan, record, unreadable) if group.is_lead else []
     return ImportReport(path=out, record=record, notes=group.broadcast(notes))
@@ -140,7 +142,7 @@ def _written(
     out: Path,
     plan: _Plan,
     admission: Admission,
-    given: Sequence[Path],
+    parents: Sequence[str],
     *,
     group: Group,
     advance: Callable[[int], None],
@@ -151,7 +153,6 @@ def _written(
         with fails_together(group):
             if group.is_lead:
                 folder = stack.enter_context(replacing_folder(out))
-                parents = [f"{path.parent}{os.sep}" for path in given]
                 builder = stack.enter_context(_Builder(folder, admission, parents, id_from=plan.id_from))
 
         def consume(result: Prepared | Rejected) -> None:
@@ -170,7 +171,7 @@ def _written(
 class _Builder:
     """The files of a cohort under way: pixels, index and report, written as the images come."""
 
-    def __init__(self, folder: Path, admission: Admission, parents: list[str], *, id_from: IdFrom) -> None:
+    def __init__(self, folder: Path, admission: Admission, parents: Sequence[str], *, id_from: IdFrom) -> None:
         self.folder = folder
         self.parents = parents
         self.admission = admission
@@ -199,20 +200,16 @@ class _Builder:
             self._note(result.source, "", "rejected", result.reason)
             return
         if self.id_from == "path" and not result.radiograph.acquisition.sop_instance_uid:
-            name = str(PurePath(self._short(result)).with_suffix(""))
+            name = _path_id(result.radiograph.source, parents=self.parents)
             result = replace(result, radiograph=replace(result.radiograph, image_id=name))
         decision = self.admission.decide(result)
         if isinstance(decision, Admitted):
             name, row = self.writer.append(result.levels)
-            self._index.writerow(_clean(_index_row(result, decision, name, row, source=self._short(result))))
+            source = _short(result.radiograph.source, self.parents)
+            self._index.writerow(_clean(_index_row(result, decision, name, row, source=source)))
         else:
             self.left_out += 1
             self._note(result.radiograph.source, result.radiograph.image_id, "left out", decision.reason)
-
-    def _short(self, image: Prepared) -> str:
-        # From the given file or folder on, so that the digest does not depend on where the sources lay.
-        name = image.radiograph.source
-        return next((name.removeprefix(parent) for parent in self.parents if name.startswith(parent)), name)
 
     def _note(self, source: str, image_id: str, outcome: str, reason: str) -> None:
         self.first_reason = self.first_reason or f"{source}: {reason}"
@@ -225,6 +222,15 @@ class _Builder:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(columns)
         return writer
+
+
+def _short(source: str, parents: Sequence[str]) -> str:
+    # From the given file or folder on, so that the digest does not depend on where the sources lay.
+    return next((source.removeprefix(parent) for parent in parents if source.startswith(parent)), source)
+
+
+def _path_id(source: str, *, parents: Sequence[str]) -> str:
+    return str(PurePath(_short(source, parents)).with_suffix(""))
 
 
 def _finish(builder: _Builder, plan: _Plan, out: Path) -> CohortRecord:
@@ -333,9 +339,10 @@ def _notes(admission: Admission, plan: _Plan, record: CohortRecord, unreadable: 
             f"{record.rejected:,} files were rejected and {record.left_out:,} images left out; {REPORT_FILE} says why."
         )
     if admission.listed is not None:
-        absent = len(admission.listed) - sum(record.images.values())
+        absent = admission.absent()
         if absent:
-            notes.append(f"{absent:,} images of {plan.split_file} did not come in.")
+            some = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+            notes.append(f"{len(absent):,} images of {plan.split_file} did not come in: {some}.")
     empty: list[Split] = [split for split in SPLITS if not record.images[split]]
     if empty:
         notes.append(f"No images in {' and '.join(empty)}: too few patients for the shares, or the split file says so.")

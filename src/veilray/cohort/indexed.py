@@ -78,6 +78,10 @@ class Indexed:
         ranks = np.array([rank[size] for size in sizes])[self.table.places[0].codes[rows]]
         return [np.asarray(rows, dtype=np.int64)[ranks == place] for place in np.unique(ranks)]
 
+    def size(self, row: int) -> tuple[int, int]:
+        """Height and width of the image in a row."""
+        return self.pixels.files[int(self.table.places[0].codes[row])].size
+
     def dtype(self, row: int) -> np.dtype[Any]:
         """uint8 or uint16: the depth at which a row's pixels are kept."""
         return self.pixels.files[int(self.table.places[0].codes[row])].levels.dtype

@@ -23,6 +23,7 @@ from veilray.evaluation.scoring import (
     Perceptual,
     differences,
     means,
+    perceptual_for,
     score_images,
 )
 from veilray.evaluation.subject import Subject, check_data, name_from, open_subject
@@ -106,6 +107,7 @@ def evaluate(
     with fails_together(group):
         if classical is not None and group.joined:
             raise UsageError("classical methods are computed on all cores by one process: evaluate without torchrun")
+        perceptual = perceptual_for(perceptual, images, images.sets[split])
         notes = [note for note in (check_data(subject, images.data), perceptual.note) if note]
         if not len(images.sets[split]):
             raise CohortError(f"{images.data.path} has no images in its {split} set")

@@ -14,6 +14,7 @@ from veilray.evaluation.comparison import HIGHER_IS_BETTER
 from veilray.evaluation.results import METRICS, ImageScore, PairedDifference
 from veilray.metrics.interval import Interval
 from veilray.metrics.lpips import LPIPS
+from veilray.metrics.lpips import SMALLEST as SMALLEST_LPIPS
 from veilray.metrics.psnr import psnr
 from veilray.metrics.ssim import ssim
 from veilray.metrics.statistics import clustered_bootstrap, paired_comparison
@@ -31,6 +32,17 @@ class Perceptual:
 
     network: LPIPS | None
     note: str = ""
+
+
+def perceptual_for(perceptual: Perceptual, images: TrainingImages, rows: Rows) -> Perceptual:
+    """LPIPS for these images, or that it is not computed because some are too small for its network."""
+    small = [images.data.size(int(group[0])) for group in images.data.groups(rows) if len(group)]
+    small = [size for size in small if min(size) < SMALLEST_LPIPS]
+    if perceptual.network is None or not small:
+        return perceptual
+    height, width = small[0]
+    note = f"LPIPS was not computed: it needs {SMALLEST_LPIPS} x {SMALLEST_LPIPS} pixels, and some images have "
+    return Perceptual(network=None, note=f"{note}{height} x {width}")
 
 
 def score_images(

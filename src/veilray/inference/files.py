@@ -34,7 +34,7 @@ from veilray.parallel.sharding import merged, owner
 ENDINGS = ("png", "jpg", "jpeg", "dcm", "dicom")
 """Endings that are not part of an image's name."""
 
-_PATHS = "; to take names from the folders too, add --id-from path"
+_PATHS = "to take names from the folders too, add --id-from path"
 
 
 def denoise_inputs(
@@ -64,7 +64,7 @@ def denoise_inputs(
         if group.is_lead:
             for release in releases.values():
                 _note_release(release, out, denoiser=denoiser, settings=settings)
-    written: dict[Path, str] = {}
+    written: dict[Path, tuple[str, str]] = {}
     others: list[tuple[int, Any]] = []
     together = False
     try:
@@ -108,9 +108,12 @@ def _work(
     denoiser: Denoiser,
     settings: DenoiseSettings,
     id_from: IdFrom,
-    written: dict[Path, str],
+    written: dict[Path, tuple[str, str]],
 ) -> Iterator[tuple[str, Callable[[], Denoised]]]:
-    """Every input in order: the name of the file that it would become, and what makes it."""
+    """Every input in order: the name of the file that it would become, and what makes it.
+
+    `written` gathers, by file, what it was made of and the name that this one's path gives.
+    """
     for path in inputs:
         if path in releases:
             release = releases[path]
@@ -119,8 +122,9 @@ def _work(
                 yield target.name, partial(_released, release, row, target, denoiser=denoiser, settings=settings)
             continue
         for item in find_images([path]):
-            name = f"{_stem(item) if id_from == 'stem' else _path_name(item, path)}.png"
-            yield name, partial(_file, item, out / name, denoiser=denoiser, settings=settings, written=written)
+            by_path = _path_name(item, path)
+            name = f"{_stem(item) if id_from == 'stem' else by_path}.png"
+            yield name, partial(_file, item, out / name, by_path, denoiser=denoiser, settings=settings, written=written)
 
 
 def denoise_settings(denoiser: Denoiser, *, mean: float | None, std: float | None = None) -> DenoiseSettings:
@@ -156,12 +160,20 @@ def _note(
 
 
 def _file(
-    item: SourceItem, target: Path, *, denoiser: Denoiser, settings: DenoiseSettings, written: dict[Path, str]
+    item: SourceItem,
+    target: Path,
+    by_path: str,
+    *,
+    denoiser: Denoiser,
+    settings: DenoiseSettings,
+    written: dict[Path, tuple[str, str]],
 ) -> Denoised:
     if item.rejection is not None:
         return Denoised(source=item.name, target=None, reason=item.rejection)
     if target in written:
-        return Denoised(source=item.name, target=None, reason=f"{written[target]} gave {target} already{_PATHS}")
+        first, name = written[target]
+        advice = "rename one of the two files" if name == by_path else _PATHS
+        return Denoised(source=item.name, target=None, reason=f"{first} gave {target} already; {advice}")
     if target.exists():
         return Denoised(source=item.name, target=None, reason=f"{target} exists already; remove it to denoise again")
     try:
@@ -174,7 +186,7 @@ def _file(
     mean, std = settings.mean, settings.std
     pixels = denoiser(radiograph.pixels, mean=mean, std=std, warn=False)
     write_png(target, to_levels(pixels, levels_dtype(radiograph.bit_depth)))
-    written[target] = item.name
+    written[target] = item.name, by_path
     found = doubts(radiograph, denoiser.noise, mean=mean, std=std)
     return Denoised(source=item.name, target=target, warnings=tuple(found))
 

@@ -98,6 +98,15 @@ def paired_comparison(
     )
 
 
+def smallest_p_value(n_patients: int, *, tests: int) -> float:
+    """The least p-value that a paired comparison of so many patients can have, after Holm's correction over `tests`.
+
+    Where one of two methods is better on every patient, each of the 2^n sets of signs is as likely by chance. All tests
+    being of the same patients, Holm's least is that of the first step, `tests` times as large.
+    """
+    return min(1.0, tests * 2.0 ** (1 - n_patients))
+
+
 def holm(p_values: Sequence[float] | Values) -> npt.NDArray[np.float64]:
     """P-values adjusted for testing all of them, in the order given: (m,) -> (m,).
 

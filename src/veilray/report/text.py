@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from veilray.evaluation.comparison import Arm, Comparison, Level, Pair
+from veilray.evaluation.comparison import SIGNIFICANCE, Arm, Comparison, Level, Pair
 from veilray.evaluation.labels import percent
 from veilray.metrics.interval import Interval
+from veilray.metrics.statistics import smallest_p_value
 
 METRIC_NAMES = {
     "psnr": "PSNR",
@@ -82,6 +83,11 @@ def listed(items: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""
 
 
+def kind_of_data(comparison: Comparison) -> str:
+    """What the images came from: a release, which has its noise, or a cohort."""
+    return "release" if all(level.test_noise_seed is None for level in comparison.levels) else "cohort"
+
+
 def title(comparison: Comparison) -> str:
     """What was compared, and at which noise."""
     families = list(dict.fromkeys(arm.label.split(",")[0] for level in comparison.levels for arm in level.models))
@@ -121,7 +127,10 @@ def _against(level: Level, leader: Arm, other: Arm, comparison: Comparison) -> s
     labels = {leader.label, other.label}
     pair = next(pair for pair in level.pairs if pair.metric == "psnr" and {pair.first, pair.second} == labels)
     value = with_unit("psnr", score("psnr", pair.difference.mean, sign=True))
-    verdict = "." if pair.significant else ", too little to tell the two apart."
+    tests = sum(len(each.pairs) for each in comparison.levels)
+    few = smallest_p_value(len(set(comparison.patient_ids)), tests=tests) >= SIGNIFICANCE
+    undecided = ": too few patients to test." if few else ", too little to tell the two apart."
+    verdict = "." if pair.significant else undecided
     return (
         f"The paired difference {difference(pair)} is {value} ({confidence(comparison)} "
         f"{ends('psnr', pair.difference, sign=True)}; Holm-corrected {p_phrase(pair.p_holm)}){verdict}"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from veilray.errors import UsageError
 from veilray.models.config import ModelConfig
 from veilray.obfuscation.config import NoiseConfig
+from veilray.training.faults import explain, faults
 
 Loss = Literal["l1", "mse", "log_mse", "charbonnier", "ms_ssim_l1", "frequency", "perceptual", "adversarial"]
 Objective = Literal[
@@ -298,7 +299,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, path: Path) -> Run
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_explain(_faults(error), overrides, path, own)) from None
+        raise UsageError(explain(faults(error), _faults_of(own), overrides, path=path)) from None
 
 
 def preset_names() -> list[str]:
@@ -333,33 +334,9 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _faults(error: ValidationError) -> dict[str, str]:
-    """What is wrong, by the key or section where it is."""
-    faults: dict[str, str] = {}
-    for fault in error.errors():
-        # A union such as a number or a range reports each of its branches; the first says enough.
-        parts = [str(part) for part in fault["loc"]]
-        where = ".".join(part for part in parts if "[" not in part and part != "constrained-float")
-        what = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
-        faults.setdefault(where, what)
-    return faults
-
-
-def _explain(faults: dict[str, str], overrides: Sequence[str], path: Path, own: dict[str, Any]) -> str:
-    """The first faults, each after what it comes from: the file, whose own values are `own`, or `--set` options."""
-    own.pop("schema_version", None)
+def _faults_of(values: dict[str, Any]) -> dict[str, str]:
     try:
-        RunConfig.model_validate(own)
-        of_file: dict[str, str] = {}
+        RunConfig.model_validate({name: value for name, value in values.items() if name != "schema_version"})
     except ValidationError as error:
-        of_file = _faults(error)
-    told: dict[str, list[str]] = {}
-    for where, what in list(faults.items())[:3]:
-        given = [f"--set {override}" for override in overrides if _touches(override.partition("=")[0].strip(), where)]
-        source = str(path) if of_file.get(where) == what else " ".join(given) or str(path)
-        told.setdefault(source, []).append(f"{where}: {what}" if where else what)
-    return "; ".join(f"{source}: {'; '.join(lines)}" for source, lines in told.items())
-
-
-def _touches(key: str, where: str) -> bool:
-    return key == where or key.startswith(f"{where}.") or where.startswith(f"{key}.")
+        return faults(error)
+    return {}

@@ -64,6 +64,16 @@ class RunFolder:
         """Weights with the lowest validation loss."""
         return self.checkpoints / "best.safetensors"
 
+    def check_best_weights(self) -> None:
+        """RunError where there are no best weights."""
+        if self.best_weights.is_file():
+            return
+        name = self.best_weights.relative_to(self.path)
+        done = len(self.epochs())
+        if not done:
+            raise RunError(f"{self.path} has no {name} yet: its first validation is not done")
+        raise RunError(f"{self.path} has lost its {name}: restore the file, or train again in a new folder")
+
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> RunFolder:
         """Make a new run folder. UsageError where the folder already holds something."""

@@ -56,8 +56,7 @@ def open_weights(source: str | Path) -> LoadedWeights:
         return _read(place)
     run = RunFolder(place)
     config = run.config()
-    if not run.best_weights.is_file():
-        raise RunError(f"{place} has no {run.best_weights.relative_to(place)}: its first epoch is not done yet")
+    run.check_best_weights()
     return _read(run.best_weights, expected=config.model, noise=config.noise)
 
 

@@ -28,6 +28,8 @@ from veilray.training.run import EpochRecord
 FORMAT = "veilray-state"
 SCHEMA_VERSION = "1"
 KEPT = 2
+ANEW = "in a new --out"
+"""Where to train with another learning rate: a run is gone on with as it was begun."""
 DISCRIMINATOR_BETAS = (0.5, 0.999)
 """Decays of Adam's moments for a discriminator (Radford, Metz and Chintala, ICLR 2016)."""
 
@@ -84,7 +86,7 @@ class Counters:
         if not math.isfinite(validation_loss):
             raise TrainingError(
                 f"the validation loss is {validation_loss} after epoch {epoch}, learning rate {rate:g}: lower "
-                "train.learning_rate or set train.clip_norm"
+                f"train.learning_rate or set train.clip_norm, {ANEW}"
             )
         record = EpochRecord(
             epoch=epoch,

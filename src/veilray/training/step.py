@@ -14,7 +14,7 @@ from veilray.training.batch import Batch, TrainingParts
 from veilray.training.config import RunConfig
 from veilray.training.objectives.build import build_objective
 from veilray.training.setup import Setup
-from veilray.training.state import TrainingState
+from veilray.training.state import ANEW, TrainingState
 from veilray.training.timing import PartClock
 
 MAX_SKIPS = 20
@@ -118,7 +118,7 @@ class Stepper:
         if not math.isfinite(loss):
             raise self._told_by_lead(
                 f"the loss is {loss} at step {self._number}, learning rate {rate:g}: lower train.learning_rate, set "
-                "train.clip_norm, or try launch.precision = 'bf16' or 'fp32'"
+                f"train.clip_norm, or try launch.precision = 'bf16' or 'fp32', {ANEW}"
             )
         return Taken(loss=loss, interrupted=bool(interrupted))
 
@@ -131,7 +131,8 @@ class Stepper:
         finite = bool(torch.stack(norms).isfinite().all())
         if not finite and not scaler.is_enabled():
             raise self._told_by_lead(
-                f"the gradient is not finite at step {self._number}, learning rate {rate:g}: lower train.learning_rate"
+                f"the gradient is not finite at step {self._number}, learning rate {rate:g}: lower "
+                f"train.learning_rate, {ANEW}"
             )
         scaler.step(state.optimizer)  # leaves out a step whose scaled gradient is not finite
         scaler.update()
@@ -143,7 +144,7 @@ class Stepper:
         if state.counters.skipped_in_a_row >= MAX_SKIPS:
             raise self._told_by_lead(
                 f"{MAX_SKIPS} fp16 gradients in a row were not finite, up to step {self._number}, learning rate "
-                f"{rate:g}: lower train.learning_rate, or use launch.precision = 'bf16'"
+                f"{rate:g}: lower train.learning_rate, or use launch.precision = 'bf16', {ANEW}"
             )
 
     @property

@@ -31,8 +31,7 @@ def export_model(run: Path, out: Path) -> ModelRecord:
     """
     folder = RunFolder(run)
     config = folder.config()
-    if not folder.best_weights.is_file():
-        raise RunError(f"{run} has no weights yet: its first epoch is not done")
+    folder.check_best_weights()
     weights = load_weights(folder.best_weights, expected=config.model)
     network = model_of(weights)
     save_weights(out / WEIGHTS_FILE, network, noise=config.noise, recorruption=weights.recorruption)
