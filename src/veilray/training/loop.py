@@ -78,9 +78,8 @@ def train(
     carry that to the exchange of the next step, so that all ranks end after the same one: with the failure, or after a
     checkpoint. A validation that somebody wants to stop is given up by all, and done when the training goes on.
 
-    `beat` is called whenever the training gets on. Raises
-    TrainingError where the loss, or 20 fp16 gradients in a row, are not finite; LostRankError where another rank has
-    gone; ToldElsewhere where another rank tells the user why.
+    `beat` is called whenever the training gets on. Raises TrainingError where the loss, or 20 fp16 gradients in a row,
+    are not finite; LostRankError where another rank has gone; ToldElsewhere where another rank tells the user why.
     """
     config = resolved(with_objective(config, images.choice), device)
     group, clock = setup.group, PartClock(device, on_lap=beat)
