@@ -87,12 +87,13 @@ def start_torchrun(
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     program: Sequence[str] = ("-m", "veilray"),
+    machines: Sequence[str] = ("--standalone",),
 ) -> subprocess.Popen[str]:
-    """Start a command of Veilray under torchrun, on one machine; finish it with `finish`.
+    """Start a command of Veilray under torchrun; finish it with `finish`.
 
-    `program`: what each rank runs instead of Veilray itself.
+    `program`: what each rank runs instead of Veilray itself. `machines`: torchrun's options for how launchers meet.
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *machines, f"--nproc-per-node={ranks}", *options]
     command = [*launcher, *program, *(str(word) for word in words)]
     return _start(command, {**os.environ, **ENVIRONMENT, **(environment or {})})
 

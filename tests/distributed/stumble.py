@@ -21,6 +21,7 @@ from veilray.errors import ToldElsewhere, TrainingError
 from veilray.parallel.group import Group
 from veilray.parallel.joining import joined
 from veilray.training import loop
+from veilray.training.batch import Batch
 from veilray.training.data import TrainingImages
 from veilray.training.objectives import SupervisedObjective
 from veilray.training.run import RunFolder
@@ -41,6 +42,7 @@ def main() -> None:
             "overflow always": _train(cohort, out / "always", group, "fp16", spoil=_overflows, steps=set(range(99))),
             "not finite": _train(cohort, out / "nan", group, "fp32", spoil=lambda x: x * torch.nan, steps={5}),
             "interrupted": _train(cohort, out / "stopped", group, "fp32", interrupt_at=4),
+            "interrupted validation": _train(cohort, out / "given up", group, "fp32", interrupt_validation=True),
             "no disk": _train(cohort, out / "full", group, "fp32", full_disk=True),
         }
         print(json.dumps(seen))
@@ -69,6 +71,7 @@ def _train(
     spoil: Spoil | None = None,
     steps: frozenset[int] | set[int] = frozenset(),
     interrupt_at: int = 0,
+    interrupt_validation: bool = False,
     full_disk: bool = False,
 ) -> dict[str, Any]:
     """Train, with the losses of rank 1 spoilt in some steps, or rank 1 interrupted, or no room for checkpoints."""
@@ -79,6 +82,7 @@ def _train(
     run = RunFolder.create(out, config) if group.is_lead else RunFolder(out)
     states: list[TrainingState] = []
     original, start = SupervisedObjective.forward, loop._start
+    held_out_batch = TrainingImages.held_out_batch
 
     def forward(self: SupervisedObjective, noisy: Tensor, clean: Tensor) -> Tensor:
         losses = original(self, noisy, clean)
@@ -93,6 +97,11 @@ def _train(
         if step == interrupt_at and group.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def held_out(self: TrainingImages, *arguments: Any) -> Batch:
+        if interrupt_validation and group.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return held_out_batch(self, *arguments)
+
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -100,6 +109,7 @@ def _train(
     with (
         mock.patch.object(SupervisedObjective, "forward", forward),
         mock.patch.object(loop, "_start", keep),
+        mock.patch.object(TrainingImages, "held_out_batch", held_out),
         mock.patch.object(Snapshot, "save", fail if full_disk else Snapshot.save),
     ):
         try:
@@ -112,6 +122,8 @@ def _train(
     return {
         "ended": ended,
         "steps": states[0].counters.step,
+        "epochs": len(recorder.records),
+        "steps an epoch": images.steps_per_epoch(),
         "scale": states[0].scaler.get_scale(),
         "weights": hashlib.sha256(weights).hexdigest(),
     }

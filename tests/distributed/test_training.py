@@ -102,6 +102,12 @@ def test_an_interruption_of_one_rank_stops_all_after_the_same_step(stumbled: lis
     assert one == other
 
 
+def test_a_validation_that_one_rank_is_told_to_stop_is_given_up_by_all(stumbled: list[dict[str, Any]]) -> None:
+    lead, other = (seen["interrupted validation"] for seen in stumbled)
+    assert lead == other
+    assert (lead["ended"], lead["steps"], lead["epochs"]) == ("interrupted", lead["steps an epoch"], 0)
+
+
 def test_a_lead_that_cannot_write_stops_all(stumbled: list[dict[str, Any]]) -> None:
     one, other = (seen["no disk"] for seen in stumbled)
     assert "No space left" in one["ended"]

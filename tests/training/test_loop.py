@@ -17,14 +17,20 @@ from torch import Tensor
 
 from veilray.errors import RunError, TrainingError, UsageError, VeilrayError
 from veilray.training import loop
+from veilray.training.batch import Batch
 from veilray.training.data import TrainingImages
 from veilray.training.objectives import SupervisedObjective
 from veilray.training.run import RunFolder
+from veilray.training.sets import Rows
 from veilray.training.state import checkpoints
 
 
 def _final_state(run: Path) -> dict[str, Tensor]:
     return load_file(checkpoints(run / "checkpoints")[-1])
+
+
+def _die(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -93,6 +99,54 @@ def test_interrupted_and_resumed_ends_with_the_same_bits(
     assert [(r.train_loss, r.validation_loss) for r in a.epochs()] == [
         (r.train_loss, r.validation_loss) for r in b.epochs()
     ]
+
+
+@pytest.mark.slow
+def test_a_validation_that_is_interrupted_is_done_when_the_training_goes_on(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config()
+    whole, first, second = Recorder(), Recorder(), Recorder()
+    train_here(config, cohort, tmp_path / "whole", whole)
+    held_out_batch, told = TrainingImages.held_out_batch, []
+
+    def interrupted(self: TrainingImages, rows: Rows, device: torch.device) -> Batch:
+        if not told:
+            told.append(os.kill(os.getpid(), signal.SIGINT))
+        return held_out_batch(self, rows, device)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingImages, "held_out_batch", interrupted)
+        assert train_here(config, cohort, tmp_path / "parts", first).interrupted
+    assert first.records == []
+    assert not train_here(config, cohort, tmp_path / "parts", second).interrupted
+    assert first.losses + second.losses == whole.losses
+    a, b = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
+    assert _equal(_final_state(a.path), _final_state(b.path))
+    assert [(r.epoch, r.step, r.train_loss, r.validation_loss, r.learning_rate) for r in a.epochs()] == [
+        (r.epoch, r.step, r.train_loss, r.validation_loss, r.learning_rate) for r in b.epochs()
+    ]
+
+
+@pytest.mark.slow
+def test_a_record_of_a_validation_that_no_checkpoint_knows_is_forgotten(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config()
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "validate", lambda *arguments: None)  # as where it is interrupted
+        assert train_here(config, cohort, tmp_path / "run").interrupted
+    run = RunFolder(tmp_path / "run")
+    (due,) = checkpoints(run.checkpoints)
+    content = due.read_bytes()
+    with monkeypatch.context() as patched:  # killed between the record and the checkpoint
+        patched.setattr(loop.CheckpointWriter, "save", _die)
+        with pytest.raises(KeyboardInterrupt):
+            train_here(config, cohort, run.path)
+    assert [record.epoch for record in run.epochs()] == [1]
+    assert due.read_bytes() == content
+    train_here(config, cohort, run.path)
+    assert [record.epoch for record in run.epochs()] == [1, 2]
 
 
 @pytest.mark.slow

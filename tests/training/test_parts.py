@@ -15,7 +15,7 @@ from torch import Tensor
 from veilray.metrics.psnr import psnr
 from veilray.models.build import build_model
 from veilray.parallel.group import Group
-from veilray.training import validation
+from veilray.training import timing, validation
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.launch import resolved
@@ -80,6 +80,22 @@ def test_a_step_s_seconds_are_told_apart(cohort: Path) -> None:
     assert set(parts) == set(PARTS)
     assert min(parts[name] for name in ("forward", "backward", "update")) > 0
     assert parts["all_reduce"] == parts["validation"] == parts["checkpoint"] == 0
+
+
+def test_the_clock_owns_the_seconds_of_the_whole_and_those_since_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    clock = PartClock(CPU)
+    now = 160.0
+    clock.start()
+    now = 190.0
+    clock.lap("forward")
+    assert (clock.elapsed(), clock.elapsed(), clock.minutes_unsaved()) == (30.0, 0.0, 0.5)
+    now = 250.0
+    clock.lap("checkpoint")
+    now = 280.0
+    assert (clock.elapsed(), clock.minutes_unsaved()) == (90.0, 0.5)
+    assert clock.take() == {**dict.fromkeys(PARTS, 0.0), "forward": 30.0, "checkpoint": 60.0}
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,12 @@ class Sources:
     second: Path | None = None
     """A second release of the same images."""
 
-    def open(self, config: RunConfig, *, verify: bool) -> TrainingImages:
-        """Open all of them; see `TrainingImages.open`."""
-        return TrainingImages.open(self.data, config, clean=self.clean, second=self.second, verify=verify)
+    def open(self, config: RunConfig, device: torch.device, *, verify: bool) -> TrainingImages:
+        """Open all of them, with the configuration as files, data and device decide it; see `TrainingImages.open`."""
+        pinned = with_pinned_files(config)
+        images = TrainingImages.open(self.data, pinned, clean=self.clean, second=self.second, verify=verify)
+        images.config = resolved(images.config, device)  # once the objective is known
+        return images
 
 
 def check_launch(config: RunConfig, ranks: int, *, data: Sources, out: Path, resume: bool) -> torch.device:
@@ -63,8 +66,7 @@ def check_launch(config: RunConfig, ranks: int, *, data: Sources, out: Path, res
     check_batch(config, ranks)
     if resume:
         _check_begun(out, data)
-    images = data.open(with_pinned_files(config), verify=False)
-    images.config = resolved(images.config, device)
+    images = data.open(config, device, verify=False)
     if resume:
         RunFolder.resume(out, images.config)
     else:
@@ -95,8 +97,7 @@ def run_training(
             if resume:
                 _check_begun(out, data)
             # One rank a machine reads every pixel, while no exchange can time out; all compare the digest below.
-            images = data.open(with_pinned_files(config), verify=ranks.local_rank == 0)
-            images.config = resolved(images.config, device)  # once the objective is known
+            images = data.open(config, device, verify=ranks.local_rank == 0)
             doubts = noise_warnings(images) if ranks.is_lead else []
         # Before they join: ranks that differ in their devices would wait in vain for each other's groups.
         check_agreement(ranks, config=images.config, digest=images.data.digest)

@@ -60,7 +60,7 @@ class TrainingParts:
     """As many on every rank."""
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
+def concatenated(batches: Sequence[Batch]) -> Batch:
     """Batches of images with their clean ones as one."""
     return Batch(
         rows=np.concatenate([batch.rows for batch in batches]),

@@ -20,7 +20,7 @@ from veilray.images.radiograph import FloatImage
 from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.noise import apply_draws, keyed_draw
 from veilray.parallel.group import ALONE, Group, share
-from veilray.training.batch import Batch, TrainingParts, joined
+from veilray.training.batch import Batch, TrainingParts, concatenated
 from veilray.training.companions import Gather, open_companions, public_config, second_gather, with_companions
 from veilray.training.config import RunConfig
 from veilray.training.degradation import other_task
@@ -138,7 +138,9 @@ class TrainingImages:
         batches = []
         for own in _shares(size, parts, group):
             images = [self._training_images(np.array([row]), turn, device, weights=_NONE) for turn, row in chosen[own]]
-            batches.append(joined(images) if images else self._training_images(rows[:0], 0, device, weights=_NONE))
+            batches.append(
+                concatenated(images) if images else self._training_images(rows[:0], 0, device, weights=_NONE)
+            )
         return batches
 
     def _public_in_a_batch(self) -> int:

@@ -16,6 +16,10 @@ class Interruption:
 
     requested = False
 
+    def follow(self) -> None:
+        """Stop as if it had been asked here, where another rank was."""
+        self.requested = True
+
 
 @contextlib.contextmanager
 def deferred_interruption(*, patient: bool = False) -> Iterator[Interruption]:

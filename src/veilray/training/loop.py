@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ParamSpec, Protocol
 
 import torch
 
@@ -27,11 +26,13 @@ from veilray.training.run import EpochRecord, RunFolder
 from veilray.training.schedule import learning_rate
 from veilray.training.setup import Setup
 from veilray.training.start import starting_weights, with_pinned_files
-from veilray.training.state import TrainingState, checkpoints
+from veilray.training.state import Counters, TrainingState, checkpoints
 from veilray.training.step import Signals, Stepper
 from veilray.training.timing import PartClock
 from veilray.training.validation import validate
 from veilray.training.writer import CheckpointWriter
+
+Given = ParamSpec("Given")
 
 
 class Watcher(Protocol):
@@ -73,16 +74,19 @@ def train(
 ) -> Outcome:
     """Train until the last epoch, an early stop or an interruption; goes on from the last complete checkpoint, if any.
 
-    Of a group only the lead touches the run folder. `beat` is called whenever the training gets on. Raises
-    TrainingError where the loss, or 20 fp16 gradients in a row, are not finite; LostRankError where another rank has
-    gone; ToldElsewhere where another rank tells the user why.
+    Of a group only the lead touches the run folder. Where it fails there, or any rank is asked to stop, its `signals`
+    carry that to the exchange of the next step, so that all ranks end after the same one: with the failure, or after a
+    checkpoint. A validation that somebody wants to stop is given up by all, and done when the training goes on.
+
+    `beat` is called whenever the training gets on. Raises TrainingError where the loss, or 20 fp16 gradients in a row,
+    are not finite; LostRankError where another rank has gone; ToldElsewhere where another rank tells the user why.
     """
     config = resolved(with_objective(config, images.choice), device)
     group, clock = setup.group, PartClock(device, on_lap=beat)
     with fails_together(group):
         config = with_pinned_files(config)
     state = _start(config, run, setup, device, watcher)
-    stepper = Stepper(state, config, setup, clock)
+    stepper, signals = Stepper(state, config, setup, clock), Signals()
     counters, steps = state.counters, images.steps_per_epoch()
     watcher.begin(images=images.images_before(counters.step))
     batches = prefetched(
@@ -90,7 +94,6 @@ def train(
         range(counters.step, config.train.epochs * steps),
         ahead=config.launch.prefetch,
     )
-    lap, since_checkpoint, signals = _Stopwatch(), _Stopwatch(), Signals()
 
     with (
         CheckpointWriter(run, noise=images.noise, recorruption=_recorruption(config)) as writer,
@@ -100,43 +103,33 @@ def train(
         unrounded_fp32(config),
     ):
         clock.start()
-        while not counters.finished:
-            epoch, index = divmod(counters.step, steps)
-            rate = learning_rate(config.train, step=counters.step, total_steps=config.train.epochs * steps)
-            batch = next(batches)
-            clock.lap("data")
-            signals.interrupted = interruption.requested
-            signals.failure = signals.failure or writer.failure
-            taken = stepper.take(batch, rate=rate, signals=signals)
-            counters.take(loss=taken.loss, images=batch.images, seconds=lap.restart())
-            watcher.step(step=counters.step, images=batch.images, loss=taken.loss)
+        while not counters.finished and not signals.stop:
+            if not _validation_is_due(counters, config, steps):
+                batch = next(batches)
+                clock.lap("data")
+                signals.interrupted = interruption.requested
+                signals.failure = signals.failure or writer.failure
+                rate = learning_rate(config.train, step=counters.step, total_steps=config.train.epochs * steps)
+                taken = stepper.take(batch, rate=rate, signals=signals)
+                counters.take(loss=taken.loss, images=batch.images, seconds=clock.elapsed())
+                watcher.step(step=counters.step, images=batch.images, loss=taken.loss)
+                signals.stop = taken.interrupted if group.joined else interruption.requested
 
-            validates = index + 1 == steps and config.train.validates_after(epoch + 1)
-            if validates:
-                validation_loss, validation_psnr = validate(state.average.model, images, config, device, group, clock)
-                counters.seconds += lap.restart()
-                counters.spend(clock.take())
-                record = counters.close_epoch(
-                    epoch=epoch + 1,
-                    rate=rate,
-                    validation_loss=validation_loss,
-                    validation_psnr=validation_psnr,
-                    config=config.train,
-                    peak_memory_bytes=max(group.gather(peak_memory_bytes(device))),
-                )
-                _on_lead(group, signals, lambda: run.append(record))  # noqa: B023 - called at once
+            record = None
+            if _validation_is_due(counters, config, steps) and not signals.stop:
+                record = _validated(state, images, config, clock, device, group, lambda: interruption.requested)
+                signals.stop = record is None
+            if record is not None:
+                _on_lead(group, signals, run.append, record)
                 watcher.epoch(record)
-            stop = taken.interrupted if group.joined else interruption.requested
-            if validates or stop or since_checkpoint.minutes() > config.launch.checkpoint_minutes:
+            if record is not None or signals.stop or clock.minutes_unsaved() > config.launch.checkpoint_minutes:
                 counters.spend(clock.take())
-                best = validates and counters.best_epoch == epoch + 1
-                _on_lead(group, signals, lambda: writer.save(state, best=best))  # noqa: B023 - called at once
-                counters.seconds += lap.restart()
+                best = record is not None and counters.best_epoch == record.epoch
+                _on_lead(group, signals, writer.save, state, best=best)
                 clock.lap("checkpoint")
-                since_checkpoint.restart()
-            if stop:
-                interruption.requested = True  # on the ranks, too, that nobody has asked
-                break
+                counters.seconds += clock.elapsed()
+        if signals.stop:
+            interruption.follow()  # on the ranks, too, that nobody has asked
         _on_lead(group, signals, writer.finish)
     with fails_together(group):
         if signals.failure is not None:
@@ -147,6 +140,38 @@ def train(
         best_loss=counters.best_loss,
         stopped_early=counters.finished and counters.step < config.train.epochs * steps,
         interrupted=not counters.finished,
+    )
+
+
+def _validation_is_due(counters: Counters, config: RunConfig, steps: int) -> bool:
+    """Whether the last step ended an epoch with a validation that has not been done; `steps`: of an epoch."""
+    epoch, index = divmod(counters.step, steps)
+    return index == 0 and counters.epoch_images > 0 and config.train.validates_after(epoch)
+
+
+def _validated(
+    state: TrainingState,
+    images: TrainingImages,
+    config: RunConfig,
+    clock: PartClock,
+    device: torch.device,
+    group: Group,
+    stops: Callable[[], bool],
+) -> EpochRecord | None:
+    """Validate and close the epoch; None where a rank was asked to stop meanwhile, and the validation is still due."""
+    found = validate(state.average.model, images, config, device, group, clock, stops)
+    counters, steps = state.counters, images.steps_per_epoch()
+    counters.seconds += clock.elapsed()
+    if found is None:
+        return None
+    counters.spend(clock.take())
+    return counters.close_epoch(
+        epoch=counters.step // steps,
+        rate=learning_rate(config.train, step=counters.step - 1, total_steps=config.train.epochs * steps),
+        validation_loss=found[0],
+        validation_psnr=found[1],
+        config=config.train,
+        peak_memory_bytes=max(group.gather(peak_memory_bytes(device))),
     )
 
 
@@ -191,33 +216,19 @@ def _restore_newest(state: TrainingState, run: RunFolder, watcher: Watcher) -> N
     else:
         if checkpoints(run.checkpoints):
             raise RunError(f"no checkpoint in {run.checkpoints} is complete; begin a new run in another folder")
-    run.forget_after(state.counters.step)
+    # Where the epoch of the last step has not been closed, a record of it comes from a later life.
+    run.forget_after(state.counters.step - bool(state.counters.epoch_images))
 
 
-def _on_lead(group: Group, signals: Signals, write: Callable[[], object]) -> None:
-    """Write on the lead. In a group a failure is kept for the next step, where all ranks learn of it and end."""
+def _on_lead(
+    group: Group, signals: Signals, write: Callable[Given, object], *arguments: Given.args, **options: Given.kwargs
+) -> None:
+    """Write on the lead; see `train` for what becomes of a failure."""
     if not group.is_lead or signals.failure is not None:
         return
     try:
-        write()
+        write(*arguments, **options)
     except Exception as error:
         if not group.joined:
             raise
         signals.failure = error
-
-
-class _Stopwatch:
-    """Seconds since it was last started."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    def restart(self) -> float:
-        """Seconds since the last start; starts again."""
-        now = time.perf_counter()
-        elapsed, self._start = now - self._start, now
-        return elapsed
-
-    def minutes(self) -> float:
-        """Minutes since the last start."""
-        return (time.perf_counter() - self._start) / 60

@@ -22,12 +22,14 @@ MAX_SKIPS = 20
 
 @dataclass(kw_only=True)
 class Signals:
-    """What a rank has to tell the others at its next step."""
+    """What a rank has to tell the others at its next step, and what they have agreed on."""
 
     interrupted: bool = False
     """Somebody has asked this process to stop."""
     failure: Exception | None = None
     """Why this rank cannot go on, where that came up outside the step: a disk that is full, for one."""
+    stop: bool = False
+    """All ranks stop after a checkpoint, because one of them has been asked to."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Where a training's seconds go.
+"""Where a training's seconds go, and how many there are.
 
 On the CPU a part ends when its call returns. On CUDA the parts that the GPU does are timed by events in its stream,
 which costs nothing and waits for nothing; `data` and `checkpoint` are the host's time, during which the GPU may still
@@ -30,7 +30,10 @@ class _Moment:
 
 
 class PartClock:
-    """Adds up the seconds of each part of a training, from one `lap` to the next, and tells `on_lap` of each."""
+    """Owns the seconds of a training: those of each part, from one `lap` to the next, and those of the whole.
+
+    It tells `on_lap` of each lap.
+    """
 
     def __init__(self, device: torch.device, *, on_lap: Callable[[], None] = lambda: None) -> None:
         self._on_lap = on_lap
@@ -39,17 +42,31 @@ class PartClock:
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._gradients_ready: _Moment | None = None
         self._last = self._now()
+        self._counted = self._saved = self._last.seconds
 
     def lap(self, part: str) -> None:
         """The time since the last lap was spent on `part`."""
         now = self._now()
         self._add(part, self._last, now)
         self._last = now
+        if part == "checkpoint":
+            self._saved = now.seconds
         self._on_lap()
 
     def start(self) -> None:
         """Begin anew: what came before the first step is no part of the training."""
         self._last = self._now()
+        self._counted = self._saved = self._last.seconds
+
+    def elapsed(self) -> float:
+        """Seconds, whatever was done in them, since this was last asked, or since the start."""
+        now = time.perf_counter()
+        elapsed, self._counted = now - self._counted, now
+        return elapsed
+
+    def minutes_unsaved(self) -> float:
+        """Minutes since the last `checkpoint`, or since the start."""
+        return (time.perf_counter() - self._saved) / 60
 
     def gradients_ready(self) -> None:
         """The last gradient of a backward pass is there: from here on there is only waiting for other ranks."""

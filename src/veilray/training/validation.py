@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -23,11 +25,13 @@ def validate(
     device: torch.device,
     group: Group = ALONE,
     clock: PartClock | None = None,
-) -> tuple[float, float | None]:
+    stops: Callable[[], bool] = lambda: False,
+) -> tuple[float, float | None] | None:
     """Mean loss and mean PSNR in dB over every validation image, the same on every rank to the last bit.
 
     PSNR is None where the data hold no clean images. The loss of an objective that sees none is its own estimate, with
-    one probe an image that never changes, so that epochs can be compared.
+    one probe an image that never changes, so that epochs can be compared. Before each batch `stops` is asked whether to
+    give up; where it says so on one rank, None is the answer on all.
 
     Each rank takes its share of the images; only the sums cross ranks, once at the end, so that shares need not be of
     one size.
@@ -35,10 +39,13 @@ def validate(
     model.eval()
     blind = noisy_only(model, config)
     clock = clock or PartClock(device)
-    loss = decibels = 0.0
+    loss = decibels = stopped = 0.0
     batch_size = max(1, config.train.batch_size // group.world_size)
     ahead = config.launch.prefetch
     for batch in images.held_out_batches("validation", device, batch_size=batch_size, group=group, ahead=ahead):
+        if stops():
+            stopped = 1.0
+            break
         if blind is not None:
             loss += blind(*batch.arguments(config.model)).double().sum().item()
         if blind is None or images.holds_clean:
@@ -58,6 +65,9 @@ def validate(
     count = len(images.sets["validation"])
     if group.joined:
         # The lead's, because nothing promises that all ranks add up in one order, and all must choose the same epoch.
-        loss, decibels = group.broadcast(group.sum_(torch.tensor([loss, decibels], dtype=torch.float64)).tolist())
+        sums = torch.tensor([loss, decibels, stopped], dtype=torch.float64)
+        loss, decibels, stopped = group.broadcast(group.sum_(sums).tolist())
     clock.lap("metrics")
+    if stopped:
+        return None
     return loss / count, decibels / count if images.holds_clean else None
