@@ -154,7 +154,7 @@ def test_a_run_that_says_nothing_of_its_data_or_has_no_weights_is_an_error(run: 
     with pytest.raises(RunError, match="how much data"):
         found(run, tmp_path)
     (run / "checkpoints/best.safetensors").unlink()
-    with pytest.raises(RunError, match="no weights yet"):
+    with pytest.raises(RunError, match="lost its checkpoints"):
         found(run, tmp_path)
 
 
