@@ -23,13 +23,13 @@ pytestmark = [
 ]
 
 
-def _start(cohort: Path, out: Path, *more: list[str]) -> list[subprocess.Popen[str]]:
+def _start(cohort: Path, out: Path, *more: list[str], restarts: int) -> list[subprocess.Popen[str]]:
     """Start a training under two launchers with a rank each; `more`: what each is told besides."""
     endpoint = f"--rdzv-endpoint=127.0.0.1:{free_port()}"
     machines = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-id=two", endpoint, "--local-addr=127.0.0.1"]
     command = words(cohort, out)
     return [
-        start_torchrun(*command, *own, ranks=1, options=["--max-restarts=2"], machines=machines)
+        start_torchrun(*command, *own, ranks=1, options=[f"--max-restarts={restarts}"], machines=machines)
         for own in more or ([], [])
     ]
 
@@ -41,7 +41,7 @@ def _kill_rank(launcher: subprocess.Popen[str]) -> None:
 
 def test_a_rank_killed_on_one_machine_is_told_once_and_both_go_on(small_cohort: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    launchers = _start(small_cohort, run.path)
+    launchers = _start(small_cohort, run.path, restarts=2)
     deadline = time.monotonic() + 120
     while not checkpoints(run.checkpoints):
         assert time.monotonic() < deadline
@@ -59,7 +59,7 @@ def test_a_rank_killed_on_one_machine_is_told_once_and_both_go_on(small_cohort: 
 
 
 def test_machines_that_are_told_different_things_end_with_one_message(small_cohort: Path, tmp_path: Path) -> None:
-    ends = finish(_start(small_cohort, tmp_path / "run", [], ["--set", "train.learning_rate=0.0005"]))
+    ends = finish(_start(small_cohort, tmp_path / "run", [], ["--set", "train.learning_rate=0.0005"], restarts=1))
     assert all(end.status != 0 for end in ends)
     (line,) = [line for end in ends for line in told(end)]
     assert "has train.learning_rate = 0.0005" in line or "has 0.0005: give every rank" in line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
 from veilray.parallel.ending import explained, uninterrupted_end
 from veilray.parallel.group import ALONE, Backend, Group, fails_together, first_line, lost_ranks_explained
-from veilray.parallel.rendezvous import LEAVING_SECONDS, OVER, lasting, new_life
+from veilray.parallel.rendezvous import LEAVING_SECONDS, OVER, STARTED, lasting, new_life
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,7 @@ def _meet(timeout: float) -> Group:
     try:
         wait = timedelta(seconds=timeout)
         store, rank, world_size = next(rendezvous("env://", place["RANK"], place["WORLD_SIZE"], timeout=wait))
-        _leave_if_over(store)
+        _leave_if_over(store, place["LOCAL_RANK"])
         store = new_life(store, rank=rank, world_size=world_size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise _no_group(error) from error
@@ -144,7 +145,11 @@ def _no_group(error: Exception) -> VeilrayError:
     return LostRankError(f"the other ranks cannot be reached through {where}: {first_line(error)}")
 
 
-def _leave_if_over(store: Any) -> None:
+def _leave_if_over(store: Any, local_rank: int) -> None:
+    """End a rank that its launcher has started again after a failure that would only happen again."""
     kept = lasting(store)
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and kept.check([OVER]):
+    # A launcher counts its own failures alone, not that it starts its ranks again because another one does.
+    starts = kept.add(f"{STARTED}/{socket.gethostname()}/{os.getppid()}/{local_rank}", 1)
+    again = starts > 1 or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if again and kept.check([OVER]):
         raise ToldElsewhere(int(kept.get(OVER)))
