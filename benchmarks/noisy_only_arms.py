@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from common import RESULTS
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.leaving import Contents, Leaving
@@ -22,7 +24,8 @@ EPOCHS = 25
 """Passes of a supervised run; of another, as many as cost the same."""
 SEARCH_EPOCHS = 8
 """The same of the runs that choose a learning rate."""
-BATCH, CROP, SEARCH_CROP = 8, 48, 64
+BATCH, CROP, SEARCH_CROP = 8, 96, 64
+"""Crops of twice the network's receptive radius of 47 pixels, so that a pixel may see all round it."""
 PROBE_EVERY = 4
 NETWORK = {"name": "nafnet", "width": 8, "depth": 3, "fold": 2, "residual": True}
 RATES = (1.5e-3, 4.5e-3, 1.35e-2)
@@ -65,11 +68,10 @@ class Arm:
 
     @property
     def work(self) -> float:
-        """Of a step, in that of a supervised one: multiply-adds, a backward pass having twice a forward pass's."""
-        if self.objective in PROBED:
-            return 1 + 1 / PROBE_EVERY
-        # neighbor2neighbor: the whole image without a gradient, and half-size ones with: a third and a quarter.
-        return 7 / 12 if self.objective == "neighbor2neighbor" else 1.0
+        """Of a step, in that of a supervised one: processor seconds, as noisy_only_step.py measured them."""
+        measured = _step_ratios()
+        name = f"{self.objective}, every {PROBE_EVERY}" if self.objective in PROBED else self.objective
+        return measured["r2r" if name == "noisier2noise" else name]  # which are one step
 
     @property
     def epochs(self) -> int:
@@ -85,6 +87,12 @@ class Arm:
         if self.started:
             return START_RATE
         return CHOSEN["supervised" if self.objective == "supervised" else "noisy"]
+
+
+@cache
+def _step_ratios() -> dict[str, float]:
+    record = json.loads((RESULTS / "noisy_only_step.json").read_text(encoding="utf-8"))
+    return {name: step["ratio"] for name, step in record["steps"].items()}
 
 
 BEST = {True: "censored_sure", False: "sure"}

@@ -111,6 +111,7 @@ def test_a_model_of_a_release_is_scored_on_nothing_else(exchange: Exchange, tmp_
         (["--data", cohort, "--originals", cohort, "--out", tmp_path / "e"], 2, "leave --originals out"),
         (["--data", release, "--originals", make_cohort(tmp_path / "x"), "--out", tmp_path / "e"], 3, "no list"),
         (["--data", release, "--originals", cohort], 2, "--out is missing"),
+        (["--data", release, "--out", tmp_path / "e"], 3, "noisy images alone, and scores need the originals"),
         (["--data", release, "--originals", cohort, "--out", exchange.model / "e"], 2, "outside"),
     ]
     for words, status, message in wrong:

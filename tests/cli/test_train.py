@@ -65,6 +65,13 @@ def test_says_what_it_does(flow_cohort: Path, tmp_path: Path) -> None:
     assert "warning" not in result.err
 
 
+@pytest.mark.slow
+def test_a_psnr_under_added_noise_is_said_to_be_of_one_draw(flow_cohort: Path, tmp_path: Path) -> None:
+    own = ["--set", "noise.clip=false", "--set", "train.objective=r2r", "--set", "train.epochs=1"]
+    words = ["train", "default", "--data", flow_cohort, "--out", tmp_path / "run", *SMALL]
+    assert "validation PSNR of one draw" in done(*words, *own).err
+
+
 def test_a_folder_that_holds_a_run_is_left_as_it_is(own_run: Path, flow_cohort: Path) -> None:
     before = _contents(own_run)
     result = veilray("train", "default", "--data", flow_cohort, "--out", own_run, *SMALL)

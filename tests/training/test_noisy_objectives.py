@@ -131,19 +131,22 @@ def test_the_likelihood_is_finite_and_smooth_in_float32() -> None:
         assert bool(m.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("objective", ["blind_spot", "noise2noise"])
-def test_blind_losses_are_the_error_of_g_and_the_noise_s_variance(phantom: Tensor, objective: str) -> None:
+def test_blind_losses_are_the_error_of_g_and_the_noise_s_variance(phantom: Tensor, objective: str, clip: bool) -> None:
     """A network that looks at nothing: what is left of its loss is known for each pixel."""
-    noisy, known, target = _noisy(phantom, clip=True), _known(), phantom * 0.8 + 0.05
-    expected, aim = mean_map(phantom, mean=MEAN, std=STD), mean_map(target, mean=MEAN, std=STD)
-    second = _noisy(phantom, clip=True, seed=5)
+    noisy, known, target = _noisy(phantom, clip=clip), _known(), phantom * 0.8 + 0.05
+    expected, aim = (mean_map(x, mean=MEAN, std=STD) if clip else x + MEAN for x in (phantom, target))
+    second = _noisy(phantom, clip=clip, seed=5)
     error = (aim - expected).square()
     if objective == "noise2noise":
-        losses = second_losses(lambda images, known: target.expand_as(images), noisy, known, second=second, clip=True)
+        losses = second_losses(lambda images, known: target.expand_as(images), noisy, known, second=second, clip=clip)
         truth = error.mean() + (second - expected).square().mean(dim=(1, 2, 3))
     else:
         places = _places("blind_spot").double()
-        losses = blind_spot_losses(lambda images, known: target.expand_as(images), noisy, known, places=places)
+        losses = blind_spot_losses(
+            lambda images, known: target.expand_as(images), noisy, known, places=places, clip=clip
+        )
         masked = places < 8
         assert 0.05 < masked.double().mean() < 0.075
         truth = (error + (noisy - expected).square()).mul(masked).sum(dim=(1, 2, 3)) / masked.sum(dim=(1, 2, 3))
@@ -160,7 +163,7 @@ def test_a_masked_pixel_does_not_see_itself() -> None:
         seen.append(images)
         return images
 
-    blind_spot_losses(network, noisy, torch.tensor([[0.0, 0.1]]), places=places)
+    blind_spot_losses(network, noisy, torch.tensor([[0.0, 0.1]]), places=places, clip=True)
     changed = (seen[0] != noisy).nonzero().tolist()
     assert changed == [[0, 0, 2, 3]]
     assert seen[0][0, 0, 2, 3] == noisy[0, 0, 2, 4]
@@ -174,7 +177,7 @@ def test_the_halves_are_of_neighbours(phantom: Tensor) -> None:
         seen.append(images)
         return images
 
-    neighbour_losses(network, numbers, _known(), places=_places("neighbor2neighbor"))
+    neighbour_losses(network, numbers, _known(), places=_places("neighbor2neighbor"), clip=True)
     whole, half = seen
     assert whole.shape[-2:] == (SIDE, SIDE)
     assert half.shape[-2:] == (SIDE // 2, SIDE // 2)
@@ -196,7 +199,9 @@ def test_the_halves_are_of_neighbours(phantom: Tensor) -> None:
         ("noisier2noise", False),
         ("censored_r2r", True),
         ("blind_spot", True),
+        ("blind_spot", False),
         ("neighbor2neighbor", True),
+        ("neighbor2neighbor", False),
     ],
 )
 def test_every_objective_learns(cohort: Path, tmp_path: Path, objective: str, clip: bool) -> None:

@@ -77,6 +77,15 @@ def test_what_is_not_valid_is_refused_with_the_reason(
         TrainingImages.open(releases[data], small_config(train=train))
 
 
+@pytest.mark.parametrize("objective", ["blind_spot", "neighbor2neighbor"])
+@pytest.mark.parametrize("data", ["clamped", "open"])
+def test_what_holds_with_the_clamp_and_without_is_taken_on_both(
+    releases: dict[str, Path], data: str, objective: str
+) -> None:
+    images = TrainingImages.open(releases[data], small_config(train={"objective": objective}))
+    assert images.choice.objective == objective
+
+
 def test_heads_and_half_precision_are_refused(releases: dict[str, Path]) -> None:
     heads = small_config(model={"name": "unetpp", "deep_supervision": True})
     with pytest.raises(UsageError, match="deep_supervision"):

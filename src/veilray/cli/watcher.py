@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from veilray.cli.progress import progress
-from veilray.training.config import Objective, RunConfig
+from veilray.training.config import RECORRUPTION, Objective, RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.run import EpochRecord, RunFolder
 
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 def validation_name(objective: Objective) -> str:
     """What the number is called by which a training chooses its weights: no loss where no clean image is compared."""
     return "validation loss" if objective == "supervised" else "criterion on noisy validation images"
+
+
+def psnr_name(objective: Objective) -> str:
+    """What validation PSNR is called; where noise is added, it is not that of the average which `denoise` takes."""
+    return "validation PSNR of one draw" if objective in RECORRUPTION else "validation PSNR"
 
 
 class TerminalWatcher:
@@ -45,6 +50,7 @@ class TerminalWatcher:
         self._life: Mapping[str, Any] | None = life
         self._epochs = config.train.epochs
         self._name = validation_name(images.choice.objective)
+        self._psnr_name = psnr_name(images.choice.objective)
         total = images.images_before(config.train.epochs * images.steps_per_epoch())
         self._progress = progress(total, "training", "images")
         self._open_events = partial(tensorboard.SummaryWriter, str(run.path / "tensorboard"))
@@ -81,7 +87,7 @@ class TerminalWatcher:
             value = asdict(record)[name]
             if value is not None and self._events is not None:
                 self._events.add_scalar(f"epoch/{name}", value, record.step)
-        psnr = "" if record.validation_psnr is None else f", validation PSNR {record.validation_psnr:.2f} dB"
+        psnr = "" if record.validation_psnr is None else f", {self._psnr_name} {record.validation_psnr:.2f} dB"
         self._bar.say(
             f"epoch {record.epoch}/{self._epochs}: training loss {record.train_loss:.5f}, {self._name} "
             f"{record.validation_loss:.5f}{psnr}, "

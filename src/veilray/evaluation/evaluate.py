@@ -101,12 +101,18 @@ def evaluate(
 
     Noise is that of `images`, drawn on the CPU from the test noise seed, the same for every network. Of a `group` each
     rank scores every world_size-th batch, which gives the scores that one process gives, and the lead writes. Raises
-    CohortError where the data are not those the run was trained on, or the set is empty, RunError where ranks hold
-    other weights than the lead, and UsageError for classical methods in a group.
+    CohortError where the data are not those the run was trained on, hold no clean images, or have an empty set,
+    RunError where ranks hold other weights than the lead, and UsageError for classical methods in a group.
     """
     with fails_together(group):
         if classical is not None and group.joined:
             raise UsageError("classical methods are computed on all cores by one process: evaluate without torchrun")
+        if not images.holds_clean:
+            raise CohortError(
+                f"{images.data.path} holds noisy images alone, and scores need the originals: name their cohort with "
+                "--originals, or have the model scored where they are. Without them, runs of one objective on this "
+                "release compare by validation_loss in their metrics.jsonl"
+            )
         perceptual = perceptual_for(perceptual, images, images.sets[split])
         notes = [note for note in (check_data(subject, images.data), perceptual.note) if note]
         if not len(images.sets[split]):

@@ -60,9 +60,9 @@ class TrainConfig(BaseModel):
     """Images in an optimiser step, over all devices."""
     objective: Objective = "auto"
     """What a training goes by: clean images (`supervised`, with `loss`), or noisy ones alone. Of the latter, `sure`,
-    `r2r` and `noisier2noise` are for noise that is not clamped, `censored_sure`, `censored_r2r`, `blind_spot` and
-    `neighbor2neighbor` for clamped noise, `noise2noise` for two releases of the same images. `auto` takes `supervised`
-    where clean images are there, else `censored_sure` or `sure`; the run's configuration says which."""
+    `r2r` and `noisier2noise` are for noise that is not clamped, `censored_sure` and `censored_r2r` for clamped noise,
+    `blind_spot` and `neighbor2neighbor` for both, `noise2noise` for two releases of the same images. `auto` takes
+    `supervised` where clean images are there, else `censored_sure` or `sure`; the run's configuration says which."""
     probe_every: int = Field(default=2, ge=1, le=1024)
     """sure, censored_sure: the divergence is measured on every k-th image of a batch, and counts for all; 1 + 1/k is
     the work of a step, in that of a supervised one."""

@@ -4,8 +4,8 @@ Noisy pixels are independent given x, and E[y | x] = g(x) (`obfuscation.mean_map
 i, and whose output there goes through g, is drawn to
     g(f_i) = E[g(x_i) | what it saw],   f_i = g^-1(E[g(x_i) | what it saw]):
 it estimates g(x), with g inverted at the end, and the inversion is in the network: its output is an estimate of x, and
-nothing is left to invert at inference. Both hold for clamped releases; without a clamp g(x) is x + mean, which
-`sure` uses with less loss.
+nothing is left to invert at inference. All hold for clamped releases and for others, where g(x) is x + mean; there
+`sure` loses less.
 
 `blind_spot` (Krull, Buchholz and Jug, "Noise2Void", CVPR 2019): one pixel in SPACING is replaced by one of its eight
 neighbours, and the loss is taken there alone,
@@ -54,19 +54,19 @@ _PAIRS = (
 )
 
 
-def blind_spot_losses(network: Network, noisy: Tensor, known: Tensor, *, places: Tensor) -> Tensor:
+def blind_spot_losses(network: Network, noisy: Tensor, known: Tensor, *, places: Tensor, clip: bool) -> Tensor:
     """The squared error of each image at its masked pixels, in units of g: (N,).
 
     `places`: (N, 1, H, W), whole numbers, evenly from 0 to SPACING * DIRECTIONS - 1: below DIRECTIONS a pixel is
     masked, by that neighbour.
     """
     masked = places < DIRECTIONS
-    errors = (_expected(network(_replaced(noisy, places), known), known) - noisy).square() * masked
+    errors = (_expected(network(_replaced(noisy, places), known), known, clip=clip) - noisy).square() * masked
     counts = masked.sum(dim=(1, 2, 3)).clamp(min=1)
     return errors.sum(dim=(1, 2, 3)) / counts
 
 
-def neighbour_losses(network: Network, noisy: Tensor, known: Tensor, *, places: Tensor) -> Tensor:
+def neighbour_losses(network: Network, noisy: Tensor, known: Tensor, *, places: Tensor, clip: bool) -> Tensor:
     """The loss of each image, in units of g: (N,).
 
     `places`: (N, 1, H, W), whole numbers, evenly from 0 to DIRECTIONS - 1, of which one for each square counts.
@@ -74,21 +74,20 @@ def neighbour_losses(network: Network, noisy: Tensor, known: Tensor, *, places: 
     chosen = places[..., : noisy.shape[-2] // 2 * 2 : 2, : noisy.shape[-1] // 2 * 2 : 2].long()
     u, v = _halves(noisy, chosen)
     with torch.no_grad():
-        whole_u, whole_v = _halves(_expected(network(noisy, known), known), chosen)
-    error = _expected(network(u, known), known) - v
+        whole_u, whole_v = _halves(_expected(network(noisy, known), known, clip=clip), chosen)
+    error = _expected(network(u, known), known, clip=clip) - v
     return (error.square() + GAMMA * (error - (whole_u - whole_v)).square()).mean(dim=(1, 2, 3))
 
 
 def second_losses(network: Network, noisy: Tensor, known: Tensor, *, second: Tensor, clip: bool) -> Tensor:
-    """The squared error of each image against a second noisy one, (N, 1, H, W): (N,), in units of g where clamped."""
-    estimate = network(noisy, known)
-    expected = _expected(estimate, known) if clip else estimate + known[:, :1, None, None].to(estimate.dtype)
-    return (expected - second).square().mean(dim=(1, 2, 3))
+    """The squared error of each image against a second noisy one, (N, 1, H, W): (N,), in units of g."""
+    return (_expected(network(noisy, known), known, clip=clip) - second).square().mean(dim=(1, 2, 3))
 
 
-def _expected(estimate: Tensor, known: Tensor) -> Tensor:
+def _expected(estimate: Tensor, known: Tensor, *, clip: bool) -> Tensor:
+    """g of an estimate: the mean of a noisy pixel, under the clamp or without."""
     mean, std = (column.view(-1, 1, 1, 1) for column in known.to(estimate.dtype).unbind(dim=1))
-    return clamped_mean(estimate + mean, std)
+    return clamped_mean(estimate + mean, std) if clip else estimate + mean
 
 
 def _replaced(noisy: Tensor, places: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from veilray.training.config import LOSS_WEIGHTS, Objective, RunConfig
 
 UNCLAMPED: tuple[Objective, ...] = ("sure", "r2r", "noisier2noise")
 """Objectives whose proofs need Gaussian noise that nothing has cut off."""
-CLAMPED: tuple[Objective, ...] = ("censored_sure", "censored_r2r", "blind_spot", "neighbor2neighbor")
-"""Objectives made for the clamp."""
+CLAMPED: tuple[Objective, ...] = ("censored_sure", "censored_r2r")
+"""Objectives made for the clamp; those that are in neither list hold with it and without."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,10 +73,10 @@ class NoisyOnlyObjective(nn.Module):
                 return recorrupted_losses(network, noisy, known, normals=drawn.normals, strength=strength, clip=clip)
             case "blind_spot":
                 assert drawn.places is not None
-                return blind_spot_losses(network, noisy, known, places=drawn.places)
+                return blind_spot_losses(network, noisy, known, places=drawn.places, clip=clip)
             case "neighbor2neighbor":
                 assert drawn.places is not None
-                return neighbour_losses(network, noisy, known, places=drawn.places)
+                return neighbour_losses(network, noisy, known, places=drawn.places, clip=clip)
             case "noise2noise":
                 assert drawn.second is not None
                 return second_losses(network, noisy, known, second=drawn.second, clip=clip)
