@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import signal
@@ -10,12 +11,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from tests.command_line import done, start, veilray
 from tests.exchange.sites import make_sites, sealed
 from tests.exchange.transfer.receivers import Place, client, offered, put_header, raw, receiving, status_of
@@ -26,6 +29,7 @@ from veilray.exchange.transfer import server, spool
 from veilray.exchange.transfer.authority import make_test_authority
 from veilray.exchange.transfer.client import ClientTls, Sent, send_bundle
 from veilray.exchange.transfer.config import load_receive_config
+from veilray.exchange.transfer.server import AtMost
 from veilray.exchange.transfer.ticket import SignedTicket, check_ticket, make_ticket
 
 SIZE = 300_000
@@ -559,3 +563,34 @@ def test_the_server_as_a_process_of_its_own(place: Place, bundle: Path) -> None:
         process.kill()
     assert taken.read_bytes() == bundle.read_bytes()
     assert place.tls.key.read_text() not in out + err
+
+
+def test_requests_beyond_the_most_at_once_are_told_so_and_counted() -> None:
+    sent: list[int] = []
+    refused: list[bool] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            sent.append(message["status"])
+
+    async def nothing() -> Any:
+        return {"type": "http.request"}
+
+    async def play() -> None:
+        leave = asyncio.Event()
+
+        async def waits(scope: Any, receive: Any, send: Any) -> None:
+            await leave.wait()
+            await JSONResponse({})(scope, receive, send)
+
+        app = AtMost(waits, most=1, on_refusal=lambda: refused.append(True))
+        first = asyncio.create_task(app({"type": "http"}, nothing, send))
+        await asyncio.sleep(0)
+        await app({"type": "http"}, nothing, send)
+        assert (sent, refused) == ([503], [True])
+        leave.set()
+        await first
+        await app({"type": "http"}, nothing, send)  # there is room again
+
+    asyncio.run(play())
+    assert (sent, len(refused)) == ([503, 200, 200], 1)

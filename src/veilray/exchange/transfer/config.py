@@ -55,7 +55,8 @@ class ReceiveConfig(_Section):
     patience_seconds: float = Field(default=60.0, gt=0.0, le=3600.0)
     """A client must end its TLS handshake, send a request's header, and each 1 MiB of a body, each in this time."""
     max_connections: int = Field(default=64, ge=2, le=4096)
-    """Connections at once; more are answered 503. As many again may be in their handshake, the silent ones go."""
+    """Requests at once; more are answered 503. As many connections may be in their handshake, the silent ones go, and
+    three times as many open in all."""
     senders: tuple[SenderConfig, ...] = Field(min_length=1)
     """Who may send, and how much."""
 

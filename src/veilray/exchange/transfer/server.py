@@ -22,6 +22,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from veilray.errors import BundleError, UsageError
 from veilray.exchange.transfer.config import GB, ReceiveConfig, Sender, read_senders
@@ -139,6 +140,27 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
     return app
 
 
+class AtMost:
+    """An ASGI application that takes `most` requests at once; `on_refusal` hears of each one beyond, answered 503."""
+
+    def __init__(self, app: ASGIApp, *, most: int, on_refusal: Callable[[], None]) -> None:
+        self._app, self._most, self._on_refusal = app, most, on_refusal
+        self._open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI has it."""
+        if self._open >= self._most:
+            self._on_refusal()
+            error = {"error": "the receiver is busy with as many requests as it takes at once"}
+            await JSONResponse(error, status_code=503, headers={"connection": "close"})(scope, receive, send)
+            return
+        self._open += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._open -= 1
+
+
 def _answer(state: str, offset: int, *, taken_away: bool = False) -> JSONResponse:
     return JSONResponse({"state": state, "offset": offset, "chunk": CHUNK, "taken_away": taken_away})
 
@@ -221,7 +243,11 @@ def make_receiver(config: ReceiveConfig) -> Receiver:
     )
     listener = _listen(config, on_crowd=lambda: spool.log("refused", reason="connections"))
     settings = uvicorn.Config(
-        make_app(spool, senders, patience=config.patience_seconds),
+        AtMost(
+            make_app(spool, senders, patience=config.patience_seconds),
+            most=config.max_connections,
+            on_refusal=lambda: spool.log("refused", status=503, reason="busy"),
+        ),
         http=protocol_class(
             patience=config.patience_seconds,
             known=listener.known,
@@ -231,7 +257,6 @@ def make_receiver(config: ReceiveConfig) -> Receiver:
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=config.max_connections,
         backlog=BACKLOG,
         timeout_keep_alive=max(1, int(min(config.patience_seconds, 30))),
         timeout_graceful_shutdown=10,
