@@ -257,9 +257,9 @@ def draw(audit: Audit) -> str:
     """ROC curves among matched impostors and linkage by the size of a patch; the line that shows them in the page."""
     panels = [
         ("auc_matched", f"Re-identification, {alike(audit)}", "False-positive rate", "True-positive rate"),
-        ("top_1_patch_16", "Linkage by a central patch", "Side of the patch, pixels", "Share found"),
+        ("top_1_patch_16", "Linkage by a central patch", "Side of the patch, pixels (beside the names: 16)", "Share found"),
     ]
-    sheet, first = canvas(width=9.0, height=3.6)
+    sheet, first = canvas(width=9.0, height=4.6)
     sheet.delaxes(first)
     axes = sheet.subplots(1, 2)
     for axis, (metric, title, x_label, y_label) in zip(axes, panels, strict=True):
@@ -272,8 +272,11 @@ def draw(audit: Audit) -> str:
             axis.plot([x for x, _ in points], [y for _, y in points], label=f"{one.variant}: {figure(one)}", lw=1.2)
         axis.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(0, 1.02))
         if lines:
-            axis.legend(fontsize=7, loc="lower right")
+            axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+    sides = sorted({x for line in axes[1].get_lines() for x in line.get_xdata()})
     axes[1].set_xscale("log", base=2)
+    axes[1].set_xticks(sides, [f"{side:g}" for side in sides])
+    axes[1].minorticks_off()
     return _saved(sheet, CURVES, "ROC curves of re-identification, and linkage by a patch")
 
 
