@@ -257,7 +257,12 @@ def draw(audit: Audit) -> str:
     """ROC curves among matched impostors and linkage by the size of a patch; the line that shows them in the page."""
     panels = [
         ("auc_matched", f"Re-identification, {alike(audit)}", "False-positive rate", "True-positive rate"),
-        ("top_1_patch_16", "Linkage by a central patch", "Side of the patch, pixels (beside the names: 16)", "Share found"),
+        (
+            "top_1_patch_16",
+            "Linkage by a central patch",
+            "Side of the patch, pixels (beside the names: 16)",
+            "Share found",
+        ),
     ]
     sheet, first = canvas(width=9.0, height=4.6)
     sheet.delaxes(first)
