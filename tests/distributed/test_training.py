@@ -185,7 +185,7 @@ def test_what_fails_before_the_ranks_join_is_told_once_over_all_restarts(small_c
     words = _words(small_cohort, tmp_path)
     finished = torchrun(*words, "--set", "train.epoch=5", options=["--max-restarts=1"], timeout=280)
     assert finished.status != 0
-    assert finished.err.count("train.epoch: unknown key") == finished.err.count("veilray: ") == 1
+    assert finished.err.count("--set train.epoch=5: train.epoch: unknown key") == finished.err.count("veilray: ") == 1
     assert "failed (exitcode: 2)" in finished.err
     assert "veilray: stopped" not in finished.err
 
