@@ -10,6 +10,7 @@ import hmac
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,10 +116,8 @@ def decode_identity(data: bytes, *, path: Path) -> pyrage.x25519.Identity:
     lines = [line.strip() for line in data.decode("latin-1").splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if len(keys) == 1 and _AGE_IDENTITY.fullmatch(keys[0]):
-        try:
+        with suppress(pyrage.IdentityError):
             return pyrage.x25519.Identity.from_str(keys[0])
-        except pyrage.IdentityError:
-            pass
     raise _damaged(path, "receiving")
 
 

@@ -31,6 +31,8 @@ def protocol_class(
 
     class MutualTlsProtocol(H11Protocol):
         _watch: asyncio.TimerHandle | None = None
+        _begun = False
+        """Whether anything has come since the last answer."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -40,8 +42,6 @@ def protocol_class(
             # uvicorn copies this into every request's scope.
             self.app_state = {**self.app_state, STATE_KEY: hashlib.sha256(shown).hexdigest() if shown else ""}
             self._wait()
-
-        _begun = False
 
         def data_received(self, data: bytes) -> None:
             self._begun = True

@@ -41,79 +41,81 @@ _OFFSET = re.compile(r"0|[1-9][0-9]{0,14}")
 def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI:
     """The application; `patience` is the time in seconds that a client has for each MiB."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    by_certificate = {digest: sender for sender in senders for digest in sender.certificates}
+    uploads = _Uploads(spool, senders, patience)
+    app.add_exception_handler(HTTPException, uploads.nowhere)
+    app.post("/v1/uploads")(uploads.offer)
+    app.put("/v1/uploads/{sha256}")(uploads.chunk)
+    return app
 
-    def known(request: Request) -> Sender | None:
-        # A proxy's header could be forged; what the TLS connection itself has shown cannot.
-        return by_certificate.get(getattr(request.state, STATE_KEY, ""))
 
-    def refuse(status: int, reason: str, error: str, sender: Sender | None, **facts: int) -> JSONResponse:
-        spool.log("refused", status=status, reason=reason, sender=sender.card.name if sender else "unknown")
-        return JSONResponse({"error": error, **facts}, status_code=status, headers={"connection": "close"})
+class _Uploads:
+    """What is answered to each request."""
 
-    @app.exception_handler(HTTPException)
-    async def nowhere(request: Request, error: HTTPException) -> JSONResponse:
-        # No such path, or not with this method.
-        return refuse(error.status_code, "request", "there is nothing here", known(request))
+    def __init__(self, spool: Spool, senders: list[Sender], patience: float) -> None:
+        self._spool, self._patience = spool, patience
+        self._by_certificate = {digest: sender for sender in senders for digest in sender.certificates}
 
-    @app.post("/v1/uploads")
-    async def offer(request: Request) -> JSONResponse:
-        sender = known(request)
+    async def offer(self, request: Request) -> JSONResponse:
+        sender = self._known(request)
         if sender is None:
-            return refuse(403, "certificate", "this certificate is not one of a sender known here", None)
+            return self._refuse(403, "certificate", "this certificate is not one of a sender known here", None)
         try:
-            ticket = check_ticket(await _small_body(request, patience), card=sender.card)
-            upload = await run_in_threadpool(spool.offer, sender, ticket)
+            ticket = check_ticket(await _small_body(request, self._patience), card=sender.card)
+            upload = await run_in_threadpool(self._spool.offer, sender, ticket)
         except BundleError as error:
-            return refuse(403, error.reason, str(error), sender)
+            return self._refuse(403, error.reason, str(error), sender)
         except NoRoomError as error:
-            return refuse(507, "room", str(error), sender)
+            return self._refuse(507, "room", str(error), sender)
         except (TimeoutError, ClientDisconnect):
-            return refuse(408, "slow", "the ticket came too slowly", sender)
+            return self._refuse(408, "slow", "the ticket came too slowly", sender)
         if upload is None:
-            return _answer("complete", ticket.size, taken_away=spool.taken_away(sender, ticket.sha256))
+            return _answer("complete", ticket.size, taken_away=self._spool.taken_away(sender, ticket.sha256))
         if not upload.whole:
             return _answer("partial", upload.offset)
         if upload.busy:
-            return refuse(423, "busy", "the bundle is being checked", sender)
-        return await conclude(sender, upload)  # a stop of the server came between its last byte and its name
+            return self._refuse(423, "busy", "the bundle is being checked", sender)
+        return await self._conclude(sender, upload)  # a stop of the server came between its last byte and its name
 
-    @app.put("/v1/uploads/{sha256}")
-    async def chunk(request: Request, sha256: str) -> JSONResponse:
-        sender = known(request)
+    async def chunk(self, request: Request, sha256: str) -> JSONResponse:
+        sender = self._known(request)
         if sender is None:
-            return refuse(403, "certificate", "this certificate is not one of a sender known here", None)
+            return self._refuse(403, "certificate", "this certificate is not one of a sender known here", None)
         if not _SHA256.fullmatch(sha256):
-            return refuse(404, "name", "there is no such upload", sender)
-        if spool.received(sender, sha256):
+            return self._refuse(404, "name", "there is no such upload", sender)
+        if self._spool.received(sender, sha256):
             return _answer("complete", 0)
-        upload = spool.upload(sender, sha256)
+        upload = self._spool.upload(sender, sha256)
         if upload is None:
-            return refuse(404, "name", "there is no such upload; offer its ticket first", sender)
+            return self._refuse(404, "name", "there is no such upload; offer its ticket first", sender)
         if upload.busy:
-            return refuse(423, "busy", "another connection is sending this bundle", sender, offset=upload.offset)
+            return self._refuse(423, "busy", "another connection is sending this bundle", sender, offset=upload.offset)
         wrong = _wrong_chunk(request, upload)
         if wrong is not None:
             status, error = wrong
-            return refuse(status, "chunk", error, sender, offset=upload.offset)
+            return self._refuse(status, "chunk", error, sender, offset=upload.offset)
         upload.busy = True
         try:
-            return await take(request, sender, upload)
+            return await self._take(request, sender, upload)
         finally:
             upload.busy = False
 
-    async def take(request: Request, sender: Sender, upload: Upload) -> JSONResponse:
+    async def nowhere(self, request: Request, error: Exception) -> JSONResponse:
+        # No such path, or not with this method.
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        return self._refuse(status, "request", "there is nothing here", self._known(request))
+
+    async def _take(self, request: Request, sender: Sender, upload: Upload) -> JSONResponse:
         writing: asyncio.Task[None] | None = None
         try:
-            async for block in _blocks(request, patience):
+            async for block in _blocks(request, self._patience):
                 if writing is not None:
                     await writing
                 # A block is hashed and written while the next one comes.
                 writing = asyncio.create_task(run_in_threadpool(upload.write, block))
         except TimeoutError:
-            return refuse(408, "slow", "the chunk came too slowly", sender, offset=upload.offset)
+            return self._refuse(408, "slow", "the chunk came too slowly", sender, offset=upload.offset)
         except ClientDisconnect:
-            return refuse(408, "disconnected", "the connection ended within the chunk", sender)
+            return self._refuse(408, "disconnected", "the connection ended within the chunk", sender)
         finally:
             try:
                 if writing is not None:
@@ -122,22 +124,28 @@ def make_app(spool: Spool, senders: list[Sender], *, patience: float) -> FastAPI
                 await run_in_threadpool(upload.commit)  # what was taken before a break is not sent twice
         if not upload.whole:
             return _answer("partial", upload.offset)
-        return await conclude(sender, upload)
+        return await self._conclude(sender, upload)
 
-    async def conclude(sender: Sender, upload: Upload) -> JSONResponse:
+    async def _conclude(self, sender: Sender, upload: Upload) -> JSONResponse:
         upload.busy = True
         try:
             await run_in_threadpool(upload.finish)
         except BundleError as error:
-            spool.close(sender, upload.ticket.sha256)
-            return refuse(422, error.reason, str(error), sender)
+            self._spool.close(sender, upload.ticket.sha256)
+            return self._refuse(422, error.reason, str(error), sender)
         finally:
             upload.busy = False
-        spool.close(sender, upload.ticket.sha256)
-        spool.log("received", sender=sender.card.name, sha256=upload.ticket.sha256, bytes=upload.ticket.size)
+        self._spool.close(sender, upload.ticket.sha256)
+        self._spool.log("received", sender=sender.card.name, sha256=upload.ticket.sha256, bytes=upload.ticket.size)
         return _answer("complete", upload.ticket.size)
 
-    return app
+    def _known(self, request: Request) -> Sender | None:
+        # A proxy's header could be forged; what the TLS connection itself has shown cannot.
+        return self._by_certificate.get(getattr(request.state, STATE_KEY, ""))
+
+    def _refuse(self, status: int, reason: str, error: str, sender: Sender | None, **facts: int) -> JSONResponse:
+        self._spool.log("refused", status=status, reason=reason, sender=sender.card.name if sender else "unknown")
+        return JSONResponse({"error": error, **facts}, status_code=status, headers={"connection": "close"})
 
 
 class AtMost:

@@ -87,10 +87,11 @@ class Upload:
 
     def commit(self) -> None:
         """Flush what was written to the disk, and note how much that is."""
-        if self._written != self.offset:
+        written = self._written  # a block that comes meanwhile waits for the next commit
+        if written != self.offset:
             sync(self._part)
-            write_json(self._state, {"size": self.ticket.size, "offset": self._written})
-            self.offset = self._written
+            write_json(self._state, {"size": self.ticket.size, "offset": written})
+            self.offset = written
 
     @property
     def whole(self) -> bool:
