@@ -22,6 +22,7 @@ from veilray.cohort.release import Release
 from veilray.cohort.split import Shares
 from veilray.errors import CohortError, UsageError
 from veilray.obfuscation.config import NoiseConfig
+from veilray.training import suspicion
 from veilray.training.data import TrainingImages
 from veilray.training.launch import resolved
 from veilray.training.run import RunFolder
@@ -199,9 +200,9 @@ def test_fixed_noise_belongs_to_the_image_and_not_to_the_cut(cohort: Path) -> No
 def large(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     """Releases of images large enough to estimate their noise from, by whether it is clamped."""
     folder = tmp_path_factory.mktemp("large")
-    write_images(folder / "png", patients=6, size=96)
+    write_images(folder / "png", patients=6, size=128)
     import_radiographs(
-        [folder / "png"], folder / "cohort", size=96, workers=1, shares=Shares(train=60, validation=20, test=20)
+        [folder / "png"], folder / "cohort", size=128, workers=1, shares=Shares(train=60, validation=20, test=20)
     )
     for clip in (True, False):
         write_release(Cohort.open(folder / "cohort"), folder / str(clip), noise=NoiseConfig(std=0.2, clip=clip))
@@ -219,6 +220,16 @@ def test_a_wrong_std_is_told_with_the_estimate(large: dict[bool, Path], tmp_path
     assert looks == pytest.approx(0.2, abs=0.02)
     near = TrainingImages(Release.open(_restated(large[clip], tmp_path / "near", std=0.23)), small_config())
     assert "has std 0.23" in noise_warnings(near)[0]
+
+
+def test_small_images_are_given_the_doubt(
+    large: dict[bool, Path], releases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suspicion, "estimate_noise_std", lambda pixels, *, clip: 0.2 / 1.1)
+    assert noise_warnings(TrainingImages.open(large[True], small_config()))
+    assert noise_warnings(TrainingImages.open(releases["clamped"], small_config())) == []
+    monkeypatch.setattr(suspicion, "estimate_noise_std", lambda pixels, *, clip: 0.2 / 1.2)
+    assert noise_warnings(TrainingImages.open(releases["clamped"], small_config()))
 
 
 def test_clamped_noise_that_is_stated_without_a_clamp_is_refused(large: dict[bool, Path], tmp_path: Path) -> None:
