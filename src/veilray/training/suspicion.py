@@ -16,7 +16,7 @@ RATIO = 1.07
 """Of estimated to stated std, or the other way round, from which it is told: the median over so many radiographs is
 right within 5 %, and an objective that goes by a std that is wrong by more keeps noise or takes detail away."""
 SMALL = 128 * 128
-"""Pixels of an image below which the ratio is SMALL_RATIO: few patches, by which clamped noise looks up to 10 % weak."""
+"""Pixels of an image below which the ratio is SMALL_RATIO: few patches, by which clamped noise looks up to 8 % weak."""
 SMALL_RATIO = 1.15
 PILED_UP = 0.005
 """Share of pixels at the two ends of what occurs that no noise without a clamp comes near."""
