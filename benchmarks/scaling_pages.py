@@ -68,9 +68,9 @@ def _on_link(workload: Workload, step: StepOfOneDevice, link: Any) -> dict[str, 
 
 
 def step_of_one(model: str, workload: Workload) -> tuple[StepOfOneDevice, str]:
-    """The step of one GPU as gpu.py measured it on the newest record, else the assumed one; and where it is from."""
-    for path in sorted(RESULTS.glob("gpu-*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    """The step of one GPU as gpu.py measured it last, else the assumed one; and where it is from."""
+    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("gpu-*.json")}
+    for path, record in sorted(records.items(), key=lambda one: one[1]["hardware"]["date"], reverse=True):
         found = record.get("throughput", {}).get(model, {}).get(WAY, {})
         if record.get("scope") == "full" and found.get("status") == "measured":
             low, high = found["ms_per_step_10_90_percent"]
@@ -132,7 +132,7 @@ def _prediction_tables(found: dict[str, Any]) -> dict[str, str]:
                 f"{1e6 * counted['bytes_per_flop']:.0f} bytes",
             ]
         )
-        steps.append(f"{name}: {network['step_from']}, {_range(network['image_ms'], '{:.2f}')} ms an image.")
+        steps.append(f"{name}: {network['step_from']}, {_range(network['image_ms'], '{:.2f}', digits=3)} ms an image.")
         for link, on_link in network["links"].items():
             for cluster in on_link["clusters"]:
                 if cluster["ranks"] == GPUS[0] and link != BETWEEN_HOSTS[0].name:
@@ -162,9 +162,9 @@ def _batch(found: list[int | None]) -> str:
     return f"{middle} (worst {worst})"
 
 
-def _range(found: dict[str, float], form: str, *, reverse: bool = False) -> str:
+def _range(found: dict[str, float], form: str, *, digits: int = 2, reverse: bool = False) -> str:
     """Middle and ends, with no more digits than a prediction deserves."""
-    middle, low, high = (form.format(float(f"{found[end]:.2g}")) for end in ("middle", "best", "worst"))
+    middle, low, high = (form.format(float(f"{found[end]:.{digits}g}")) for end in ("middle", "best", "worst"))
     return f"{middle} ({high} to {low})" if reverse else f"{middle} ({low} to {high})"
 
 

@@ -79,6 +79,16 @@ def test_an_import_over_ranks_is_the_import_of_one(sources: Path, tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "shared"]
 
 
+def test_machines_of_unlike_sizes_make_the_same_cohort(sources: Path, tmp_path: Path) -> None:
+    done("import", sources, "--out", tmp_path / "alone", "--size", 32, "--workers", 1)
+    script = "import os, sys; from veilray.cli.main import run\n"
+    script += "sys.argv += ['--workers', str(1 + int(os.environ['RANK']))]; run()"
+    words = ["import", str(sources), "--out", str(tmp_path / "shared"), "--size", "32"]
+    results = finish(start_ranks([[sys.executable, "-c", script, *words]] * 2))
+    assert [result.status for result in results] == [0, 0], results[0].err
+    assert _files(tmp_path / "shared") == _files(tmp_path / "alone")
+
+
 def test_a_rank_that_sees_other_files_ends_the_import_and_nothing_is_left(sources: Path, tmp_path: Path) -> None:
     # Each rank lists its own folder `in`, as machines without a shared disk would.
     for rank in range(2):
@@ -158,18 +168,34 @@ def test_an_evaluation_over_ranks_gives_the_scores_of_one(trained: Path, tmp_pat
     assert (tmp_path / "shared" / "report.html").is_file()
 
 
-def test_ranks_with_other_weights_are_told(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["evaluate", "denoise"])
+def test_ranks_with_other_weights_are_told(trained: Path, sources: Path, tmp_path: Path, command: str) -> None:
     for rank in range(2):
         shutil.copytree(trained / "run", tmp_path / str(rank) / "run")
     weights = tmp_path / "1" / "run" / "checkpoints" / "best.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    words = ["evaluate", "run", "--data", str(trained / "cohort"), "--no-download", "--device", "cpu"]
-    results = _in_own_folders(tmp_path, words)
+    words = {
+        "evaluate": ["run", "--data", str(trained / "cohort"), "--no-download", "--device", "cpu"],
+        "denoise": [str(sources), "--model", "run", "--out", str(tmp_path / "out"), "--device", "cpu"],
+    }
+    results = _in_own_folders(tmp_path, [command, *words[command]])
     assert [result.status for result in results] == [3, 3]
     assert "rank 1 finds other weights" in _one_message(results)
     assert not list(tmp_path.rglob("per_image.csv"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_one_rank_does_not_see_is_told(trained: Path, sources: Path, tmp_path: Path) -> None:
+    for rank in range(2):
+        shutil.copytree(sources, tmp_path / str(rank) / "in")
+    for path in (tmp_path / "1" / "in").glob("*_001.png"):
+        path.unlink()
+    words = ["denoise", "in", "--out", str(tmp_path / "out"), "--model", str(trained / "run"), "--device", "cpu"]
+    results = _in_own_folders(tmp_path, words)
+    assert [result.status for result in results] == [3, 3]
+    assert "give every rank the same sources" in _one_message(results)
 
 
 def _denoise(folder: Path, *inputs: object, out: str, ranks: int) -> Finished:

@@ -31,7 +31,7 @@ from veilray.evaluation.watching import Show, show_nothing
 from veilray.inference.denoiser import Denoiser
 from veilray.parallel.devices import describe_device
 from veilray.parallel.group import ALONE, Group, fails_together
-from veilray.parallel.sharding import merged
+from veilray.parallel.sharding import merged, other_rank
 from veilray.training.data import TrainingImages
 from veilray.training.run import RunFolder
 from veilray.training.sets import Rows
@@ -161,15 +161,10 @@ def _digest(denoiser: Denoiser) -> str:
 
 
 def _check_weights(denoiser: Denoiser, subject: Subject, group: Group) -> None:
-    if not group.joined:
-        return
-    digests = group.gather(_digest(denoiser))
+    other = other_rank(_digest(denoiser), group)
     with fails_together(group):
-        for rank, digest in enumerate(digests):
-            if digest != digests[0]:
-                raise RunError(
-                    f"rank {rank} finds other weights in {subject.source} than rank 0: give all the same run"
-                )
+        if other is not None:
+            raise RunError(f"rank {other} finds other weights in {subject.source} than rank 0: give all the same run")
 
 
 def _score(

@@ -12,7 +12,7 @@ import torch
 
 from veilray.cohort.records import IdFrom
 from veilray.cohort.release import Release
-from veilray.errors import ImageError, LostRankError, UsageError
+from veilray.errors import ImageError, LostRankError, RunError, UsageError
 from veilray.images.radiograph import levels_dtype, to_levels
 from veilray.images.read import read_radiograph, read_radiograph_bytes
 from veilray.images.sources import SourceItem, find_images
@@ -29,7 +29,7 @@ from veilray.inference.record import (
     read_denoised,
 )
 from veilray.parallel.group import ALONE, Group, fails_together
-from veilray.parallel.sharding import merged, owner
+from veilray.parallel.sharding import Listing, merged, other_rank, owner
 
 ENDINGS = ("png", "jpg", "jpeg", "dcm", "dicom")
 """Endings that are not part of an image's name."""
@@ -55,21 +55,25 @@ def denoise_inputs(
     `denoised.json` beside them says how they were made, where the denoiser's weights came from a file. Of a `group`,
     whose ranks must share `out`, each rank makes the files whose names fall to it, so that files of one name meet in
     one rank; the lead yields what became of all inputs, its own first. Raises UsageError where `out` would lie among
-    the inputs or a `std` is given that the network has no use for, DataError where its record is damaged.
+    the inputs or a `std` is given that the network has no use for, DataError where its record is damaged or ranks see
+    different inputs, RunError where they have different weights.
     """
     with fails_together(group):
         settings = denoise_settings(denoiser, mean=mean, std=std)
         _check_out(inputs, out)
         releases = {path: _opened(path, group) for path in inputs if (path / "release.json").is_file()}
+    _check_weights(denoiser, group)
+    with fails_together(group):
         if group.is_lead:
             for release in releases.values():
                 _note_release(release, out, denoiser=denoiser, settings=settings)
     written: dict[Path, tuple[str, str]] = {}
+    work = Listing(_work(inputs, releases, out, denoiser, settings, id_from, written), label=lambda one: one[0])
     others: list[tuple[int, Any]] = []
     together = False
     try:
         with fails_together(group):
-            for number, (name, make) in enumerate(_work(inputs, releases, out, denoiser, settings, id_from, written)):
+            for number, (name, make) in enumerate(work):
                 if owner(name, group) != group.rank:
                     continue
                 result = make()
@@ -77,6 +81,7 @@ def denoise_inputs(
                     yield result
                 else:
                     others.append((number, [result.source, str(result.target or ""), result.reason, *result.warnings]))
+        work.check_same(group)
         together = True
     except Exception as error:
         together = not isinstance(error, LostRankError)  # else all ranks are here, for the same reason
@@ -91,6 +96,13 @@ def denoise_inputs(
         if group.is_lead:
             place = Path(target) if target else None
             yield Denoised(source=source, target=place, reason=reason, warnings=tuple(warnings))
+
+
+def _check_weights(denoiser: Denoiser, group: Group) -> None:
+    other = other_rank(denoiser.origin and denoiser.origin.weights_sha256, group)
+    with fails_together(group):
+        if other is not None:
+            raise RunError(f"rank {other} finds other weights in --model than rank 0: give all the same")
 
 
 def _check_out(inputs: Sequence[Path], out: Path) -> None:

@@ -20,7 +20,8 @@ Result = TypeVar("Result")
 Parcel = tuple[Any, bytes]
 """A result on its way to the lead: what JSON can hold, and bytes."""
 
-# Results that a rank collects for each of its workers before it sends them: the lead holds as many of every rank.
+# Results that a rank collects for each worker (of the rank with the most) before it sends them: the lead holds as many
+# of every rank.
 ROUND = 2
 
 
@@ -45,8 +46,9 @@ def map_in_order(
         for result in ordered_map(function, items, workers=workers):
             consume(result)
         return
-    listed = _Listing(items, label)
+    listed = Listing(items, label)
     own_items = islice(listed, group.rank, None, group.world_size)
+    ahead = ROUND * max(group.gather(workers))  # of all ranks alike, however many cores: only then are rounds in order
     waiting: list[Result] = []
     with closing(ordered_map(function, own_items, workers=workers)) as results:
         while True:
@@ -54,14 +56,14 @@ def map_in_order(
             with fails_together(group):
                 for result in waiting:
                     consume(result)
-                own = list(islice(results, ROUND * workers))
+                own = list(islice(results, ahead))
                 parcels = [] if group.is_lead else [pack(result) for result in own]
             if not any(group.gather(len(own))):
                 break
             received = _to_lead(parcels, group)
             if group.is_lead:
                 waiting = _interleaved([own, *([unpack(*parcel) for parcel in part] for part in received)])
-    _check_same(listed, group)
+    listed.check_same(group)
 
 
 def owner(name: str, group: Group) -> int:
@@ -83,23 +85,38 @@ def merged(own: Sequence[tuple[int, Any]], group: Group) -> list[Any]:
     return [value for _, value in numbered]
 
 
-class _Listing(Iterable[Item]):
-    """Passes items through and keeps a digest of their labels."""
+class Listing(Iterable[Item]):
+    """Passes items through and keeps a digest of their labels, to be compared between ranks at the end."""
 
     def __init__(self, items: Iterable[Item], label: Callable[[Item], str]) -> None:
         self._items = items
         self._label = label
         self._digest = hashlib.sha256()
-        self.count = 0
+        self._count = 0
 
     def __iter__(self) -> Iterator[Item]:
         for item in self._items:
             self._digest.update(self._label(item).encode(errors="surrogateescape") + b"\0")
-            self.count += 1
+            self._count += 1
             yield item
 
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
+    def check_same(self, group: Group) -> None:
+        """Raise DataError, on all ranks, where one listed other items than rank 0."""
+        seen = group.gather([self._count, self._digest.hexdigest()])
+        with fails_together(group):
+            for rank, one in enumerate(seen):
+                if one != seen[0]:
+                    raise DataError(
+                        f"rank {rank} lists {one[0]} files, rank 0 {seen[0][0]}"
+                        + ("" if one[0] != seen[0][0] else ", of other names")
+                        + ": give every rank the same sources, on a shared disk or under the same path"
+                    )
+
+
+def other_rank(own: object, group: Group) -> int | None:
+    """The first rank whose value, which JSON can hold, is not rank 0's; None where all are alike."""
+    found = group.gather(own)
+    return next((rank for rank, one in enumerate(found) if one != found[0]), None)
 
 
 def _to_lead(parcels: list[Parcel], group: Group) -> list[list[Parcel]]:
@@ -132,18 +149,6 @@ def _interleaved(parts: list[list[Result]]) -> list[Result]:
     """One of each rank in turn, which is how the items were dealt out."""
     longest = max(len(part) for part in parts)
     return [part[place] for place in range(longest) for part in parts if place < len(part)]
-
-
-def _check_same(listed: _Listing[Any], group: Group) -> None:
-    seen = group.gather([listed.count, listed.hexdigest()])
-    with fails_together(group):
-        for rank, one in enumerate(seen):
-            if one != seen[0]:
-                raise DataError(
-                    f"rank {rank} lists {one[0]} files, rank 0 {seen[0][0]}"
-                    + ("" if one[0] != seen[0][0] else ", of other names")
-                    + ": give every rank the same sources, on a shared disk or under the same path"
-                )
 
 
 def _number(entry: list[Any]) -> int:

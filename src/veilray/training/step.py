@@ -136,8 +136,9 @@ class Stepper:
                 f"the gradient is not finite at step {self._number}, learning rate {rate:g}: lower "
                 f"train.learning_rate, {ANEW}"
             )
-        scaler.step(state.optimizer)  # leaves out a step whose scaled gradient is not finite
-        scaler.update()
+        if finite:
+            scaler.step(state.optimizer)
+        scaler.update()  # lowers the scale where a scaled gradient was not finite
         if finite:
             state.average.update(state.model, step=self._number)
             state.counters.skipped_in_a_row = 0
