@@ -12,6 +12,7 @@ VeilrayError                    exit status 1
 ├── DiskFullError               exit status 1: a file or folder that the disk has no room for
 ├── TrainingError               exit status 1: training cannot go on
 ├── LostRankError               exit status 1: another process of a distributed job has gone
+├── StoppedError                exit status 1: asked to stop, with all saved; can be gone on with
 ├── ToldElsewhere               the status of an error that another process of the job tells the user
 └── LpipsUnavailable            exit status 1: the weights of LPIPS cannot be had; evaluation goes on without it
 
@@ -91,6 +92,10 @@ class TrainingError(VeilrayError):
 
 class LostRankError(VeilrayError):
     """Another process of a distributed job has ended or does not answer."""
+
+
+class StoppedError(VeilrayError):
+    """Asked to stop, by Ctrl-C or SIGTERM, with everything saved: the same command can go on."""
 
 
 class ToldElsewhere(VeilrayError):  # noqa: N818 - it ends a process without a word

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -16,11 +15,9 @@ from hypothesis import strategies as st
 from tests.distributed.harness import finish, run_ranks, start_ranks
 from tests.ports import free_port
 
-from veilray.errors import CohortError, ToldElsewhere, UsageError
-from veilray.parallel import joining
+from veilray.errors import CohortError, UsageError
 from veilray.parallel.group import ALONE, Group, fails_together, share
 from veilray.parallel.joining import joined
-from veilray.parallel.rendezvous import OVER
 
 CPU = torch.device("cpu")
 
@@ -252,22 +249,6 @@ def test_a_port_in_use_is_named() -> None:
     assert result.status == 2
     assert f"port of 127.0.0.1:{port} is in use" in result.err
     assert len(_lines(result.err)) == 1
-
-
-def test_a_rank_that_is_started_again_without_its_launcher_s_counting_it_leaves_what_is_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
-    store = torch.distributed.HashStore()
-    joining._leave_if_over(store, 0)
-    joining._leave_if_over(store, 0)  # nothing is over
-    store.set(OVER, "2")
-    joining._leave_if_over(store, 1)  # another rank of the launcher, started for the first time
-    with pytest.raises(ToldElsewhere) as left:
-        joining._leave_if_over(store, 0)
-    assert left.value.exit_status == 2
-    monkeypatch.setattr(os, "getppid", lambda: -1)
-    joining._leave_if_over(store, 0)  # of a new launcher
 
 
 def test_alone_every_exchange_is_with_oneself() -> None:

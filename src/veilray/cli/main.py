@@ -35,6 +35,7 @@ from veilray.cli.train import train_command
 from veilray.errors import ToldElsewhere, VeilrayError
 from veilray.parallel.devices import is_out_of_memory, use_huge_pages
 from veilray.parallel.ending import SIGNALS, interrupt_once
+from veilray.parallel.restart import counted
 from veilray.parallel.spawn import under_launcher
 
 # What typer makes of Ctrl-C.
@@ -126,7 +127,7 @@ def _status(arguments: list[str]) -> int:
     except SystemExit as end:
         if end.code == INTERRUPTED:
             # A launcher that has started ranks again stops those that have not yet met for a reason that one has told.
-            again = under_launcher() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+            again = under_launcher() and counted()
             return 1 if again else _fail("stopped", 1, debug)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except ToldElsewhere as error:

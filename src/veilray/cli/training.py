@@ -16,7 +16,7 @@ from veilray.cli.ranks import rank_device
 from veilray.cli.watcher import Silence, TerminalWatcher, validation_name
 from veilray.cohort.open import open_data
 from veilray.cohort.release import Release
-from veilray.errors import DiskFullError, ToldElsewhere, TrainingError, VeilrayError
+from veilray.errors import DiskFullError, StoppedError, ToldElsewhere, TrainingError, VeilrayError
 from veilray.evaluation.subject import check_data, open_subject
 from veilray.files import sha256_file
 from veilray.models.build import build_model
@@ -87,7 +87,7 @@ def run_training(
     """Train, score on the validation set and write the report; one rank of a group where torchrun started it.
 
     `read` gives the configuration to ranks that have met, and raises on all or on none. `evaluate`: false leaves out
-    scores and report. `devices`: how many `dp` is to use. Raises VeilrayError where the training was interrupted.
+    scores and report. `devices`: how many `dp` is to use. Raises StoppedError where the training was interrupted.
     """
     with met() as ranks:
         config = read(ranks)
@@ -127,7 +127,7 @@ def run_training(
 def _trained(
     images: TrainingImages, run: RunFolder, setup: Setup, *, device: torch.device, beat: Callable[[], None]
 ) -> Outcome:
-    """Train to the end; VeilrayError where it was interrupted, TrainingError where memory ran out."""
+    """Train to the end; StoppedError where it was interrupted, TrainingError where memory ran out."""
     config, group = images.config, setup.group
     again = f"go on with: veilray train --resume --data {images.data.path} --out {run.path}"
     following = (
@@ -152,7 +152,7 @@ def _trained(
         return outcome
     if not group.is_lead:
         raise ToldElsewhere(VeilrayError.exit_status)
-    raise VeilrayError(f"stopped after a checkpoint; {again}")
+    raise StoppedError(f"stopped after a checkpoint; {again}")
 
 
 def _score(
@@ -199,7 +199,10 @@ def _opened(
     device: torch.device,
 ) -> RunFolder:
     """The run folder, new or gone on with; gone on with by itself where a launcher has restarted this process."""
-    again = resume or ((out / "config.toml").exists() and restarted(RunFolder(out)))
+    again = resume or ((out / "config.toml").exists() and restarted(RunFolder(out), setup.group))
+    if not again:
+        RunFolder.check_new(out)
+        setup.group.begin()  # before there is anything: a kill may come in between
     run = RunFolder.resume(out, images.config) if again else RunFolder.create(out, images.config)
     if (run.path / "environment.json").exists():
         check_data(open_subject(run.path), images.data)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from veilray import errors
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
-from veilray.parallel.rendezvous import LEFT, OVER, await_keys, await_leaving, ends_with_lead, lasting, unheard
+from veilray.parallel import restart
+from veilray.parallel.rendezvous import LEFT, await_keys, await_leaving, ends_with_lead, unheard
 
 if TYPE_CHECKING:
     import torch
@@ -182,7 +183,17 @@ class Group:
         """Tell processes that the launcher restarts after this failure that it would only happen again."""
         if self._store is not None:
             with contextlib.suppress(RuntimeError), unheard():
-                lasting(self._store).set(OVER, str(status))
+                restart.note_over(self._store, status)
+
+    def begin(self) -> None:
+        """Tell processes that the launcher starts later that they go on with what is begun now."""
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError), unheard():
+                restart.note_begun(self._store)
+
+    def has_begun(self) -> bool:
+        """Whether ranks of this launch that were there before these have said that they `begin`."""
+        return self._store is not None and restart.has_begun(self._store)
 
     def leave(self) -> None:
         """Say to the others that this rank asks them nothing more."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
 from veilray.parallel.ending import explained, uninterrupted_end
 from veilray.parallel.group import ALONE, Backend, Group, fails_together, first_line, lost_ranks_explained
-from veilray.parallel.rendezvous import LEAVING_SECONDS, OVER, STARTED, lasting, new_life
+from veilray.parallel.rendezvous import LEAVING_SECONDS, new_life
+from veilray.parallel.restart import comes_back, leave_if_over
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def met(*, timeout: float = MEETING_SECONDS) -> Iterator[Group]:
         raise
     except (Exception, KeyboardInterrupt) as error:
         status = error.exit_status if isinstance(error, VeilrayError) else VeilrayError.exit_status
-        if not isinstance(error, (LostRankError, KeyboardInterrupt)):
+        if comes_back(error):
             group.end_for_good(status)
         if not group.is_first("error"):
             raise ToldElsewhere(status) from error
@@ -94,7 +94,7 @@ def _meet(timeout: float) -> Group:
     try:
         wait = timedelta(seconds=timeout)
         store, rank, world_size = next(rendezvous("env://", place["RANK"], place["WORLD_SIZE"], timeout=wait))
-        _leave_if_over(store, place["LOCAL_RANK"])
+        leave_if_over(store, place["LOCAL_RANK"])
         store = new_life(store, rank=rank, world_size=world_size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise _no_group(error) from error
@@ -143,13 +143,3 @@ def _no_group(error: Exception) -> VeilrayError:
             "that of --rdzv-endpoint, or --master-port where torchrun is given none"
         )
     return LostRankError(f"the other ranks cannot be reached through {where}: {first_line(error)}")
-
-
-def _leave_if_over(store: Any, local_rank: int) -> None:
-    """End a rank that its launcher has started again after a failure that would only happen again."""
-    kept = lasting(store)
-    # A launcher counts its own failures alone, not that it starts its ranks again because another one does.
-    starts = kept.add(f"{STARTED}/{socket.gethostname()}/{os.getppid()}/{local_rank}", 1)
-    again = starts > 1 or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if again and kept.check([OVER]):
-        raise ToldElsewhere(int(kept.get(OVER)))

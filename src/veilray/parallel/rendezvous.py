@@ -18,10 +18,6 @@ from typing import Any
 
 HERE = "veilray/here"
 LIFE = "veilray/life"
-OVER = "veilray/over"
-"""Where the store says that a failure would only happen again, and with which exit status."""
-STARTED = "veilray/started"
-"""Where the store counts how often each launcher has started each of its ranks."""
 LEFT = "veilray/left"
 LEAVING_SECONDS = 5.0
 """Longest time by which a process that holds the store outlives its own work."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
 from collections.abc import Mapping
@@ -43,12 +42,13 @@ def check_agreement(group: Group, *, config: RunConfig, digest: str) -> None:
     raise fault if group.is_lead else ToldElsewhere(fault.exit_status)
 
 
-def restarted(run: RunFolder) -> bool:
-    """Whether torchrun has restarted this process, which then goes on with its own run.
+def restarted(run: RunFolder, group: Group) -> bool:
+    """Whether this launch has begun the run itself, and torchrun has started its ranks again since.
 
-    A restart after a change of machines is not counted by torchrun, but keeps the name of the launch.
+    That a process was started again does not say so: a life before may have ended before it came to the folder, which
+    then holds another launch's run. Where torchrun's store has not outlived that life, the launch's name tells.
     """
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+    if group.has_begun():
         return True
     name = launch_id()
     there = (run.path / "environment.json").exists()
