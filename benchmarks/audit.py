@@ -32,8 +32,9 @@ from common import RESULTS, save
 from veilray.privacy.audit import code_digest
 from veilray.privacy.results import AttackResult, Audit, read_audit
 from veilray.report.audit_figures import draw_frontier, frontier_points, utility_words
-from veilray.report.audit_text import alike, gate_sentence, headline, highest_of, verdicts
-from veilray.report.audit_values import chance_text, figure, metric_words, predicted_text
+from veilray.report.audit_rows import rows, shown
+from veilray.report.audit_text import ONE_DRAW, alike, gate_sentence, headline, highest_of, verdicts
+from veilray.report.audit_values import figure, metric_words
 from veilray.report.drawing import canvas, styled
 
 HERE = Path(__file__).parent
@@ -182,7 +183,7 @@ def _opening(audit: Audit, record: dict[str, Any]) -> list[str]:
     said = [f"**{one.attacker}** {' '.join(one.sentences)}" for one in verdicts(audit)]
     chosen = (
         f"Each verdict takes the highest of several figures, that on re-identification of {highest_of(audit)}; its "
-        "interval does not allow for its having been chosen."
+        f"interval does not allow for its having been chosen. {ONE_DRAW}"
     )
     return [what, f"**Verdict.** {headline(audit)}", gate_sentence(audit), *said, chosen]
 
@@ -191,21 +192,14 @@ def _tables(audit: Audit) -> list[str]:
     """One table an attack: a row for each metric and attacker, a column for each kind of image."""
     found = []
     for attack in dict.fromkeys(one.attack for one in audit.results):
-        rows: dict[tuple[str, str], dict[str, AttackResult]] = {}
-        for one in audit.results:
-            if one.attack == attack and one.role != "part":
-                rows.setdefault((metric_words(one), one.attacker), {})[one.variant] = one
-        variants = [name for name in audit.audited.variants if any(name in cells for cells in rows.values())]
+        found_rows = rows(shown(audit, attack))
+        variants = [name for name in audit.audited.variants if any(name in one.by_variant for one in found_rows)]
         lines = [["figure", "attacker", "guessing", *variants], ["---"] * (3 + len(variants))]
-        for key, cells in rows.items():
-            told = [_cell(cells[variant]) if variant in cells else "" for variant in variants]
-            lines.append([*key, chance_text(list(cells.values())), *told])
+        for row in found_rows:
+            told = [row.by_variant[variant].plain if variant in row.by_variant else "" for variant in variants]
+            lines.append([row.metric, row.attacker, row.chance, *told])
         found.append(f"### {attack.capitalize()}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return found
-
-
-def _cell(result: AttackResult) -> str:
-    return "; ".join(filter(None, [figure(result), predicted_text(result)]))
 
 
 def _frontier_table(audit: Audit) -> str:
