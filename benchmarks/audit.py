@@ -4,19 +4,22 @@ python benchmarks/audit.py --real /path/to --denoiser default                   
 python benchmarks/audit.py --real /path/to --denoiser default --hospital hannover   results/audit-hannover.json
 python benchmarks/audit.py --real /path/to --full [--images 320]                    results/audit-full.json
 python benchmarks/audit.py --real /path/to --denoiser default --quick               results/audit-quick.json
+python benchmarks/audit.py --real /path/to --pairs                                  results/audit-pairs.json
 python benchmarks/audit.py --pages
 
 `--real` holds `data/nih256`, `data/hannover256`, `data/index.csv` (file, patient_id, sex, age, view_position) and
 `weights/alexnet_features.safetensors`. Attacks noise of 0.1, 0.2 and 0.3 with mean 0.1, by `veilray audit`, in a folder
 that is kept, so that a run that was stopped goes on. The records are the figures without any image. `--full` also
-trains a small network (models/audited.toml), whose weights are then asked whom they were trained on. `--pages` only
-writes the page anew.
+trains a small network (models/audited.toml), whose weights are then asked whom they were trained on. `--pairs`
+counts the pairs of one patient's images, from the index alone. `--pages` only writes the page anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import itertools
 import json
 import resource
 import subprocess
@@ -32,8 +35,9 @@ from common import RESULTS, save
 from veilray.privacy.audit import code_digest
 from veilray.privacy.results import AttackResult, Audit, read_audit
 from veilray.report.audit_figures import draw_frontier, frontier_points, utility_words
-from veilray.report.audit_text import alike, gate_sentence, headline, highest_of, verdicts
-from veilray.report.audit_values import chance_text, figure, metric_words, predicted_text
+from veilray.report.audit_rows import rows, shown
+from veilray.report.audit_text import ONE_DRAW, alike, gate_sentence, headline, highest_of, verdicts
+from veilray.report.audit_values import figure, metric_words
 from veilray.report.drawing import canvas, styled
 
 HERE = Path(__file__).parent
@@ -46,6 +50,11 @@ HOSPITALS = {"nih": "nih256", "hannover": "hannover256"}
 RECORDS = ("audit", "audit-hannover", "audit-full")
 """Each has a place in the page, between `<!-- NAME: made by benchmarks/audit.py -->` and `<!-- end of NAME -->`."""
 
+PAIRS = "audit-pairs"
+"""The record of how many pairs of one patient's images there are; a place in the page for each hospital."""
+_MANY = 10
+"""Patients with the most pairs, whose share of all is recorded."""
+
 
 def main() -> None:
     """Audit, record, and write the page."""
@@ -57,11 +66,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="so many images at most, those of patients with several first")
     parser.add_argument("--quick", action="store_true", help="records what it took alone, results/audit-quick.json")
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--pairs", action="store_true", help="count pairs of one patient's images, and attack nothing")
     parser.add_argument("--pages", action="store_true", help="write the page from the records and measure nothing")
     options = parser.parse_args()
     if not options.pages:
         if options.real is None:
             parser.error("--real is missing")
+        if options.pairs:
+            save(PAIRS, pairs_of(options.real / "data" / "index.csv"))
+            write_page()
+            return
         name = "audit" + ("-hannover" if options.hospital == "hannover" else "") + ("-full" if options.full else "")
         audit, took = measure(options, name + ("-quick" if options.quick else ""))
         if options.quick:
@@ -97,6 +111,29 @@ def measure(options: argparse.Namespace, name: str) -> tuple[Audit, dict[str, fl
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     took = {"wall_seconds": time.monotonic() - began, "processor_seconds": processor}
     return read_audit(out), {"resumed": resumed, **{name: round(seconds, 1) for name, seconds in took.items()}}
+
+
+def pairs_of(index: Path) -> dict[str, Any]:
+    """Of each hospital, how many pairs of one patient's images there are, of what ages and of how few patients."""
+    with index.open(newline="", encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    found: dict[str, Any] = {"index_sha256": hashlib.sha256(index.read_bytes()).hexdigest()}
+    for hospital, folder in HOSPITALS.items():
+        ages: dict[str, list[str]] = {}
+        for line in lines:
+            if line["file"].startswith(f"{folder}/"):
+                ages.setdefault(line["patient_id"], []).append(line["age"])
+        each = [list(itertools.combinations(of_patient, 2)) for of_patient in ages.values()]
+        known = [(float(one), float(other)) for pairs in each for one, other in pairs if one and other]
+        counts = sorted(map(len, each), reverse=True)
+        found[hospital] = {
+            "patients": len(ages),
+            "pairs": sum(counts),
+            "of_known_ages": len(known),
+            "of_ages_a_year_apart_at_most": sum(abs(one - other) <= 1.0 for one, other in known),
+            f"of_{_MANY}_patients": sum(counts[:_MANY]),
+        }
+    return found
 
 
 def _without_curves(audit: Audit) -> Audit:
@@ -142,6 +179,11 @@ def write_page() -> None:
             if audit.code != code_digest():
                 print(f"{path} was recorded by other code ({audit.code[:12]}) than this ({code_digest()[:12]})")
             page = _replaced(page, name, "\n\n".join(filter(None, _block(name, audit, record))))
+    path = RESULTS / f"{PAIRS}.json"
+    if path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for hospital in HOSPITALS:
+            page = _replaced(page, f"{PAIRS} of {hospital}", _pairs_words(record[hospital]))
     PAGE.write_text(page, encoding="utf-8")
     print(f"written: {PAGE}")
 
@@ -182,30 +224,39 @@ def _opening(audit: Audit, record: dict[str, Any]) -> list[str]:
     said = [f"**{one.attacker}** {' '.join(one.sentences)}" for one in verdicts(audit)]
     chosen = (
         f"Each verdict takes the highest of several figures, that on re-identification of {highest_of(audit)}; its "
-        "interval does not allow for its having been chosen."
+        f"interval does not allow for its having been chosen. {ONE_DRAW}"
     )
     return [what, f"**Verdict.** {headline(audit)}", gate_sentence(audit), *said, chosen]
+
+
+def _pairs_words(counted: dict[str, int]) -> str:
+    """What a hospital's pairs are like: their ages where they are known, else of how few patients they are."""
+    pairs, many = counted["pairs"], counted[f"of_{_MANY}_patients"]
+    if counted["of_known_ages"]:
+        near = counted["of_ages_a_year_apart_at_most"]
+        return (
+            f"Of {counted['of_known_ages']:,} pairs of one patient's images with known ages, {near:,} are of ages that "
+            "differ by one year at most."
+        )
+    share = 100.0 * many / pairs
+    return (
+        f"Of the {counted['patients']} patients of this hospital, {_MANY} supply {share:.0f} % of the {pairs:,} pairs "
+        "of one patient's images."
+    )
 
 
 def _tables(audit: Audit) -> list[str]:
     """One table an attack: a row for each metric and attacker, a column for each kind of image."""
     found = []
     for attack in dict.fromkeys(one.attack for one in audit.results):
-        rows: dict[tuple[str, str], dict[str, AttackResult]] = {}
-        for one in audit.results:
-            if one.attack == attack and one.role != "part":
-                rows.setdefault((metric_words(one), one.attacker), {})[one.variant] = one
-        variants = [name for name in audit.audited.variants if any(name in cells for cells in rows.values())]
+        found_rows = rows(shown(audit, attack))
+        variants = [name for name in audit.audited.variants if any(name in one.by_variant for one in found_rows)]
         lines = [["figure", "attacker", "guessing", *variants], ["---"] * (3 + len(variants))]
-        for key, cells in rows.items():
-            told = [_cell(cells[variant]) if variant in cells else "" for variant in variants]
-            lines.append([*key, chance_text(list(cells.values())), *told])
+        for row in found_rows:
+            told = [row.by_variant[variant].plain if variant in row.by_variant else "" for variant in variants]
+            lines.append([row.metric, row.attacker, row.chance, *told])
         found.append(f"### {attack.capitalize()}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return found
-
-
-def _cell(result: AttackResult) -> str:
-    return "; ".join(filter(None, [figure(result), predicted_text(result)]))
 
 
 def _frontier_table(audit: Audit) -> str:

@@ -111,44 +111,98 @@ def test_of_several_kinds_of_images_the_worst_speaks() -> None:
     assert "0.710" not in said  # one number a sentence; the table has the others
 
 
-def _seeing(**difference: float) -> tuple[AttackResult, AttackResult]:
-    alone = result(
-        metric="auc_matched", attacker=BLIND, role="baseline", variant="original", value=0.65, low=0.6, high=0.7
-    )
+ALL = ("sex", "view", "age within 5 years")
+
+
+def _seeing(*, variant: str = "noise 0.2", matched_on: tuple[str, ...] = ALL, **difference: float) -> AttackResult:
     more = Difference.model_validate(difference)
-    return result(metric="auc_matched", value=0.71, low=0.61, high=0.79, above_metadata=more), alone
+    given = {"metric": "auc_matched", "value": 0.71, "low": 0.61, "high": 0.79, "variant": variant}
+    return result(**given, matched_on=matched_on, above_metadata=more)
+
+
+def _alone(blind: str = BLIND) -> AttackResult:
+    return result(
+        metric="auc_matched", attacker=blind, role="baseline", variant="original", value=0.65, low=0.6, high=0.7
+    )
+
+
+def _said_of_two(audit: Audit) -> str:
+    (said,) = [one.plain for one in verdicts(audit) if one.attacker.startswith("Who sees two")]
+    return said.replace("\N{MINUS SIGN}", "-")
+
+
+ABOVE, BELOW = {"value": 0.06, "low": 0.01, "high": 0.11}, {"value": 0.07, "low": -0.01, "high": 0.13}
 
 
 @pytest.mark.parametrize(
     ("difference", "said"),
     [
         (
-            {"value": 0.06, "low": 0.01, "high": 0.11},
+            ABOVE,
             "The images alone exceed that over the same pairs by +0.060 (+0.010 to +0.110; noise 0.2), "
             "which is biometric.",
         ),
         (
-            {"value": 0.06, "low": -0.01, "high": 0.13},
-            "The images alone do not exceed that over the same pairs (+0.060, -0.010 to +0.130; noise 0.2), which is "
+            BELOW,
+            "The images alone do not exceed that over the same pairs (+0.070, -0.010 to +0.130; noise 0.2), which is "
             "no evidence of anything biometric.",
         ),
     ],
 )
 def test_biometric_is_only_what_exceeds_metadata_over_the_same_pairs(difference: dict[str, float], said: str) -> None:
-    (verdict,) = [
-        one.plain for one in verdicts(small_audit(_seeing(**difference))) if one.attacker.startswith("Who sees two")
-    ]
-    assert f"Without any pixel, {BLIND} reach 0.650 (0.600 to 0.700) there. {said}" in verdict.replace(
-        "\N{MINUS SIGN}", "-"
+    audit = small_audit([_seeing(**difference), _alone()])
+    assert f"Without any pixel, {BLIND} reach 0.650 (0.600 to 0.700) there. {said}" in _said_of_two(audit)
+
+
+@pytest.mark.parametrize(
+    ("matched_on", "said"),
+    [
+        (("sex", "view"), "beyond sex and view; age is not known here and may be part of it."),
+        (("view",), "beyond view; sex and age are not known here and may be part of it."),
+    ],
+)
+def test_nothing_is_biometric_where_sex_view_or_age_is_unknown(matched_on: tuple[str, ...], said: str) -> None:
+    audit = small_audit([_seeing(**ABOVE, matched_on=matched_on), _alone()])
+    assert f"by +0.060 (+0.010 to +0.110; noise 0.2), {said}" in _said_of_two(audit)
+    assert "biometric" not in _said_of_two(audit)
+
+
+def test_the_verdict_says_of_how_many_kinds_of_images_it_holds() -> None:
+    denoised = "noise 0.2, denoised"
+    some = small_audit([_seeing(**ABOVE, variant=denoised), _seeing(**BELOW), _alone()])
+    assert (
+        "exceed that over the same pairs at 1 of 2 kinds of images, by +0.060 (+0.010 to +0.110; noise 0.2, denoised), "
+        "which is biometric; at the other 1 there is no evidence of it." in _said_of_two(some)
     )
+    every = small_audit([_seeing(**ABOVE, variant=denoised), _seeing(**ABOVE), _alone()])
+    assert "at 2 of 2 kinds of images, by up to +0.060" in _said_of_two(every)
+    none = small_audit([_seeing(**BELOW, variant=denoised), _seeing(**BELOW), _alone()])
+    assert (
+        "do not exceed that over the same pairs at any of 2 kinds of images (highest +0.070, -0.010 to +0.130; noise "
+        "0.2, denoised): every interval holds 0, which is no evidence of anything biometric." in _said_of_two(none)
+    )
+
+
+def test_the_page_has_what_exceeds_metadata_of_every_kind_of_image() -> None:
+    knowing = _seeing(**ABOVE).model_copy(
+        update={"metric": "auc_matched_with_metadata", "attacker": f"verification network with {BLIND[:-6]}"}
+    )
+    audit = small_audit([_seeing(**ABOVE), _seeing(**BELOW, variant="noise 0.2, denoised"), _alone(), knowing])
+    (row,) = re.findall(rf"AUC above {BLIND}, matched impostors</th>.*?</tr>", audit_page(audit), flags=re.DOTALL)
+    assert "+0.060" in row
+    assert "to +0.130" in row
+    assert f"AUC above {BLIND}, matched impostors, metadata known</th>" in audit_page(audit)
+
+
+def test_the_page_says_that_attackers_saw_one_draw_of_the_noise() -> None:
+    assert "Intervals hold no variation of the noise" in audit_page(_audit())
 
 
 def test_the_network_that_knows_metadata_is_held_against_them_too() -> None:
     more = Difference(value=0.02, low=0.005, high=0.03)
     knowing = result(metric="auc_matched_with_metadata", value=0.9, low=0.88, high=0.92, above_metadata=more)
-    audit = small_audit([*_seeing(value=0.06, low=-0.01, high=0.13), knowing])
-    (verdict,) = [one.plain for one in verdicts(audit) if one.attacker.startswith("Who sees two")]
-    assert "The images beside what is known exceed that over the same pairs by +0.020" in verdict
+    said = _said_of_two(small_audit([_seeing(**BELOW), _alone(), knowing]))
+    assert "The images beside what is known exceed that over the same pairs by +0.020" in said
 
 
 @pytest.mark.parametrize(
@@ -174,8 +228,9 @@ def test_the_page_says_of_how_many_figures_the_verdict_takes_the_highest() -> No
     page = audit_page(_audit())
     assert "its interval does not allow for its having been chosen" in page
     three = [result(metric="auc_matched", attacker=f"attacker {k}") for k in range(3)]
-    assert highest_of(small_audit([*three, *_seeing(value=0.1, low=0.0, high=0.2)])) == 4
-    assert "the highest of 4;" in audit_page(small_audit([*three, *_seeing(value=0.1, low=0.0, high=0.2)]))
+    audit = small_audit([*three, _seeing(**ABOVE), _alone()])
+    assert highest_of(audit) == 4
+    assert "the highest of 4;" in audit_page(audit)
 
 
 def test_what_is_predicted_says_whether_it_is_a_bound_and_how_far_off_it_is() -> None:

@@ -14,7 +14,11 @@ class Extent:
 
     effort: Effort
     seeds: tuple[int, ...]
-    """Of folds, and of the noise that is drawn for the audit."""
+    """Of folds, and of the noise that is drawn for the audit where an attack looks at several draws.
+
+    Linkage and reconstruction look at one draw a seed. Re-identification and attributes look at the first draw alone,
+    so that seeds vary their folds and nothing else; what a denoiser makes of the images is made of the first one, too.
+    """
     denoised: int | None
     """Images of each variant that the given denoiser restores; None for all."""
     learns_denoised: bool

@@ -15,7 +15,7 @@ from PIL import Image
 from veilray.files import write_text
 from veilray.images.radiograph import FloatImage
 from veilray.privacy.results import FEW_PATIENTS, AttackResult, Audit, few_patients_note
-from veilray.report import audit_text, audit_values
+from veilray.report import audit_rows, audit_text, audit_values
 from veilray.report.audit_figures import drawings
 from veilray.report.pages import pages, style_sheet
 
@@ -56,6 +56,7 @@ def _context(audit: Audit, panels: Sequence[AuditPanel]) -> Mapping[str, Any]:
         "css": style_sheet(),
         "headline": audit_text.headline(audit),
         "highest_of": audit_text.highest_of(audit),
+        "one_draw": audit_text.ONE_DRAW,
         "gate": audit_text.gate_sentence(audit),
         "verdicts": audit_text.verdicts(audit),
         "few": few_patients_note(audit.audited.n_patients) if audit.audited.n_patients < FEW_PATIENTS else "",
@@ -75,38 +76,14 @@ def _attacks(audit: Audit) -> list[str]:
 
 def _table(audit: Audit, attack: str) -> dict[str, Any]:
     """A table of one attack: a row for each metric and attacker, a column for each kind of image."""
-    # Parts of an attacker are for who looks into audit.json.
-    results = [one for one in audit.results if one.attack == attack and one.role != "part"]
+    results = audit_rows.shown(audit, attack)
     variants = [name for name in audit.audited.variants if any(one.variant == name for one in results)]
     variants += [name for name in dict.fromkeys(one.variant for one in results) if name not in variants]
-    rows: dict[tuple[str, str], dict[str, AttackResult]] = {}
-    for one in results:
-        rows.setdefault((audit_values.metric_words(one), one.attacker), {})[one.variant] = one
     return {
         "title": _TITLES.get(attack, attack),
         "variants": variants,
-        "rows": [
-            {
-                "metric": metric,
-                "attacker": attacker,
-                "chance": audit_values.chance_text(list(cells.values())),
-                "cells": [_cell(cells.get(variant)) for variant in variants],
-            }
-            for (metric, attacker), cells in rows.items()
-        ],
+        "rows": audit_rows.rows(results),
         "notes": _notes(results),
-    }
-
-
-def _cell(result: AttackResult | None) -> dict[str, str] | None:
-    if result is None:
-        return None
-    few = few_patients_note(result.n_patients) if result.n_patients < FEW_PATIENTS else ""
-    return {
-        "value": audit_values.value_text(result.value, result.unit),
-        "ends": audit_values.interval_text(result),
-        "predicted": audit_values.predicted_text(result),
-        "few": few,
     }
 
 

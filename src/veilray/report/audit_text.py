@@ -7,12 +7,20 @@ from dataclasses import dataclass
 
 from veilray.privacy.catalogue import KNOWING, OF_PATCH, listed
 from veilray.privacy.formal import ANY_IMAGE
-from veilray.privacy.results import AttackResult, Audit, FormalLevel
-from veilray.report.audit_values import NBSP, at_least, epsilon_text, figure, value_text
+from veilray.privacy.results import AttackResult, Audit, Difference, FormalLevel
+from veilray.report.audit_rows import matched_names
+from veilray.report.audit_values import NBSP, at_least, difference_text, epsilon_text, figure, value_text
 from veilray.report.text import number
 
 _LEAVING = ("noisy", "denoised")
 """Kinds of images that leave, or that a denoiser makes of those."""
+_LABELS = ("sex", "view", "age")
+"""What must be alike in two people before anything else that tells them apart is called biometric."""
+ONE_DRAW = (
+    "Re-identification and attributes are attacked in one draw of the noise, also of noise that is made for the audit: "
+    "seeds vary the folds alone. Denoised images are made from one draw, too. Intervals hold no variation of the noise."
+)
+"""Of what these figures tell nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +71,7 @@ def gate_sentence(audit: Audit) -> str:
 def alike(audit: Audit) -> str:
     """In what the people among whom re-identification was measured are alike, as far as it was known of them."""
     told = [one.matched_on for one in audit.results if one.matched_on]
-    return f"alike in {listed(told[0] if told else ('sex', 'view', 'age'))}"
+    return f"alike in {listed(told[0] if told else _LABELS)}"
 
 
 def highest_of(audit: Audit) -> int:
@@ -116,29 +124,48 @@ def _blindly(audit: Audit, seen: dict[str, AttackResult]) -> str:
     assert best is not None
     blind = _blind(audit, "auc_matched", best.variant)
     said = f" Without any pixel, {blind[0].attacker} reach {figure(blind[0])} there." if blind else ""
-    knowing = _highest(_seen(audit, "re-identification", f"auc_matched{KNOWING}"))
-    for one, whose in ((best, "The images alone"), (knowing, "The images beside what is known")):
-        if one is not None and one.above_metadata is not None:
-            said += f" {whose} {_excess(one)}."
+    knowing = _seen(audit, "re-identification", f"auc_matched{KNOWING}")
+    for found, whose in ((seen, "The images alone"), (knowing, "The images beside what is known")):
+        beyond = [(one, one.above_metadata) for one in found.values() if one.above_metadata is not None]
+        if beyond:
+            said += f" {whose} {_excess(beyond)}."
     return said
 
 
-def _excess(result: AttackResult) -> str:
-    """Whether a figure exceeds that of metadata alone, by the interval of the paired difference."""
-    more = result.above_metadata
-    assert more is not None
-    beside = f"{number(more.value, 3, sign=True)}"
-    if more.low is None or more.high is None:
+def _excess(beyond: Sequence[tuple[AttackResult, Difference]]) -> str:
+    """Of how many kinds of images figures exceed that of metadata alone, by the intervals of the paired differences."""
+    holding = [pair for pair in beyond if pair[1].low is not None and pair[1].low > 0.0]
+    one, more = max(holding or beyond, key=lambda pair: pair[1].value)
+    value, ends = difference_text(more)
+    beside = f"{ends or 'without an interval'}; {one.variant}"
+    count, most = len(beyond), "" if len(beyond) == 1 else "highest "
+    if not holding:
+        where = "" if count == 1 else f" at any of {count} kinds of images"
         return (
-            f"differ from them by {beside} ({result.variant}), without an interval: no evidence of anything biometric"
+            f"do not exceed that over the same pairs{where} ({most}{value}, {beside}){_holding_zero(beyond)}, which is "
+            "no evidence of anything biometric"
         )
-    ends = f"{number(more.low, 3, sign=True)} to {number(more.high, 3, sign=True)}"
-    if more.low > 0.0:
-        return f"exceed that over the same pairs by {beside} ({ends}; {result.variant}), which is biometric"
-    return (
-        f"do not exceed that over the same pairs ({beside}, {ends}; {result.variant}), which is no evidence of "
-        "anything biometric"
-    )
+    where = "" if count == 1 else f" at {len(holding)} of {count} kinds of images,"
+    others = "" if len(holding) == count else f"; at the other {count - len(holding)} there is no evidence of it"
+    by = "by up to" if len(holding) > 1 else "by"
+    return f"exceed that over the same pairs{where} {by} {value} ({beside}), {_what_is_beyond(one)}{others}"
+
+
+def _holding_zero(beyond: Sequence[tuple[AttackResult, Difference]]) -> str:
+    """That all intervals hold 0, where there are several and they do."""
+    ends = [(more.low, more.high) for _, more in beyond]
+    hold = all(low is not None and high is not None and low <= 0.0 <= high for low, high in ends)
+    return ": every interval holds 0" if hold and len(ends) > 1 else ""
+
+
+def _what_is_beyond(result: AttackResult) -> str:
+    """What it is that images say beyond metadata: biometric only where sex, view and age are all known."""
+    known = matched_names(result)
+    missing = [name for name in _LABELS if name not in known]
+    if not missing:
+        return "which is biometric"
+    are = "is" if len(missing) == 1 else "are"
+    return f"beyond {listed(known or ['guessing'])}; {listed(missing)} {are} not known here and may be part of it"
 
 
 def _blind(audit: Audit, metric: str, variant: str) -> list[AttackResult]:

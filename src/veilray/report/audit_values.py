@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from veilray.privacy.catalogue import KNOWING, OF_PATCH
-from veilray.privacy.results import FEW_PATIENTS, AttackResult, few_patients_note
+from veilray.privacy.results import FEW_PATIENTS, AttackResult, Difference, few_patients_note
 from veilray.report.text import number
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -61,6 +61,14 @@ def interval_text(result: AttackResult) -> str:
     low, high = (value_text(end, result.unit) for end in (result.low, result.high))
     unit = high.rpartition(NBSP)[2] if NBSP in high else ""
     return f"{low.removesuffix(NBSP + unit)} to {high}"
+
+
+def difference_text(difference: Difference) -> tuple[str, str]:
+    """A difference with its sign, and the ends of its interval, empty where there is none."""
+    value = number(difference.value, 3, sign=True)
+    if difference.low is None or difference.high is None:
+        return value, ""
+    return value, f"{number(difference.low, 3, sign=True)} to {number(difference.high, 3, sign=True)}"
 
 
 def predicted_text(result: AttackResult) -> str:
