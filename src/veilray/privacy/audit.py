@@ -33,6 +33,9 @@ from veilray.privacy.results import (
     write_audit,
 )
 
+APART = frozenset({"cli", "clinic", "evaluation", "exchange", "report", "__main__.py"})
+"""Parts of Veilray that no attack depends on: results stay good when they change."""
+
 ATTACKS = "attacks"
 """Folder of an audit with a file for each attack on each variant; what is there need not be run again."""
 
@@ -177,12 +180,12 @@ def _digest(plan: AuditPlan, attack: NamedAttack, variant: Variant) -> str:
 
 @functools.cache
 def code_digest() -> str:
-    """SHA-256 over Veilray's code but for what only talks and draws; results of other code are run again."""
+    """SHA-256 over the code that attacks depend on, all of Veilray but `APART`; results of other code are run again."""
     root = Path(veilray.__file__).parent
     files = {file.relative_to(root): file for file in sorted(root.rglob("*.py"))}
     digest = hashlib.sha256()
     for name, file in files.items():
-        if name.parts[0] not in ("cli", "report"):
+        if name.parts[0] not in APART:
             digest.update(f"{name.as_posix()} {sha256_file(file)}\n".encode())
     return digest.hexdigest()
 
