@@ -8,11 +8,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.command_line import done, veilray
 from tests.exchange.sites import make_sites
+from tests.privacy.alexnet import random_weights
 
-from veilray.cli.auditing import plan_audit
+from veilray.cli.auditing import _attacks, plan_audit
+from veilray.files import sha256_file
+from veilray.metrics import lpips
 from veilray.privacy import extent, restorers
+from veilray.privacy.catalogue import ATTRIBUTES, RECONSTRUCTION, REIDENTIFICATION
 from veilray.privacy.results import read_audit
 
 POLICY = """
@@ -235,6 +240,19 @@ def test_what_the_ledger_does_not_know_is_composed_with_what_it_does(flow_cohort
         assert plan.composition is not None
         assert plan.composition.least_std == pytest.approx(composed)
         assert "it does not know" in plan.composition.source
+
+
+def test_an_alexnet_in_the_cache_serves_the_attackers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    blind = {one.name: one.inputs for one in _attacks(extent.QUICK, None)}
+    assert blind[REIDENTIFICATION] == blind[ATTRIBUTES] == "no AlexNet"
+    cached = tmp_path / "veilray" / lpips.BACKBONE_URL.rpartition("/")[2]
+    cached.parent.mkdir()
+    torch.save(random_weights(), cached)
+    monkeypatch.setattr(lpips, "BACKBONE_SHA256", sha256_file(cached)[:8])
+    seeing = {one.name: one.inputs for one in _attacks(extent.QUICK, None)}
+    assert seeing[REIDENTIFICATION] == seeing[ATTRIBUTES] == sha256_file(cached)
+    assert seeing[RECONSTRUCTION] not in ("no LPIPS", blind[REIDENTIFICATION])
 
 
 def test_a_release_of_another_cohort_is_refused(flow_cohort: Path, tmp_path: Path) -> None:

@@ -148,6 +148,21 @@ def test_the_noise_that_is_left_over_all_releases_counts() -> None:
     assert not _judge(small_audit([], composition=worn), least_std=0.2).passed
 
 
+def test_without_a_ledger_the_gate_says_what_its_least_std_holds_for() -> None:
+    def said(audit: Audit) -> tuple[str, ...]:
+        return _judge(audit, least_std=0.1).notes
+
+    worn = {"acquisitions": 80, "least_std": 0.1, "median_std": 0.2}
+    (alone,) = said(small_audit([]))
+    assert alone == "the least_std holds for this release alone: no ledger was given (--keys)"
+    (several,) = said(small_audit([], composition=Composition(source="the releases named here", **worn)))
+    assert "for the releases named here alone" in several
+    (tried,) = said(small_audit([], audited={"releases": ()}))
+    assert "for one release alone" in tried
+    assert said(small_audit([], composition=Composition(source="the ledger, with what it does not know", **worn))) == ()
+    assert _judge(small_audit([result(), result(variant=DENOISED)]), limit=_limit(0.99)).notes == ()
+
+
 @pytest.mark.parametrize(
     "text",
     [

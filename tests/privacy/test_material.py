@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,21 @@ from tests.privacy.phantoms import phantom_data
 
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.cohort import Cohort
+from veilray.cohort.noise_source import seeded_noise
 from veilray.cohort.obfuscate import write_release
+from veilray.cohort.records import NoiseKind
 from veilray.cohort.release import Release
 from veilray.errors import CohortError, DataError
 from veilray.obfuscation.config import NoiseConfig
-from veilray.privacy.material import audited_release, open_originals, release_name, release_variant, releases_together
+from veilray.privacy.formal import composition_of
+from veilray.privacy.material import (
+    audited_release,
+    open_originals,
+    release_name,
+    release_variant,
+    releases_together,
+    taken_for_granted,
+)
 from veilray.privacy.variants import baseline_variants, denoised_variant, dp_pix_variant, simulated_variant
 
 NOISE = NoiseConfig(mean=0.1, std=0.01)
@@ -95,6 +106,26 @@ def test_independent_releases_wear_the_noise_off(cohort: Cohort, tmp_path: Path)
     variants = [release_variant(one, cohort, originals, name=str(one.path)) for one in releases]
     assert releases_together(releases[:2], variants[:2], originals.data) == pytest.approx([0.2 / 2**0.5] * 12)
     assert releases_together(releases, variants, originals.data) == [0.0] * 12
+
+
+@pytest.mark.parametrize(("kind", "said"), [("secret", "change of the secret"), ("seeded", "subtracts it")])
+def test_without_a_ledger_nothing_is_taken_for_one_secret_or_one_seed(
+    cohort: Cohort, tmp_path: Path, kind: NoiseKind, said: str
+) -> None:
+    originals, releases = open_originals(cohort), []
+    for name, std in (("a", 0.2), ("b", 0.3)):
+        noise = NoiseConfig(mean=0.1, std=std)
+        source = dataclasses.replace(seeded_noise(noise, cohort=cohort, seed=len(name)), kind=kind)
+        write_release(cohort, tmp_path / name, noise=noise, source=source)
+        releases.append(Release.open(tmp_path / name))
+    variants = [release_variant(one, cohort, originals, name=str(one.path)) for one in releases]
+    together = releases_together(releases, variants, originals.data)
+    assert together == pytest.approx([(0.2**-2 + 0.3**-2) ** -0.5] * 12)
+    (note,) = taken_for_granted(releases)
+    assert said in note
+    found = composition_of(together, source="the releases named here", notes=(note,))
+    assert found is not None
+    assert (found.notes, found.by_ledger) == ((note,), False)
 
 
 def test_labels_are_read_by_file_or_by_image(cohort: Cohort, tmp_path: Path) -> None:

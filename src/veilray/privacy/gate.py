@@ -90,7 +90,10 @@ class Policy(_Policy):
     limit: tuple[Limit, ...] = ()
     """One `[[limit]]` each."""
     least_std: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
-    """The least standard deviation of noise that passes, composed over all that left where the ledger was given."""
+    """The least standard deviation of noise that passes, composed over all that left where the ledger was given.
+
+    Without the ledger it holds for what is audited alone, and the gate says so.
+    """
     allow_clean: bool = False
     """Whether a release that holds the clean images passes."""
     allow_subtractable: bool = False
@@ -267,13 +270,18 @@ def _way_out(limit: Limit, audit: Audit, measured: set[str]) -> str:
 
 
 def _notes(policy: Policy, audit: Audit) -> tuple[str, ...]:
-    """What limits hold for by default that this audit has none of."""
+    """What limits hold for by default that this audit has none of, and what it could not know of."""
+    found = []
     usual = any(
         not one.variant and one.attack != MEMBERSHIP and "kinds" not in one.model_fields_set for one in policy.limit
     )
-    if not usual or "denoised" in audit.audited.variants.values():
-        return ()
-    return ("what a denoiser makes of the images was not tested, since none was given (--denoiser)",)
+    if usual and "denoised" not in audit.audited.variants.values():
+        found.append("what a denoiser makes of the images was not tested, since none was given (--denoiser)")
+    if policy.least_std and not (audit.composition is not None and audit.composition.by_ledger):
+        alone = "this release alone" if audit.composition is None else "the releases named here alone"
+        alone = alone if audit.audited.releases else "one release alone"
+        found.append(f"the least_std holds for {alone}: no ledger was given (--keys)")
+    return tuple(found)
 
 
 def _words(policy: Policy) -> str:

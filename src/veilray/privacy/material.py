@@ -132,15 +132,33 @@ def release_name(release: Release) -> str:
 def releases_together(releases: Sequence[Release], variants: Sequence[Variant], data: AuditData) -> list[float]:
     """The std that each image is left with over several releases, (N,); infinity for an image that is in none.
 
-    Noise from a site's secret counts as one nested field, as it is where the releases are of one secret; other noise
-    is independent in each release. A release that holds the clean images leaves nothing.
+    Noise is independent in each release, so that inverse variances add up. That of one secret is nested and says no
+    more than its least noisy level, but nothing in a release tells which secret it is of, so this is the safe side; the
+    ledger knows. Noise from a seed is independent only for those who cannot guess the seed. `taken_for_granted` says
+    both. A release that holds the clean images leaves nothing.
     """
-    fields: list[dict[str, list[float]]] = [{} for _ in range(len(data))]
+    fields: list[list[list[float]]] = [[] for _ in range(len(data))]
     for release, variant in zip(releases, variants, strict=True):
-        field = "secret" if release.record.noise_source == "secret" else release.digest
         for row in variant.available(data).tolist():
-            fields[row].setdefault(field, []).append(0.0 if release.pairs else variant.std)
-    return [composed_std(of_image.values()) for of_image in fields]
+            fields[row].append([0.0 if release.pairs else variant.std])
+    return [composed_std(of_image) for of_image in fields]
+
+
+def taken_for_granted(releases: Sequence[Release]) -> tuple[str, ...]:
+    """What `releases_together` takes for granted of these releases, each a sentence without a full stop."""
+    sources = {release.record.noise_source for release in releases}
+    found = []
+    if "secret" in sources:
+        found.append(
+            "Noise from a site's secret counts as independent in each release that no ledger knows of, as after a "
+            "change of the secret: of one secret, the least noisy level alone would count (--keys)"
+        )
+    if "seeded" in sources:
+        found.append(
+            "Noise from a seed counts as independent in each release, which it is only for who cannot guess the seed: "
+            "whoever does subtracts it, at every level of that seed, and nothing is left"
+        )
+    return tuple(found)
 
 
 def _several_first(cohort: Cohort, rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
