@@ -14,6 +14,7 @@ from tests.exchange.sites import make_sites
 from tests.privacy.alexnet import random_weights
 
 from veilray.cli.auditing import _attacks, plan_audit
+from veilray.cohort.cohort import Cohort
 from veilray.files import sha256_file
 from veilray.metrics import lpips
 from veilray.privacy import extent, restorers
@@ -165,6 +166,16 @@ def test_full_restores_each_protection_by_a_network_of_its_own_and_goes_on(
     assert "28 images, so that the audit takes less time" in audit.audited.left_out[-1]
     second = veilray(*words)
     assert second.err.count("from an earlier run") == 4 * len(audit.audited.variants)
+
+
+def test_labels_that_contradict_each_other_are_refused(flow_cohort: Path, tmp_path: Path) -> None:
+    name = Cohort.open(flow_cohort).image_id(0)
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"image_id,sex\n{name},M\n{name},F\n")
+    words = ["audit", "--std", "0.2", "--originals", flow_cohort, "--out", tmp_path / "a", "--labels", labels]
+    result = veilray(*words)
+    assert (result.status, len(result.lines)) == (3, 1), result.err
+    assert "different things" in result.err
 
 
 @pytest.mark.parametrize(

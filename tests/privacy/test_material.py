@@ -147,6 +147,45 @@ def test_labels_are_read_by_file_or_by_image(cohort: Cohort, tmp_path: Path) -> 
     assert data.digest != open_originals(cohort).data.digest
 
 
+def test_what_is_not_known_or_not_understood_is_said(cohort: Cohort, tmp_path: Path) -> None:
+    assert (open_originals(cohort).labels_known, open_originals(cohort).labels_not_understood) == ((), ())
+    path = tmp_path / "labels.csv"
+    ages = ("006M", "003W", "010D", "58", "old", "412")
+    sexes = ("W", "w", "M", "1", "2", "?")
+    lines = [f"{i:08}_000,{sex},{age}\n" for i, (sex, age) in enumerate(zip(sexes, ages, strict=True))]
+    path.write_text("image_id,sex,age\n" + "".join(lines))
+    found = open_originals(cohort, labels=path)
+    known = {name: place for place, name in enumerate(found.data.image_ids)}
+    places = [known[f"{i:08}_000"] for i in range(6)]
+    assert [found.data.labels.sex[at] for at in places] == ["F", "F", "M", None, None, None]
+    read = [found.data.labels.age[at] for at in places[:4]]
+    assert read == pytest.approx([0.5, 21 / 365.25, 10 / 365.25, 58.0])
+    assert found.labels_known == tuple(
+        f"{name} known of {count} of 12 images" for name, count in (("sex", 3), ("view", 0), ("age", 4))
+    )
+    assert found.labels_not_understood == (
+        "sex not understood of 2 images: 1, 2",
+        "age not understood of 2 images: OLD, 412",
+    )
+
+
+def test_lines_that_differ_are_told_apart_by_their_folder_or_refused(cohort: Cohort, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    for other, same in (("a/png", "F"), ("b", "F"), ("a/other", "female")):
+        path.write_text(f"file,sex\nsmall/00000000_000.png,{same}\n{other}/00000000_000.png,F\n")
+        assert open_originals(cohort, labels=path).labels_known[0] == "sex known of 1 of 12 images"
+    path.write_text("file,sex\nsmall/00000000_000.png,M\nall/png/00000000_000.png,F\n")
+    data = open_originals(cohort, labels=path).data
+    assert data.labels.sex[data.image_ids.index("00000000_000")] == "F"
+    for name in ("small", "large/none"):
+        path.write_text(f"file,sex\nother/00000000_000.png,M\n{name}/00000000_000.png,F\n")
+        with pytest.raises(DataError, match="different things of the sex, age or view of 00000000_000, in 2 lines"):
+            open_originals(cohort, labels=path)
+    path.write_text("image_id,age\n00000000_000,58\n00000000_000,59\n")
+    with pytest.raises(DataError, match="different things"):
+        open_originals(cohort, labels=path)
+
+
 @pytest.mark.parametrize("text", ["", "image_id\na\n", "name,sex\na,M\n", "image_id,sex\nnobody,M\n"])
 def test_a_file_that_tells_nothing_is_refused(cohort: Cohort, tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.csv").write_text(text)

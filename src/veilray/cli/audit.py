@@ -105,6 +105,8 @@ def audit_command(
     )
     if policy is not None:
         check_policy(policy[0], {one.name: one.kind for one in prepared.plan.variants}, where=gate)
+    for warning in prepared.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     with Watching.over(prepared.plan) as watcher:
         audit = run_audit(prepared.plan, out, watcher)
     if policy is not None:

@@ -51,6 +51,8 @@ class Prepared:
 
     plan: AuditPlan
     private: Path
+    warnings: tuple[str, ...] = ()
+    """What whoever runs it should know before it begins, each a sentence without a full stop."""
 
     def panels(self) -> list[AuditPanel]:
         """A few images of every variant, for a report that may show them."""
@@ -119,10 +121,12 @@ def plan_audit(
         holds_clean=any(release.pairs for release in opened),
         subtractable=any(release.record.subtractable for release in opened),
         left_out=found.left_out,
+        labels_known=found.labels_known,
         composition=composition,
         not_possible=(*_beforehand(extent, denoiser, keys), *unrestored, *unasked),
     )
-    return Prepared(plan=plan, private=out / PRIVATE)
+    warnings = (*found.labels_known, *found.labels_not_understood)
+    return Prepared(plan=plan, private=out / PRIVATE, warnings=warnings)
 
 
 class Watching:

@@ -66,6 +66,7 @@ class AuditPlan:
     holds_clean: bool = False
     subtractable: bool = False
     left_out: tuple[str, ...] = ()
+    labels_known: tuple[str, ...] = ()
     restorer_steps: int = 0
     composition: Composition | None = None
     not_possible: tuple[Skipped, ...] = ()
@@ -207,4 +208,5 @@ def _audited(plan: AuditPlan) -> Audited:
         holds_clean=plan.holds_clean,
         subtractable=plan.subtractable,
         left_out=plan.left_out,
+        labels_known=plan.labels_known,
     )

@@ -217,6 +217,8 @@ class Audited(AuditModel):
     """Whether the release's noise was made from a seed, by which it can be subtracted."""
     left_out: tuple[str, ...] = ()
     """Which images the audit left out, and why."""
+    labels_known: tuple[str, ...] = ()
+    """Of how many images sex, view and age are known, where that is not all."""
 
     @property
     def release_digests(self) -> tuple[str, ...]:
