@@ -262,6 +262,27 @@ def test_a_limit_on_what_there_is_not_is_found_beforehand(limit: dict[str, str],
 
 
 @pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ({"kinds": ["noisy", "baseline"]}, "no baseline images in this audit"),
+        ({"metric": "auc_matched"}, "auc_matched needs sex, view or age"),
+        ({"attack": "attribute inference", "metric": "sex_auc"}, "sex_auc needs sex"),
+        ({"attack": "attribute inference", "metric": "age_group_accuracy"}, "age_group_accuracy needs age"),
+        ({"attack": "reconstruction", "metric": "seeds_found"}, "noisy images alone, never on denoised"),
+        ({"attack": "linkage", "metric": "top_1_checked", "variant": DENOISED}, "noisy images alone"),
+    ],
+)
+def test_a_limit_that_can_never_be_measured_is_found_beforehand(limit: dict[str, object], said: str) -> None:
+    usual = {"attack": "re-identification", "metric": "auc", "at_most": 0.9}
+    policy = Policy.model_validate({"limit": [usual | limit]})
+    variants = {"original": "clean", NOISY: "noisy", DENOISED: "denoised"}
+    with pytest.raises(UsageError, match=said):
+        check_policy(policy, variants, where=None, known=())
+    if "needs" in said:
+        check_policy(policy, variants, where=None, known=("sex", "age"))
+
+
+@pytest.mark.parametrize(
     ("attack", "metric", "attacker"),
     [
         ("linkage", "top_1_patch_16", ""),

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from veilray.errors import RefusedError, UsageError, first_fault
-from veilray.privacy.catalogue import MEMBERSHIP, STRONGEST, unknown
+from veilray.privacy.catalogue import MEMBERSHIP, STRONGEST, never_measured, unknown
 from veilray.privacy.results import (
     FEW_PATIENTS,
     AttackResult,
@@ -137,15 +137,22 @@ def judge(policy: Policy, audit: Audit, *, policy_sha256: str) -> GateOutcome:
     )
 
 
-def check_policy(policy: Policy, variants: Mapping[str, str], *, where: Path | None) -> None:
-    """UsageError where a limit speaks of what no audit has, or of images that this one will not have.
+def check_policy(
+    policy: Policy, variants: Mapping[str, str], *, where: Path | None, known: Collection[str] | None = None
+) -> None:
+    """UsageError where a limit speaks of what no audit has, or of what this one will not have.
 
-    `variants`: name and kind of the images that will be attacked; `where`: the policy's file.
+    `variants`: name and kind of the images that will be attacked; `known`: which of sex, view and age are known of any.
     """
     for limit in policy.limit:
         reason = unknown(attack=limit.attack, metric=limit.metric, attacker=limit.attacker)
         if limit.variant and limit.attack != MEMBERSHIP and limit.variant not in variants:
             reason = reason or _no_images(limit.variant, variants)
+        if not reason and variants and limit.attack != MEMBERSHIP:
+            there = {variants[limit.variant]} if limit.variant else set(limit.kinds) & set(variants.values())
+            reason = never_measured(limit.metric, there, known=known)
+            absent = [] if limit.variant or "kinds" not in limit.model_fields_set else set(limit.kinds) - there
+            reason = f"there are no {min(absent)} images in this audit" if absent else reason
         if reason:
             raise UsageError(f"--gate {where}: {reason}")
 
