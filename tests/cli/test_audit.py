@@ -8,11 +8,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.command_line import done, veilray
 from tests.exchange.sites import make_sites
+from tests.privacy.alexnet import random_weights
 
-from veilray.cli.auditing import plan_audit
+from veilray.cli.auditing import _attacks, plan_audit
+from veilray.cohort.cohort import Cohort
+from veilray.files import sha256_file
+from veilray.metrics import lpips
 from veilray.privacy import extent, restorers
+from veilray.privacy.catalogue import ATTRIBUTES, RECONSTRUCTION, REIDENTIFICATION
 from veilray.privacy.results import read_audit
 
 POLICY = """
@@ -162,6 +168,16 @@ def test_full_restores_each_protection_by_a_network_of_its_own_and_goes_on(
     assert second.err.count("from an earlier run") == 4 * len(audit.audited.variants)
 
 
+def test_labels_that_contradict_each_other_are_refused(flow_cohort: Path, tmp_path: Path) -> None:
+    name = Cohort.open(flow_cohort).image_id(0)
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"image_id,sex\n{name},M\n{name},F\n")
+    words = ["audit", "--std", "0.2", "--originals", flow_cohort, "--out", tmp_path / "a", "--labels", labels]
+    result = veilray(*words)
+    assert (result.status, len(result.lines)) == (3, 1), result.err
+    assert "different things" in result.err
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
@@ -235,6 +251,19 @@ def test_what_the_ledger_does_not_know_is_composed_with_what_it_does(flow_cohort
         assert plan.composition is not None
         assert plan.composition.least_std == pytest.approx(composed)
         assert "it does not know" in plan.composition.source
+
+
+def test_an_alexnet_in_the_cache_serves_the_attackers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    blind = {one.name: one.inputs for one in _attacks(extent.QUICK, None)}
+    assert blind[REIDENTIFICATION] == blind[ATTRIBUTES] == "no AlexNet"
+    cached = tmp_path / "veilray" / lpips.BACKBONE_URL.rpartition("/")[2]
+    cached.parent.mkdir()
+    torch.save(random_weights(), cached)
+    monkeypatch.setattr(lpips, "BACKBONE_SHA256", sha256_file(cached)[:8])
+    seeing = {one.name: one.inputs for one in _attacks(extent.QUICK, None)}
+    assert seeing[REIDENTIFICATION] == seeing[ATTRIBUTES] == sha256_file(cached)
+    assert seeing[RECONSTRUCTION] not in ("no LPIPS", blind[REIDENTIFICATION])
 
 
 def test_a_release_of_another_cohort_is_refused(flow_cohort: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_ages(text: str, years: float | None) -> None:
 
 
 def test_small_parsers() -> None:
-    assert [parse_sex(text) for text in ("m", "Female", "O", "?", "")] == ["M", "F", "O", "", ""]
+    assert [parse_sex(text) for text in ("m", "Female", "w", "O", "?", "")] == ["M", "F", "F", "O", "", ""]
     assert [parse_view(text) for text in ("pa", "LAO", "PA chest", "")] == ["PA", "LAO", "", ""]
     assert [parse_burned_in(text) for text in ("yes", "NO", "unknown")] == ["YES", "NO", ""]
     assert parse_day("20200229") == parse_day("2020-02-29") == parse_day("20200229235959.5") == "2020-02-29"

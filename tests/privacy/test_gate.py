@@ -148,6 +148,21 @@ def test_the_noise_that_is_left_over_all_releases_counts() -> None:
     assert not _judge(small_audit([], composition=worn), least_std=0.2).passed
 
 
+def test_without_a_ledger_the_gate_says_what_its_least_std_holds_for() -> None:
+    def said(audit: Audit) -> tuple[str, ...]:
+        return _judge(audit, least_std=0.1).notes
+
+    worn = {"acquisitions": 80, "least_std": 0.1, "median_std": 0.2}
+    (alone,) = said(small_audit([]))
+    assert alone == "the least_std holds for this release alone: no ledger was given (--keys)"
+    (several,) = said(small_audit([], composition=Composition(source="the releases named here", **worn)))
+    assert "for the releases named here alone" in several
+    (tried,) = said(small_audit([], audited={"releases": ()}))
+    assert "for one release alone" in tried
+    assert said(small_audit([], composition=Composition(source="the ledger, with what it does not know", **worn))) == ()
+    assert _judge(small_audit([result(), result(variant=DENOISED)]), limit=_limit(0.99)).notes == ()
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -244,6 +259,27 @@ def test_a_limit_on_what_there_is_not_is_found_beforehand(limit: dict[str, str],
     usual = {"attack": "re-identification", "metric": "auc", "at_most": 0.9}
     with pytest.raises(UsageError, match=said):
         check_policy(Policy.model_validate({"limit": [usual | limit]}), {"noise 0.2": "noisy"}, where=Path("p.toml"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ({"kinds": ["noisy", "baseline"]}, "no baseline images in this audit"),
+        ({"metric": "auc_matched"}, "auc_matched needs sex, view or age"),
+        ({"attack": "attribute inference", "metric": "sex_auc"}, "sex_auc needs sex"),
+        ({"attack": "attribute inference", "metric": "age_group_accuracy"}, "age_group_accuracy needs age"),
+        ({"attack": "reconstruction", "metric": "seeds_found"}, "noisy images alone, never on denoised"),
+        ({"attack": "linkage", "metric": "top_1_checked", "variant": DENOISED}, "noisy images alone"),
+    ],
+)
+def test_a_limit_that_can_never_be_measured_is_found_beforehand(limit: dict[str, object], said: str) -> None:
+    usual = {"attack": "re-identification", "metric": "auc", "at_most": 0.9}
+    policy = Policy.model_validate({"limit": [usual | limit]})
+    variants = {"original": "clean", NOISY: "noisy", DENOISED: "denoised"}
+    with pytest.raises(UsageError, match=said):
+        check_policy(policy, variants, where=None, known=())
+    if "needs" in said:
+        check_policy(policy, variants, where=None, known=("sex", "age"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,21 @@ from tests.privacy.phantoms import phantom_data
 
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.cohort import Cohort
+from veilray.cohort.noise_source import seeded_noise
 from veilray.cohort.obfuscate import write_release
+from veilray.cohort.records import NoiseKind
 from veilray.cohort.release import Release
 from veilray.errors import CohortError, DataError
 from veilray.obfuscation.config import NoiseConfig
-from veilray.privacy.material import audited_release, open_originals, release_name, release_variant, releases_together
+from veilray.privacy.formal import composition_of
+from veilray.privacy.material import (
+    audited_release,
+    open_originals,
+    release_name,
+    release_variant,
+    releases_together,
+    taken_for_granted,
+)
 from veilray.privacy.variants import baseline_variants, denoised_variant, dp_pix_variant, simulated_variant
 
 NOISE = NoiseConfig(mean=0.1, std=0.01)
@@ -97,6 +108,26 @@ def test_independent_releases_wear_the_noise_off(cohort: Cohort, tmp_path: Path)
     assert releases_together(releases, variants, originals.data) == [0.0] * 12
 
 
+@pytest.mark.parametrize(("kind", "said"), [("secret", "change of the secret"), ("seeded", "subtracts it")])
+def test_without_a_ledger_nothing_is_taken_for_one_secret_or_one_seed(
+    cohort: Cohort, tmp_path: Path, kind: NoiseKind, said: str
+) -> None:
+    originals, releases = open_originals(cohort), []
+    for name, std in (("a", 0.2), ("b", 0.3)):
+        noise = NoiseConfig(mean=0.1, std=std)
+        source = dataclasses.replace(seeded_noise(noise, cohort=cohort, seed=len(name)), kind=kind)
+        write_release(cohort, tmp_path / name, noise=noise, source=source)
+        releases.append(Release.open(tmp_path / name))
+    variants = [release_variant(one, cohort, originals, name=str(one.path)) for one in releases]
+    together = releases_together(releases, variants, originals.data)
+    assert together == pytest.approx([(0.2**-2 + 0.3**-2) ** -0.5] * 12)
+    (note,) = taken_for_granted(releases)
+    assert said in note
+    found = composition_of(together, source="the releases named here", notes=(note,))
+    assert found is not None
+    assert (found.notes, found.by_ledger) == ((note,), False)
+
+
 def test_labels_are_read_by_file_or_by_image(cohort: Cohort, tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text(
@@ -114,6 +145,45 @@ def test_labels_are_read_by_file_or_by_image(cohort: Cohort, tmp_path: Path) -> 
     assert by_name["00000003_000"] == ("M", None, "PA")
     assert by_name["00000005_000"] == (None, None, None)
     assert data.digest != open_originals(cohort).data.digest
+
+
+def test_what_is_not_known_or_not_understood_is_said(cohort: Cohort, tmp_path: Path) -> None:
+    assert (open_originals(cohort).labels_known, open_originals(cohort).labels_not_understood) == ((), ())
+    path = tmp_path / "labels.csv"
+    ages = ("006M", "003W", "010D", "58", "old", "412")
+    sexes = ("W", "w", "M", "1", "2", "?")
+    lines = [f"{i:08}_000,{sex},{age}\n" for i, (sex, age) in enumerate(zip(sexes, ages, strict=True))]
+    path.write_text("image_id,sex,age\n" + "".join(lines))
+    found = open_originals(cohort, labels=path)
+    known = {name: place for place, name in enumerate(found.data.image_ids)}
+    places = [known[f"{i:08}_000"] for i in range(6)]
+    assert [found.data.labels.sex[at] for at in places] == ["F", "F", "M", None, None, None]
+    read = [found.data.labels.age[at] for at in places[:4]]
+    assert read == pytest.approx([0.5, 21 / 365.25, 10 / 365.25, 58.0])
+    assert found.labels_known == tuple(
+        f"{name} known of {count} of 12 images" for name, count in (("sex", 3), ("view", 0), ("age", 4))
+    )
+    assert found.labels_not_understood == (
+        "sex not understood of 2 images: 1, 2",
+        "age not understood of 2 images: OLD, 412",
+    )
+
+
+def test_lines_that_differ_are_told_apart_by_their_folder_or_refused(cohort: Cohort, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    for other, same in (("a/png", "F"), ("b", "F"), ("a/other", "female")):
+        path.write_text(f"file,sex\nsmall/00000000_000.png,{same}\n{other}/00000000_000.png,F\n")
+        assert open_originals(cohort, labels=path).labels_known[0] == "sex known of 1 of 12 images"
+    path.write_text("file,sex\nsmall/00000000_000.png,M\nall/png/00000000_000.png,F\n")
+    data = open_originals(cohort, labels=path).data
+    assert data.labels.sex[data.image_ids.index("00000000_000")] == "F"
+    for name in ("small", "large/none"):
+        path.write_text(f"file,sex\nother/00000000_000.png,M\n{name}/00000000_000.png,F\n")
+        with pytest.raises(DataError, match="different things of the sex, age or view of 00000000_000, in 2 lines"):
+            open_originals(cohort, labels=path)
+    path.write_text("image_id,age\n00000000_000,58\n00000000_000,59\n")
+    with pytest.raises(DataError, match="different things"):
+        open_originals(cohort, labels=path)
 
 
 @pytest.mark.parametrize("text", ["", "image_id\na\n", "name,sex\na,M\n", "image_id,sex\nnobody,M\n"])

@@ -104,7 +104,12 @@ def audit_command(
         images=images,
     )
     if policy is not None:
-        check_policy(policy[0], {one.name: one.kind for one in prepared.plan.variants}, where=gate)
+        told = prepared.plan.data.labels
+        known = [name for name in ("sex", "view", "age") if any(one is not None for one in getattr(told, name))]
+        variants = {one.name: one.kind for one in prepared.plan.variants}
+        check_policy(policy[0], variants, where=gate, known=known)
+    for warning in prepared.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     with Watching.over(prepared.plan) as watcher:
         audit = run_audit(prepared.plan, out, watcher)
     if policy is not None:

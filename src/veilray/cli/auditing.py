@@ -26,15 +26,15 @@ from veilray.privacy.material import (
     release_name,
     release_variant,
     releases_together,
+    taken_for_granted,
 )
-from veilray.privacy.results import Composition, Skipped
+from veilray.privacy.results import LEDGER, Composition, Skipped
 from veilray.privacy.variants import baseline_variants, clean_variant, denoised_variant, simulated_variant
 
 if TYPE_CHECKING:
     from veilray.cohort.cohort import Cohort
     from veilray.cohort.release import Release
     from veilray.inference.denoiser import Denoiser
-    from veilray.privacy.reconstruction import Perceptual
     from veilray.report.audit import AuditPanel
 
 PRIVATE = "private"
@@ -51,6 +51,8 @@ class Prepared:
 
     plan: AuditPlan
     private: Path
+    warnings: tuple[str, ...] = ()
+    """What whoever runs it should know before it begins, each a sentence without a full stop."""
 
     def panels(self) -> list[AuditPanel]:
         """A few images of every variant, for a report that may show them."""
@@ -119,10 +121,12 @@ def plan_audit(
         holds_clean=any(release.pairs for release in opened),
         subtractable=any(release.record.subtractable for release in opened),
         left_out=found.left_out,
+        labels_known=found.labels_known,
         composition=composition,
         not_possible=(*_beforehand(extent, denoiser, keys), *unrestored, *unasked),
     )
-    return Prepared(plan=plan, private=out / PRIVATE)
+    warnings = (*found.labels_known, *found.labels_not_understood)
+    return Prepared(plan=plan, private=out / PRIVATE, warnings=warnings)
 
 
 class Watching:
@@ -235,16 +239,18 @@ def _steps(variants: Sequence[Variant]) -> int:
 
 
 def _attacks(extent: Extent, backbone: Path | None) -> list[NamedAttack]:
-    from veilray.metrics.lpips import load_lpips
+    """The attacks, through the AlexNet that was named, or else the one in the cache, where there is one."""
+    from veilray.metrics.lpips import backbone_file, load_lpips
     from veilray.privacy.attacks import attacks
 
-    perceptual: Perceptual | None = None
+    found, perceptual = backbone, None
     try:
-        perceptual = load_lpips(backbone, download=False)
+        found = backbone_file(backbone)
+        perceptual = load_lpips(found)
     except LpipsUnavailable:
         if backbone is not None:
             raise
-    return attacks(extent=extent, backbone=backbone, perceptual=perceptual)
+    return attacks(extent=extent, backbone=found, perceptual=perceptual)
 
 
 def _composition(
@@ -262,17 +268,20 @@ def _composition(
     if keys is None:
         if len(releases) < 2:
             return None
-        return composition_of(releases_together(releases, variants, originals.data), source="the releases named here")
+        together = releases_together(releases, variants, originals.data)
+        return composition_of(together, source="the releases named here", notes=taken_for_granted(releases))
     left, known = _left(cohort, originals, keys, passphrase_file)
     new = [pair for pair in zip(releases, variants, strict=True) if pair[0].record.release_id not in known]
     if not (new or levels):
-        return composition_of(left, source="the ledger")
+        return composition_of(left, source=LEDGER)
     # What the ledger does not know counts as independent of what it does: it cannot tell that one secret made both.
-    added = releases_together([one for one, _ in new], [one for _, one in new], originals.data)
+    unknown = [one for one, _ in new]
+    added = releases_together(unknown, [one for _, one in new], originals.data)
     # Levels of --std are tried instead of each other: the least noisy one is what could leave.
     tried = [[min(levels)]] if levels else []
     together = [composed_std([[one], [other], *tried]) for one, other in zip(left, added, strict=True)]
-    return composition_of(together, source="the ledger, with what is audited here and it does not know")
+    source = f"{LEDGER}, with what is audited here and it does not know"
+    return composition_of(together, source=source, notes=taken_for_granted(unknown))
 
 
 def _left(

@@ -15,7 +15,7 @@ OBLIQUE_VIEWS = ("LAO", "RAO", "LPO", "RPO")
 
 _YEARS_OF_UNIT = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _AGE = re.compile(r"([0-9]{1,3})([YMWD])")
-_SEXES = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F", "O": "O", "OTHER": "O"}
+_SEXES = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F", "W": "F", "O": "O", "OTHER": "O"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def parse_age(text: str) -> float | None:
 
 
 def parse_sex(text: str) -> str:
-    """M, F or O; empty for anything else."""
+    """M, F or O, from a letter or a word, W as in German for F; empty for anything else."""
     return _SEXES.get(text.strip().upper(), "")
 
 

@@ -100,8 +100,13 @@ def load_lpips(backbone: Path | None, *, download: bool = False) -> LPIPS:
     it torchvision's file is taken from the cache ($XDG_CACHE_HOME/veilray), and fetched into it first if `download`.
     Raises DataError for a file that holds something else, and LpipsUnavailable where the weights cannot be had.
     """
-    path = _cached_backbone(download=download) if backbone is None else backbone
+    path = backbone_file(backbone, download=download)
     return LPIPS(backbone=read_backbone(path), heads=_read_heads()).eval()
+
+
+def backbone_file(backbone: Path | None, *, download: bool = False) -> Path:
+    """`backbone`, or else the file in the cache, fetched first if `download`; LpipsUnavailable where there is none."""
+    return _cached_backbone(download=download) if backbone is None else backbone
 
 
 def _unit_length(maps: Tensor) -> Tensor:

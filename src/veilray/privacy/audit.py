@@ -33,6 +33,9 @@ from veilray.privacy.results import (
     write_audit,
 )
 
+APART = frozenset({"cli", "clinic", "evaluation", "exchange", "report", "__main__.py"})
+"""Parts of Veilray that no attack depends on: results stay good when they change."""
+
 ATTACKS = "attacks"
 """Folder of an audit with a file for each attack on each variant; what is there need not be run again."""
 
@@ -63,6 +66,7 @@ class AuditPlan:
     holds_clean: bool = False
     subtractable: bool = False
     left_out: tuple[str, ...] = ()
+    labels_known: tuple[str, ...] = ()
     restorer_steps: int = 0
     composition: Composition | None = None
     not_possible: tuple[Skipped, ...] = ()
@@ -177,12 +181,12 @@ def _digest(plan: AuditPlan, attack: NamedAttack, variant: Variant) -> str:
 
 @functools.cache
 def code_digest() -> str:
-    """SHA-256 over Veilray's code but for what only talks and draws; results of other code are run again."""
+    """SHA-256 over the code that attacks depend on, all of Veilray but `APART`; results of other code are run again."""
     root = Path(veilray.__file__).parent
     files = {file.relative_to(root): file for file in sorted(root.rglob("*.py"))}
     digest = hashlib.sha256()
     for name, file in files.items():
-        if name.parts[0] not in ("cli", "report"):
+        if name.parts[0] not in APART:
             digest.update(f"{name.as_posix()} {sha256_file(file)}\n".encode())
     return digest.hexdigest()
 
@@ -204,4 +208,5 @@ def _audited(plan: AuditPlan) -> Audited:
         holds_clean=plan.holds_clean,
         subtractable=plan.subtractable,
         left_out=plan.left_out,
+        labels_known=plan.labels_known,
     )

@@ -50,6 +50,7 @@ _KNOWN = {
     RECONSTRUCTION: "psnr, ssim, psnr_of_releases, psnr_of_two_levels, seeds_found",
     MEMBERSHIP: "auc, tpr_at_fpr_0.01, tpr_at_fpr_0.001",
 }
+_OF_NOISY = ("top_1_checked", "psnr_of_releases", "psnr_of_two_levels", "seeds_found")
 _ATTACKERS = {
     LINKAGE: (MATCHED_FILTER,),
     REIDENTIFICATION: (NETWORK, THUMBNAILS, GRADIENTS),
@@ -73,6 +74,22 @@ def metadata_alone(known: Collection[str]) -> str:
 def network_knowing(known: Collection[str]) -> str:
     """The network that is told what is known of the patients as well."""
     return f"{NETWORK} with {listed(known)}"
+
+
+def never_measured(metric: str, kinds: Collection[str], *, known: Collection[str] | None) -> str:
+    """Why a metric cannot be measured on images of these kinds, nor where so much is known of them; empty if it can.
+
+    `known`: which of sex, view and age are known of any image; None where nobody has looked.
+    """
+    others = sorted(set(kinds) - {"noisy"})
+    if metric in _OF_NOISY and others:
+        return f"{metric} is measured on noisy images alone, never on {listed(others)} ones; say kinds = ['noisy']"
+    needed = metric.partition("_")[0]
+    if known is None or (metric.startswith("auc_matched") and known) or needed in known:
+        return ""
+    if metric.startswith("auc_matched"):
+        return f"{metric} needs sex, view or age, and none is known of any image (--labels)"
+    return f"{metric} needs {needed}, which is known of no image (--labels)" if needed in ("sex", "view", "age") else ""
 
 
 def unknown(*, attack: str, metric: str, attacker: str) -> str:

@@ -95,21 +95,22 @@ def formal_side(
     )
 
 
-def composition_of(stds: Sequence[float], *, source: str) -> Composition | None:
+def composition_of(stds: Sequence[float], *, source: str, notes: Sequence[str] = ()) -> Composition | None:
     """From the composed std of each audited image, infinity where nothing of it left; None where nothing left at all.
 
-    `source` says in a few words what knows of the releases. They are composed already: independent releases add their
-    inverse variances, levels of one secret field count as the least noisy one, and clean pixels leave a std of 0.
+    `source` says in a few words what knows of the releases, `notes` what was taken for granted. They are composed
+    already: independent releases add their inverse variances, levels of one secret field count as the least noisy one,
+    and clean pixels leave a std of 0.
     """
     left = np.array([std for std in stds if std < math.inf], dtype=np.float64)
     if not len(left):
         return None
     bare = int((left == 0.0).sum())
-    notes = (f"{bare} of {len(left)} images left without noise: nothing protects them",) if bare else ()
+    unprotected = (f"{bare} of {len(left)} images left without noise: nothing protects them",) if bare else ()
     return Composition(
         source=source,
         acquisitions=len(left),
         least_std=float(left.min()),
         median_std=float(np.median(left)),
-        notes=notes,
+        notes=(*unprotected, *notes),
     )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from veilray.errors import RefusedError, UsageError, first_fault
-from veilray.privacy.catalogue import MEMBERSHIP, STRONGEST, unknown
+from veilray.privacy.catalogue import MEMBERSHIP, STRONGEST, never_measured, unknown
 from veilray.privacy.results import (
     FEW_PATIENTS,
     AttackResult,
@@ -90,7 +90,10 @@ class Policy(_Policy):
     limit: tuple[Limit, ...] = ()
     """One `[[limit]]` each."""
     least_std: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
-    """The least standard deviation of noise that passes, composed over all that left where the ledger was given."""
+    """The least standard deviation of noise that passes, composed over all that left where the ledger was given.
+
+    Without the ledger it holds for what is audited alone, and the gate says so.
+    """
     allow_clean: bool = False
     """Whether a release that holds the clean images passes."""
     allow_subtractable: bool = False
@@ -134,15 +137,22 @@ def judge(policy: Policy, audit: Audit, *, policy_sha256: str) -> GateOutcome:
     )
 
 
-def check_policy(policy: Policy, variants: Mapping[str, str], *, where: Path | None) -> None:
-    """UsageError where a limit speaks of what no audit has, or of images that this one will not have.
+def check_policy(
+    policy: Policy, variants: Mapping[str, str], *, where: Path | None, known: Collection[str] | None = None
+) -> None:
+    """UsageError where a limit speaks of what no audit has, or of what this one will not have.
 
-    `variants`: name and kind of the images that will be attacked; `where`: the policy's file.
+    `variants`: name and kind of the images that will be attacked; `known`: which of sex, view and age are known of any.
     """
     for limit in policy.limit:
         reason = unknown(attack=limit.attack, metric=limit.metric, attacker=limit.attacker)
         if limit.variant and limit.attack != MEMBERSHIP and limit.variant not in variants:
             reason = reason or _no_images(limit.variant, variants)
+        if not reason and variants and limit.attack != MEMBERSHIP:
+            there = {variants[limit.variant]} if limit.variant else set(limit.kinds) & set(variants.values())
+            reason = never_measured(limit.metric, there, known=known)
+            absent = [] if limit.variant or "kinds" not in limit.model_fields_set else set(limit.kinds) - there
+            reason = f"there are no {min(absent)} images in this audit" if absent else reason
         if reason:
             raise UsageError(f"--gate {where}: {reason}")
 
@@ -267,13 +277,18 @@ def _way_out(limit: Limit, audit: Audit, measured: set[str]) -> str:
 
 
 def _notes(policy: Policy, audit: Audit) -> tuple[str, ...]:
-    """What limits hold for by default that this audit has none of."""
+    """What limits hold for by default that this audit has none of, and what it could not know of."""
+    found = []
     usual = any(
         not one.variant and one.attack != MEMBERSHIP and "kinds" not in one.model_fields_set for one in policy.limit
     )
-    if not usual or "denoised" in audit.audited.variants.values():
-        return ()
-    return ("what a denoiser makes of the images was not tested, since none was given (--denoiser)",)
+    if usual and "denoised" not in audit.audited.variants.values():
+        found.append("what a denoiser makes of the images was not tested, since none was given (--denoiser)")
+    if policy.least_std and not (audit.composition is not None and audit.composition.by_ledger):
+        alone = "this release alone" if audit.composition is None else "the releases named here alone"
+        alone = alone if audit.audited.releases else "one release alone"
+        found.append(f"the least_std holds for {alone}: no ledger was given (--keys)")
+    return tuple(found)
 
 
 def _words(policy: Policy) -> str:

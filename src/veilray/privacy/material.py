@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections import Counter
@@ -18,13 +17,13 @@ from veilray.cohort.matching import original_of, read_pseudonyms
 from veilray.cohort.records import INDEX_FILE
 from veilray.cohort.release import Release
 from veilray.cohort.table import iterate_index
-from veilray.errors import CohortError, DataError, UsageError
+from veilray.errors import CohortError, UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.privacy.accounting import composed_std
-from veilray.privacy.data import AuditData, Labels, Rows, Variant
+from veilray.privacy.data import AuditData, Rows, Variant
+from veilray.privacy.labels import known_labels
 from veilray.privacy.results import AuditedRelease, NoiseWay
 
-_AGES = (0.0, 130.0)
 _WAYS: dict[str, NoiseWay] = {"entropy": "fresh", "seeded": "seeded", "secret": "secret"}
 
 
@@ -39,6 +38,10 @@ class Originals:
     """One grey level of the coarsest of them, in units of the [0, 1] range."""
     left_out: tuple[str, ...]
     """Which images of the cohort are not among them, and why."""
+    labels_known: tuple[str, ...]
+    """Of how many of them sex, view and age are known, where that is not all."""
+    labels_not_understood: tuple[str, ...]
+    """Values of patients that could not be read, a few: for Site One only."""
 
 
 def open_originals(cohort: Cohort, *, labels: Path | None = None, most: int | None = None) -> Originals:
@@ -46,9 +49,7 @@ def open_originals(cohort: Cohort, *, labels: Path | None = None, most: int | No
 
     `most`: so many of them at most, those of patients with several images first; UsageError below 2.
 
-    The file names images in a column `image_id`, or `file`, of which the stem counts; it has any of the columns `sex`,
-    `age` and `view` or `view_position`. Raises CohortError where the cohort is damaged, DataError for a file that is
-    not such a list.
+    Raises CohortError where the cohort is damaged, DataError for a file that `known_labels` refuses.
     """
     groups = cohort.groups(np.arange(len(cohort)))
     rows = max(groups, key=len)
@@ -58,19 +59,27 @@ def open_originals(cohort: Cohort, *, labels: Path | None = None, most: int | No
     if most is not None and len(rows) > most:
         left_out.append(f"{len(rows) - most:,} images, so that the audit takes less time (--images {most})")
         rows = _several_first(cohort, rows, most)
-    known = _labels(cohort, rows, labels)
-    told = json.dumps([known.sex, known.age, known.view])
+    lines = _lines(cohort, rows)
+    known = known_labels(lines, labels, where=cohort.path)
+    told = json.dumps([known.labels.sex, known.labels.age, known.labels.view])
     depth = min(np.iinfo(cohort.dtype(int(row))).max for row in rows)
     data = AuditData(
         clean=lambda chosen: cohort.gather(rows[np.asarray(chosen)]),
         patient_ids=tuple(cohort.patient_id(int(row)) for row in rows),
         image_ids=tuple(cohort.image_id(int(row)) for row in rows),
-        labels=known,
+        labels=known.labels,
         size=size,
         digest=hashlib.sha256(f"{cohort.digest}\n{rows.tolist()}\n{told}".encode()).hexdigest(),
-        sets=tuple(line.get("split", "") for line in _lines(cohort, rows)),
+        sets=tuple(line.get("split", "") for line in lines),
     )
-    return Originals(data=data, rows=rows, grey_step=1.0 / float(depth), left_out=tuple(left_out))
+    return Originals(
+        data=data,
+        rows=rows,
+        grey_step=1.0 / float(depth),
+        left_out=tuple(left_out),
+        labels_known=known.of_how_many,
+        labels_not_understood=known.not_understood,
+    )
 
 
 def release_variant(release: Release, cohort: Cohort, originals: Originals, *, name: str) -> Variant:
@@ -132,15 +141,33 @@ def release_name(release: Release) -> str:
 def releases_together(releases: Sequence[Release], variants: Sequence[Variant], data: AuditData) -> list[float]:
     """The std that each image is left with over several releases, (N,); infinity for an image that is in none.
 
-    Noise from a site's secret counts as one nested field, as it is where the releases are of one secret; other noise
-    is independent in each release. A release that holds the clean images leaves nothing.
+    Noise is independent in each release, so that inverse variances add up. That of one secret is nested and says no
+    more than its least noisy level, but nothing in a release tells which secret it is of, so this is the safe side; the
+    ledger knows. Noise from a seed is independent only for those who cannot guess the seed. `taken_for_granted` says
+    both. A release that holds the clean images leaves nothing.
     """
-    fields: list[dict[str, list[float]]] = [{} for _ in range(len(data))]
+    fields: list[list[list[float]]] = [[] for _ in range(len(data))]
     for release, variant in zip(releases, variants, strict=True):
-        field = "secret" if release.record.noise_source == "secret" else release.digest
         for row in variant.available(data).tolist():
-            fields[row].setdefault(field, []).append(0.0 if release.pairs else variant.std)
-    return [composed_std(of_image.values()) for of_image in fields]
+            fields[row].append([0.0 if release.pairs else variant.std])
+    return [composed_std(of_image) for of_image in fields]
+
+
+def taken_for_granted(releases: Sequence[Release]) -> tuple[str, ...]:
+    """What `releases_together` takes for granted of these releases, each a sentence without a full stop."""
+    sources = {release.record.noise_source for release in releases}
+    found = []
+    if "secret" in sources:
+        found.append(
+            "Noise from a site's secret counts as independent in each release that no ledger knows of, as after a "
+            "change of the secret: of one secret, the least noisy level alone would count (--keys)"
+        )
+    if "seeded" in sources:
+        found.append(
+            "Noise from a seed counts as independent in each release, which it is only for who cannot guess the seed: "
+            "whoever does subtracts it, at every level of that seed, and nothing is left"
+        )
+    return tuple(found)
 
 
 def _several_first(cohort: Cohort, rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
@@ -157,48 +184,3 @@ def _lines(cohort: Cohort, rows: npt.NDArray[np.int64]) -> list[dict[str, str]]:
     """The lines of a cohort's index for some of its rows."""
     lines = list(iterate_index(cohort.path / INDEX_FILE))
     return [lines[row] for row in rows.tolist()]
-
-
-def _labels(cohort: Cohort, rows: npt.NDArray[np.int64], path: Path | None) -> Labels:
-    lines = _lines(cohort, rows)
-    told = _read_labels(path) if path is not None else {}
-    sex, age, view = [], [], []
-    for line in lines:
-        given = told.get(line.get("source", "")) or told.get(line["image_id"]) or line
-        sex.append(_sex(given.get("sex", "")))
-        age.append(_age(given.get("age", "")))
-        view.append((given.get("view") or given.get("view_position") or "").strip().upper() or None)
-    if path is not None and not any(told.get(key) for line in lines for key in (line["image_id"], line["source"])):
-        raise DataError(f"{path} names none of the images of {cohort.path}; its image_id or file must be theirs")
-    return Labels(sex=tuple(sex), age=tuple(age), view=tuple(view))
-
-
-def _read_labels(path: Path) -> dict[str, dict[str, str]]:
-    """Lines of a file of labels by file name and by image id."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            columns = set(reader.fieldnames or ())
-            if not columns & {"image_id", "file"} or not columns & {"sex", "age", "view", "view_position"}:
-                raise DataError(f"{path} needs a column image_id or file, and any of sex, age, view")
-            found: dict[str, dict[str, str]] = {}
-            for line in reader:
-                for key in (line.get("file"), Path(line.get("file") or "").stem, line.get("image_id")):
-                    if key:
-                        found.setdefault(key, line)
-            return found
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a file of labels ({error})") from None
-
-
-def _sex(text: str) -> str | None:
-    value = text.strip().upper()[:1]
-    return value if value in ("M", "F", "O") else None
-
-
-def _age(text: str) -> float | None:
-    try:
-        age = float(text.strip().upper().removesuffix("Y"))
-    except ValueError:
-        return None
-    return age if _AGES[0] <= age <= _AGES[1] else None

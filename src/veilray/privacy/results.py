@@ -157,6 +157,10 @@ class FormalSide(AuditModel):
     levels: tuple[FormalLevel, ...]
 
 
+LEDGER = "the ledger"
+"""How the source of a composition begins that knows of all releases."""
+
+
 class Composition(AuditModel):
     """What has left of the images, over all their releases."""
 
@@ -168,6 +172,12 @@ class Composition(AuditModel):
     """Composed over all releases, of the image that is protected least; 0 where clean pixels left."""
     median_std: Finite
     notes: tuple[str, ...] = ()
+    """What was taken for granted, each a sentence without a full stop."""
+
+    @property
+    def by_ledger(self) -> bool:
+        """Whether the ledger was asked what left before."""
+        return self.source.startswith(LEDGER)
 
 
 class AuditedRelease(AuditModel):
@@ -207,6 +217,8 @@ class Audited(AuditModel):
     """Whether the release's noise was made from a seed, by which it can be subtracted."""
     left_out: tuple[str, ...] = ()
     """Which images the audit left out, and why."""
+    labels_known: tuple[str, ...] = ()
+    """Of how many images sex, view and age are known, where that is not all."""
 
     @property
     def release_digests(self) -> tuple[str, ...]:
