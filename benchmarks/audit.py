@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import itertools
 import json
 import resource
@@ -32,6 +31,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from common import RESULTS, save
+from veilray.files import sha256_file
 from veilray.privacy.audit import code_digest
 from veilray.privacy.results import AttackResult, Audit, read_audit
 from veilray.report.audit_figures import draw_frontier, frontier_points, utility_words
@@ -117,7 +117,7 @@ def pairs_of(index: Path) -> dict[str, Any]:
     """Of each hospital, how many pairs of one patient's images there are, of what ages and of how few patients."""
     with index.open(newline="", encoding="utf-8") as stream:
         lines = list(csv.DictReader(stream))
-    found: dict[str, Any] = {"index_sha256": hashlib.sha256(index.read_bytes()).hexdigest()}
+    found: dict[str, Any] = {"index_sha256": sha256_file(index)}
     for hospital, folder in HOSPITALS.items():
         ages: dict[str, list[str]] = {}
         for line in lines:

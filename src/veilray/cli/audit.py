@@ -104,8 +104,7 @@ def audit_command(
         images=images,
     )
     if policy is not None:
-        told = prepared.plan.data.labels
-        known = [name for name in ("sex", "view", "age") if any(one is not None for one in getattr(told, name))]
+        known = [name for name, count in prepared.plan.data.labels.counts().items() if count]
         variants = {one.name: one.kind for one in prepared.plan.variants}
         check_policy(policy[0], variants, where=gate, known=known)
     for warning in prepared.warnings:

@@ -12,7 +12,7 @@ import torch
 
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.release import Release
-from veilray.errors import CohortError, RunError, UsageError
+from veilray.errors import CohortError, UsageError
 from veilray.evaluation.baselines.score import Classical, ClassicalScores, score_classical
 from veilray.evaluation.restoring import restored
 from veilray.evaluation.results import MODEL, NOISY, ImageScore, Summary, write_results
@@ -28,10 +28,11 @@ from veilray.evaluation.scoring import (
 )
 from veilray.evaluation.subject import Subject, check_data, name_from, open_subject
 from veilray.evaluation.watching import Show, show_nothing
+from veilray.inference.agreement import check_same_weights
 from veilray.inference.denoiser import Denoiser
 from veilray.parallel.devices import describe_device
 from veilray.parallel.group import ALONE, Group, fails_together
-from veilray.parallel.sharding import merged, other_rank
+from veilray.parallel.sharding import merged
 from veilray.training.data import TrainingImages
 from veilray.training.run import RunFolder
 from veilray.training.sets import Rows
@@ -118,7 +119,7 @@ def evaluate(
         if not len(images.sets[split]):
             raise CohortError(f"{images.data.path} has no images in its {split} set")
         denoiser = Denoiser.load(subject.source, device=device.type)
-    _check_weights(denoiser, subject, group)
+    check_same_weights(denoiser, group, source=str(subject.source))
     own: list[tuple[int, list[dict[str, Any]]]] = []
     seconds = _Seconds()
     with fails_together(group), show(f"evaluating on {split}", len(images.sets[split])) as advance:
@@ -158,13 +159,6 @@ def _batches(images: TrainingImages, split: str) -> Iterator[Rows]:
 def _digest(denoiser: Denoiser) -> str:
     assert denoiser.origin is not None  # it was loaded from a file
     return denoiser.origin.weights_sha256
-
-
-def _check_weights(denoiser: Denoiser, subject: Subject, group: Group) -> None:
-    other = other_rank(_digest(denoiser), group)
-    with fails_together(group):
-        if other is not None:
-            raise RunError(f"rank {other} finds other weights in {subject.source} than rank 0: give all the same run")
 
 
 def _score(

@@ -12,11 +12,12 @@ import torch
 
 from veilray.cohort.records import IdFrom
 from veilray.cohort.release import Release
-from veilray.errors import ImageError, LostRankError, RunError, UsageError
+from veilray.errors import ImageError, LostRankError, UsageError
 from veilray.images.radiograph import levels_dtype, to_levels
 from veilray.images.read import read_radiograph, read_radiograph_bytes
 from veilray.images.sources import SourceItem, find_images
 from veilray.images.write import write_png
+from veilray.inference.agreement import check_same_weights
 from veilray.inference.denoiser import Denoiser
 from veilray.inference.doubts import doubts, noise_doubts
 from veilray.inference.outcome import Denoised as Denoised
@@ -29,7 +30,7 @@ from veilray.inference.record import (
     read_denoised,
 )
 from veilray.parallel.group import ALONE, Group, fails_together
-from veilray.parallel.sharding import Listing, merged, other_rank, owner
+from veilray.parallel.sharding import Listing, merged, owner
 
 ENDINGS = ("png", "jpg", "jpeg", "dcm", "dicom")
 """Endings that are not part of an image's name."""
@@ -62,7 +63,7 @@ def denoise_inputs(
         settings = denoise_settings(denoiser, mean=mean, std=std)
         _check_out(inputs, out)
         releases = {path: _opened(path, group) for path in inputs if (path / "release.json").is_file()}
-    _check_weights(denoiser, group)
+    check_same_weights(denoiser, group, source="--model")
     with fails_together(group):
         if group.is_lead:
             for release in releases.values():
@@ -96,13 +97,6 @@ def denoise_inputs(
         if group.is_lead:
             place = Path(target) if target else None
             yield Denoised(source=source, target=place, reason=reason, warnings=tuple(warnings))
-
-
-def _check_weights(denoiser: Denoiser, group: Group) -> None:
-    other = other_rank(denoiser.origin and denoiser.origin.weights_sha256, group)
-    with fails_together(group):
-        if other is not None:
-            raise RunError(f"rank {other} finds other weights in --model than rank 0: give all the same")
 
 
 def _check_out(inputs: Sequence[Path], out: Path) -> None:

@@ -43,6 +43,11 @@ class Labels:
     view: tuple[str | None, ...]
     """`PA`, `AP`, ..., as in View Position (0018,5101)."""
 
+    def counts(self) -> dict[str, int]:
+        """Of how many images each is known: `sex`, `view` and `age`."""
+        columns: dict[str, Sequence[object]] = {"sex": self.sex, "view": self.view, "age": self.age}
+        return {name: sum(value is not None for value in column) for name, column in columns.items()}
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AuditData:

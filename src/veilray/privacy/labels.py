@@ -66,10 +66,7 @@ def _values(line: Line) -> tuple[str, str, str]:
 
 def _counted(labels: Labels, *, of_index_alone: bool) -> tuple[str, ...]:
     total = len(labels.sex)
-    counts = {
-        name: sum(value is not None for value in column)
-        for name, column in (("sex", labels.sex), ("view", labels.view), ("age", labels.age))
-    }
+    counts = labels.counts()
     if of_index_alone and not any(counts.values()):
         return ()
     return tuple(f"{name} known of {count:,} of {total:,} images" for name, count in counts.items() if count < total)
