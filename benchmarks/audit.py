@@ -36,7 +36,7 @@ from veilray.privacy.audit import code_digest
 from veilray.privacy.results import AttackResult, Audit, read_audit
 from veilray.report.audit_figures import draw_frontier, frontier_points, utility_words
 from veilray.report.audit_rows import rows, shown
-from veilray.report.audit_text import ONE_DRAW, alike, gate_sentence, headline, highest_of, verdicts
+from veilray.report.audit_text import ONE_DRAW, against_theory, alike, gate_sentence, headline, highest_of, verdicts
 from veilray.report.audit_values import figure, metric_words
 from veilray.report.drawing import canvas, styled
 
@@ -256,6 +256,8 @@ def _tables(audit: Audit) -> list[str]:
             told = [row.by_variant[variant].plain if variant in row.by_variant else "" for variant in variants]
             lines.append([row.metric, row.attacker, row.chance, *told])
         found.append(f"### {attack.capitalize()}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        if attack == "linkage" and (together := against_theory(audit)):
+            found.append(together)
     return found
 
 
@@ -300,6 +302,7 @@ def _listed(results: Sequence[AttackResult]) -> str:
 
 def _not_tested(audit: Audit) -> str:
     reasons = dict.fromkeys(f"- {one.attack}: {one.reason}." for one in audit.skipped)
+    reasons |= dict.fromkeys(f"- labels: {known}." for known in audit.audited.labels_known)
     return "### Not tested in this run\n\n" + "\n".join(reasons) if reasons else ""
 
 

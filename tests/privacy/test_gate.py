@@ -9,7 +9,8 @@ import pytest
 from tests.privacy.records import result, small_audit
 
 from veilray.errors import RefusedError, UsageError
-from veilray.privacy.gate import Policy, check_policy, demand_passed, judge, read_policy
+from veilray.privacy.gate import demand_passed, judge
+from veilray.privacy.policy import Policy, check_policy, read_policy
 from veilray.privacy.results import AttackResult, Audit, AuditedRelease, Composition, GateOutcome, Skipped
 from veilray.report.audit_text import gate_sentence
 
@@ -266,6 +267,7 @@ def test_a_limit_on_what_there_is_not_is_found_beforehand(limit: dict[str, str],
     [
         ({"kinds": ["noisy", "baseline"]}, "no baseline images in this audit"),
         ({"metric": "auc_matched"}, "auc_matched needs sex, view or age"),
+        ({"metric": "auc_with_metadata"}, "auc_with_metadata needs sex, view or age"),
         ({"attack": "attribute inference", "metric": "sex_auc"}, "sex_auc needs sex"),
         ({"attack": "attribute inference", "metric": "age_group_accuracy"}, "age_group_accuracy needs age"),
         ({"attack": "reconstruction", "metric": "seeds_found"}, "noisy images alone, never on denoised"),
@@ -280,6 +282,17 @@ def test_a_limit_that_can_never_be_measured_is_found_beforehand(limit: dict[str,
         check_policy(policy, variants, where=None, known=())
     if "needs" in said:
         check_policy(policy, variants, where=None, known=("sex", "age"))
+
+
+@pytest.mark.parametrize("passes", [{"attacker": "correlation of thumbnails"}, {"allow_weak": True}])
+def test_a_limit_on_the_strongest_attacker_who_lacks_something_is_found_beforehand(passes: dict[str, object]) -> None:
+    usual = {"attack": "re-identification", "metric": "auc", "at_most": 0.9}
+    lacking = {"re-identification": "without AlexNet's features"}
+    with pytest.raises(
+        UsageError, match=r"auc would be measured without AlexNet's features \(--lpips-backbone\); give"
+    ):
+        check_policy(Policy.model_validate({"limit": [usual]}), {NOISY: "noisy"}, where=None, weakened=lacking)
+    check_policy(Policy.model_validate({"limit": [usual | passes]}), {NOISY: "noisy"}, where=None, weakened=lacking)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tests.privacy.records import result, small_audit
 
-from veilray.privacy.gate import Policy, check_policy, judge, read_policy
+from veilray.privacy.gate import judge
+from veilray.privacy.policy import Policy, check_policy, read_policy
 from veilray.privacy.results import AttackResult, Audit, Composition
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/audit.md"

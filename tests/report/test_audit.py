@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from tests.privacy.records import result, small_audit
 
-from veilray.privacy.gate import Policy, judge
+from veilray.privacy.gate import judge
+from veilray.privacy.policy import Policy
 from veilray.privacy.results import AttackResult, Audit, Difference, Skipped
 from veilray.report.audit import AuditPanel, audit_page
 from veilray.report.audit_figures import frontier_points, spread, utility_words
-from veilray.report.audit_text import gate_sentence, headline, highest_of, verdicts
+from veilray.report.audit_text import against_theory, gate_sentence, headline, highest_of, verdicts
 from veilray.report.audit_values import at_least, predicted_text, value_text
 
 BLIND = "sex, view and age alone"
@@ -242,6 +243,27 @@ def test_what_is_predicted_says_whether_it_is_a_bound_and_how_far_off_it_is() ->
     assert said == ["predicted at least 100 %", "predicted 75.0 %, z -0.4"]
 
 
+@pytest.mark.parametrize(
+    ("deviations", "said"),
+    [
+        ((3.0, -4.0), "over 2 kinds of noise together: chi-squared 25.0 on 2 degrees of freedom; .* than 0.001"),
+        ((1.0, -1.0, 2.0), "chi-squared 6.0 on 3 degrees of freedom; .* a chance of 0.112"),
+    ],
+)
+def test_deviations_from_the_closed_form_are_taken_together(deviations: tuple[float, ...], said: str) -> None:
+    given = {"attack": "linkage", "metric": "top_1_checked", "unit": "share", "predicted": 0.75}
+    checked = [
+        result(variant=f"noise {place}", deviation=deviation, **given) for place, deviation in enumerate(deviations)
+    ]
+    audit = small_audit(checked)
+    assert re.search(said, against_theory(audit))
+    assert against_theory(audit) in audit_page(audit)
+    # Levels of releases may be of one field, and one level alone says it itself.
+    release = audit.audited.releases[0].model_copy(update={"variant": "noise 0"})
+    of_releases = audit.audited.model_copy(update={"releases": (release,)})
+    assert not against_theory(small_audit(checked[:2]).model_copy(update={"audited": of_releases}))
+
+
 def test_guessing_is_that_of_the_figure_that_the_verdict_takes() -> None:
     figures = [
         result(
@@ -282,6 +304,12 @@ def test_images_that_were_left_out_are_said_where_everything_was_run() -> None:
     assert "2 images of another size" in page
     assert "Everything that this audit knows was run" not in page
     assert "Everything that this audit knows was run" in audit_page(small_audit([result()]))
+
+
+def test_labels_that_are_not_known_of_all_are_said() -> None:
+    audit = small_audit([result()])
+    some = audit.audited.model_copy(update={"labels_known": ("sex known of 20 of 80 images",)})
+    assert "sex known of 20 of 80 images." in audit_page(audit.model_copy(update={"audited": some}))
 
 
 def test_people_are_alike_in_no_more_than_what_is_known_of_them() -> None:

@@ -13,7 +13,7 @@ from veilray.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from veilray.privacy.extent import Effort
-    from veilray.privacy.gate import Policy
+    from veilray.privacy.policy import Policy
     from veilray.privacy.results import Audit
     from veilray.report.audit import AuditPanel
 
@@ -82,7 +82,7 @@ def audit_command(
     from veilray.cli.auditing import Watching, plan_audit
     from veilray.privacy.audit import run_audit
     from veilray.privacy.extent import extent_of
-    from veilray.privacy.gate import check_policy, read_policy
+    from veilray.privacy.policy import check_policy, read_policy
 
     if quick and full:
         raise UsageError("--quick and --full exclude each other")
@@ -106,7 +106,8 @@ def audit_command(
     if policy is not None:
         known = [name for name, count in prepared.plan.data.labels.counts().items() if count]
         variants = {one.name: one.kind for one in prepared.plan.variants}
-        check_policy(policy[0], variants, where=gate, known=known)
+        weakened = {one.name: one.weakened for one in prepared.plan.attacks}
+        check_policy(policy[0], variants, where=gate, known=known, weakened=weakened)
     for warning in prepared.warnings:
         typer.echo(f"warning: {warning}", err=True)
     with Watching.over(prepared.plan) as watcher:

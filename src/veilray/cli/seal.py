@@ -61,7 +61,8 @@ def seal_command(
 def _demand_audit(source: Path, audit: Path, gate: Path | None) -> None:
     """RefusedError unless the audit is of this release and passed its gate, by the policy in `gate` if one is named."""
     from veilray.cohort.release import Release
-    from veilray.privacy.gate import demand_passed, read_policy
+    from veilray.privacy.gate import demand_passed
+    from veilray.privacy.policy import read_policy
     from veilray.privacy.results import read_audit
 
     digest = read_policy(gate)[1] if gate is not None else None

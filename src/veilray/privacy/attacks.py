@@ -36,12 +36,12 @@ def attacks(*, extent: Extent, backbone: Path | None, perceptual: Perceptual | N
     eyes = sha256_file(backbone) if backbone is not None else "no AlexNet"
     learned = _EVERY if extent.learns_denoised else _EVERY - {"denoised"}
     reconstruct = functools.partial(reconstruction.run, perceptual=perceptual)
-    scored = _weights_of(perceptual)
+    scored, lacks = _weights_of(perceptual), observer.weakened
     return [
         NamedAttack(name=LINKAGE, run=linkage.run, kinds=_EVERY),
         NamedAttack(name=RECONSTRUCTION, run=reconstruct, kinds=_EVERY, inputs=scored),
-        NamedAttack(name=REIDENTIFICATION, run=ReIdentification(observer), kinds=learned, inputs=eyes),
-        NamedAttack(name=ATTRIBUTES, run=AttributeInference(observer), kinds=learned, inputs=eyes),
+        NamedAttack(name=REIDENTIFICATION, run=ReIdentification(observer), kinds=learned, inputs=eyes, weakened=lacks),
+        NamedAttack(name=ATTRIBUTES, run=AttributeInference(observer), kinds=learned, inputs=eyes, weakened=lacks),
     ]
 
 

@@ -85,9 +85,10 @@ def never_measured(metric: str, kinds: Collection[str], *, known: Collection[str
     if metric in _OF_NOISY and others:
         return f"{metric} is measured on noisy images alone, never on {listed(others)} ones; say kinds = ['noisy']"
     needed = metric.partition("_")[0]
-    if known is None or (metric.startswith("auc_matched") and known) or needed in known:
+    of_any = metric.startswith("auc_matched") or metric.endswith(KNOWING)
+    if known is None or (of_any and known) or needed in known:
         return ""
-    if metric.startswith("auc_matched"):
+    if of_any:
         return f"{metric} needs sex, view or age, and none is known of any image (--labels)"
     return f"{metric} needs {needed}, which is known of no image (--labels)" if needed in ("sex", "view", "age") else ""
 

@@ -135,6 +135,9 @@ class Attack(Protocol):
         """Attack a variant; see the top of this file."""
 
 
+MIXED = "the attacker takes the least of the release's levels for that of every image, and may do better"
+
+
 def drawn_numbers(variant: Variant, seeds: Sequence[int]) -> range:
     """The draws of a variant that an attack looks at: one a seed, as far as it has so many."""
     return range(len(seeds) if variant.draws is None else min(variant.draws, len(seeds)))
@@ -149,7 +152,8 @@ def drawn_words(variant: Variant, numbers: range) -> tuple[str, ...]:
     """What a figure says of the draws that it is averaged over; nothing where nothing was drawn."""
     if variant.kind == "clean" or not (variant.draws is None or variant.is_noise or variant.source):
         return ()
-    return ("one draw of the noise",) if len(numbers) == 1 else (f"{len(numbers)} draws of the noise",)
+    drawn = "one draw of the noise" if len(numbers) == 1 else f"{len(numbers)} draws of the noise"
+    return (drawn, MIXED) if variant.mixed else (drawn,)
 
 
 def no_labels(count: int) -> Labels:
@@ -169,3 +173,5 @@ class NamedAttack:
     """Which variants it attacks."""
     inputs: str = ""
     """What else decides its results, such as a digest of weights."""
+    weakened: str = ""
+    """What its strongest attacker lacks that it might have had; empty where nothing."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import linalg
 
 from veilray.privacy.pairs import Codes
@@ -35,7 +36,7 @@ def principal_coordinates(similarities: Floats, train: Codes, *, components: int
     centred = inner - means - means[:, None] + grand
     size = len(train)
     kept = min(components, size - 1)
-    values, vectors = linalg.eigh(centred, subset_by_index=[size - kept, size - 1])
+    values, vectors = (found.numpy()[..., -kept:] for found in torch.linalg.eigh(torch.from_numpy(centred)))
     sound = values > _SMALLEST_SHARE * values[-1]
     values, vectors = values[sound][::-1], vectors[:, sound][:, ::-1]
     cross = similarities[:, train]

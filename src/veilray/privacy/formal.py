@@ -19,7 +19,7 @@ ANY_IMAGE = "any image for any other"
 
 KEYED = (
     "Noise drawn from a site's secret is Gaussian only to those who lack the secret: the promise is computational, and "
-    "whoever holds the secret subtracts the noise."
+    "whoever holds the secret subtracts the noise"
 )
 
 

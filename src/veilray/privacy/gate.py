@@ -6,116 +6,13 @@ safe.
 
 from __future__ import annotations
 
-import hashlib
-import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
-from veilray.errors import RefusedError, UsageError, first_fault
-from veilray.privacy.catalogue import MEMBERSHIP, STRONGEST, never_measured, unknown
-from veilray.privacy.results import (
-    FEW_PATIENTS,
-    AttackResult,
-    Audit,
-    Breach,
-    GateOutcome,
-    NoiseWay,
-    few_patients_note,
-)
-
-_FALLING = ("lpips",)
-"""Metrics that fall as more is recovered, which nothing can be `at_most`."""
-
-
-class _Policy(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Limit(_Policy):
-    """How far one attack may get."""
-
-    attack: str
-    """Such as `re-identification`, as in the audit."""
-    metric: str
-    """Such as `auc`, as in the audit."""
-    at_most: Annotated[float, Field(allow_inf_nan=False)]
-    """The highest figure that passes."""
-    attacker: str = ""
-    """Only this attacker, as in the audit; empty for each who sees the images."""
-    variant: str = ""
-    """Only these images, by name; empty for all of the kinds below."""
-    noise: tuple[NoiseWay, ...] | None = None
-    """Of attacks tried on noise made for the audit, the ways to make it that count.
-
-    By default that of each release, and every way where there is none.
-    """
-    kinds: tuple[Literal["clean", "noisy", "denoised", "baseline"], ...] = ("noisy", "denoised")
-    """Kinds of images that count: by default what leaves, and what a denoiser makes of it where there is one.
-
-    Every image variant of these kinds must have been measured, and of each kind that is named there must be one.
-    """
-    compare: Literal["value", "upper"] = "upper"
-    """Whether the figure itself or the upper end of its interval must keep to the limit."""
-    fewest_patients: Annotated[int, Field(ge=1)] = 30
-    """A figure from fewer patients cannot pass."""
-    allow_weak: bool = False
-    """Whether it passes where the strongest attacker of its attack was not there, or lacked something."""
-
-    @field_validator("metric")
-    @classmethod
-    def _rises(cls, metric: str) -> str:
-        if metric in _FALLING:
-            raise ValueError(
-                f"{metric} falls as more is recovered, so that at_most would pass the best reconstruction; limit "
-                "psnr or ssim instead (also psnr_of_two_levels, psnr_of_releases or seeds_found)"
-            )
-        return metric
-
-    @property
-    def words(self) -> str:
-        """The rule in words."""
-        who = f" by {self.attacker}" if self.attacker else ""
-        where = self.variant or " and ".join(self.kinds) + " images"
-        end = "upper end of the interval" if self.compare == "upper" else "figure"
-        return f"{self.attack}{who}, {self.metric}, {where}: {end} at most {self.at_most:g}"
-
-
-class Policy(_Policy):
-    """`policy.toml`."""
-
-    schema_version: Literal[1] = 1
-    limit: tuple[Limit, ...] = ()
-    """One `[[limit]]` each."""
-    least_std: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
-    """The least standard deviation of noise that passes, composed over all that left where the ledger was given.
-
-    Without the ledger it holds for what is audited alone, and the gate says so.
-    """
-    allow_clean: bool = False
-    """Whether a release that holds the clean images passes."""
-    allow_subtractable: bool = False
-    """Whether a release whose noise was made from a seed passes."""
-    allow_left_out: bool = False
-    """Whether a release passes of which some images were not audited."""
-
-
-def read_policy(path: Path) -> tuple[Policy, str]:
-    """A policy and the SHA-256 of its file; UsageError where it is missing, no policy, or says nothing."""
-    try:
-        content = path.read_bytes()
-        policy = Policy.model_validate(tomllib.loads(content.decode("utf-8")))
-    except OSError as error:
-        raise UsageError(f"--gate {path}: {(error.strerror or str(error)).lower()}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--gate {path} is not TOML ({error})") from None
-    except ValidationError as error:
-        raise UsageError(f"--gate {path}: {first_fault(error)}") from None
-    if not policy.limit and not policy.least_std:
-        raise UsageError(f"--gate {path} sets no limit: give at least one [[limit]], or least_std")
-    return policy, hashlib.sha256(content).hexdigest()
+from veilray.errors import RefusedError
+from veilray.privacy.catalogue import MEMBERSHIP, STRONGEST
+from veilray.privacy.policy import WEAK_WAY_OUT, Limit, Policy, no_images, takes_the_strongest
+from veilray.privacy.results import FEW_PATIENTS, AttackResult, Audit, Breach, GateOutcome, few_patients_note
 
 
 def judge(policy: Policy, audit: Audit, *, policy_sha256: str) -> GateOutcome:
@@ -135,26 +32,6 @@ def judge(policy: Policy, audit: Audit, *, policy_sha256: str) -> GateOutcome:
         breaches=tuple(breaches),
         notes=_notes(policy, audit),
     )
-
-
-def check_policy(
-    policy: Policy, variants: Mapping[str, str], *, where: Path | None, known: Collection[str] | None = None
-) -> None:
-    """UsageError where a limit speaks of what no audit has, or of what this one will not have.
-
-    `variants`: name and kind of the images that will be attacked; `known`: which of sex, view and age are known of any.
-    """
-    for limit in policy.limit:
-        reason = unknown(attack=limit.attack, metric=limit.metric, attacker=limit.attacker)
-        if limit.variant and limit.attack != MEMBERSHIP and limit.variant not in variants:
-            reason = reason or _no_images(limit.variant, variants)
-        if not reason and variants and limit.attack != MEMBERSHIP:
-            there = {variants[limit.variant]} if limit.variant else set(limit.kinds) & set(variants.values())
-            reason = never_measured(limit.metric, there, known=known)
-            absent = [] if limit.variant or "kinds" not in limit.model_fields_set else set(limit.kinds) - there
-            reason = f"there are no {min(absent)} images in this audit" if absent else reason
-        if reason:
-            raise UsageError(f"--gate {where}: {reason}")
 
 
 def demand_passed(audit: Audit, *, release_digest: str, where: Path, policy_sha256: str | None = None) -> GateOutcome:
@@ -209,30 +86,33 @@ def _meant(limit: Limit, audit: Audit) -> list[AttackResult]:
 
 def _unmeasured(limit: Limit, audit: Audit) -> list[Breach]:
     """A breach for each variant that the limit holds for and has no figure of, and for each kind that is not there."""
+    variants = audit.audited.variants
     measured = {one.variant for one in _meant(limit, audit)}
-    if limit.variant or limit.attack == MEMBERSHIP:
-        wanted, absent = [] if measured else [limit.variant], []
+    if limit.attack == MEMBERSHIP:  # about a model, whatever the images
+        reasons = [] if measured else [_why_missing(limit, audit, limit.variant)]
+    elif limit.variant and limit.variant not in variants:
+        reasons = [no_images(limit.variant, variants)]
+    elif limit.variant:
+        reasons = [] if measured else [_why_missing(limit, audit, limit.variant)]
     else:
-        variants = audit.audited.variants
         wanted = [name for name, kind in variants.items() if kind in limit.kinds and name not in measured]
-        absent = [kind for kind in limit.kinds if kind not in variants.values()]
-        # Nobody who has no denoiser can be asked for what it makes of the images, unless the policy says so.
-        if "kinds" not in limit.model_fields_set and len(absent) < len(limit.kinds):
-            absent = []
-    if limit.variant and limit.attack != MEMBERSHIP and limit.variant not in audit.audited.variants:
-        return [Breach(rule=limit.words, reason=_no_images(limit.variant, audit.audited.variants))]
-    reasons = [f"{_why_missing(limit, audit, name)}{_way_out(limit, audit, measured)}" for name in wanted]
-    reasons += [f"{limit.attack}, {limit.metric}: there are no {kind} images in this audit" for kind in absent]
+        reasons = [f"{_why_missing(limit, audit, name)}{_way_out(limit, audit, measured)}" for name in wanted]
+        reasons += _absent_kinds(limit, variants)
     return [Breach(rule=limit.words, reason=reason) for reason in reasons]
 
 
-def _no_images(variant: str, variants: Mapping[str, str]) -> str:
-    return f"there are no images called {variant} in this audit; there are {', '.join(variants)}"
+def _absent_kinds(limit: Limit, variants: Mapping[str, str]) -> list[str]:
+    """A reason for each kind of images that the limit holds for and that is not there."""
+    absent = [kind for kind in limit.kinds if kind not in variants.values()]
+    # Nobody who has no denoiser can be asked for what it makes of the images, unless the policy says so.
+    if "kinds" not in limit.model_fields_set and len(absent) < len(limit.kinds):
+        return []
+    return [f"{limit.attack}, {limit.metric}: there are no {kind} images in this audit" for kind in absent]
 
 
 def _weak(limit: Limit, audit: Audit) -> list[Breach]:
     """A breach for each variant whose strongest attacker was not there, or lacked something."""
-    if limit.attacker or limit.allow_weak or limit.attack not in STRONGEST:
+    if not takes_the_strongest(limit):
         return []
     name = STRONGEST[limit.attack]
     found: dict[str, list[AttackResult]] = {}
@@ -247,8 +127,7 @@ def _weak(limit: Limit, audit: Audit) -> list[Breach]:
             reasons.append(f"{limit.attack} of {variant}: {limit.metric} by the {name} was not measured")
         elif lacking:
             reasons.append(f"{limit.attack} of {variant}: {limit.metric} was measured {lacking}")
-    way_out = "; give what is missing, name an attacker, or say allow_weak = true in the limit"
-    return [Breach(rule=limit.words, reason=f"{reason}{way_out}") for reason in reasons]
+    return [Breach(rule=limit.words, reason=f"{reason}{WEAK_WAY_OUT}") for reason in reasons]
 
 
 def _why_missing(limit: Limit, audit: Audit, variant: str) -> str:

@@ -75,7 +75,7 @@ def _whole(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64], seeds
     for number in numbers:
         blocks = np.split(rows, range(_PROBES_AT_ONCE, len(rows), _PROBES_AT_ONCE))
         wins += np.concatenate([_nearest(data, variant, block, number) == block for block in blocks])
-    bound, notes = _bound(data, variant, rows[:_BOUNDED]) if _has_theory(variant) else (None, ())
+    bound, notes = _bound(data, variant, _sample(rows, seed=seeds[0])) if _has_theory(variant) else (None, ())
     value, low, high = over_patients(wins / len(numbers), _owners(data, rows), share=True)
     return AttackResult(
         attack=LINKAGE,
@@ -94,6 +94,11 @@ def _whole(data: AuditData, variant: Variant, rows: npt.NDArray[np.int64], seeds
         seeds=drawn_seeds(variant, seeds),
         notes=(f"gallery of {len(data):,} originals", *drawn_words(variant, numbers), *notes),
     )
+
+
+def _sample(rows: npt.NDArray[np.int64], *, seed: int) -> npt.NDArray[np.int64]:
+    """Some of the rows at random, for which the bound is computed."""
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:_BOUNDED])
 
 
 def _has_theory(variant: Variant) -> bool:
@@ -225,26 +230,36 @@ def check_closed_form(data: AuditData, variant: Variant, *, most: int, seeds: Se
         return None
     rows = np.concatenate(galleries)
     widest = min(_WIDEST, *data.size)
-    originals = _centre(_gather(data, rows), widest).astype(np.float64)
-    side = _telling_side(np.split(originals, len(galleries))[:_TELLERS], variant, widest)
+    originals = np.split(_centre(_gather(data, rows), widest).astype(np.float64), len(galleries))
+    side = _telling_side(originals[:_TELLERS], variant, widest)
+    seen, predicted = [], []
+    for members in originals:
+        patches = _centre(members, side).reshape(len(members), -1)
+        means, variances = clamped_moments(patches, mean=variant.mean, std=variant.std, clip=variant.clip)
+        seen.append(means)
+        predicted += [gallery_success(means, of_image, place) for place, of_image in enumerate(variances)]
     # A release exists once; noise made for the audit can be drawn again until there is enough to compare.
     repeats = 1 if variant.draws is not None else max(len(seeds), most // len(rows))
-    drawn = [_noisy_patches(variant, rows, side, number) for number in range(repeats)]
-    noisy = np.stack(drawn).reshape(repeats, len(rows), -1).astype(np.float64)
-    wins, predicted, begin = [], [], 0
-    for members in galleries:
-        part = slice(begin, begin + len(members))
-        begin += len(members)
-        patches = _centre(originals[part], side).reshape(len(members), -1)
-        seen, variances = clamped_moments(patches, mean=variant.mean, std=variant.std, clip=variant.clip)
-        distances = ((noisy[:, part, None] - seen) ** 2).sum(axis=-1)
-        wins.append(distances.argmin(axis=-1) == np.arange(len(members)))
-        predicted += [gallery_success(seen, variances[place], place) for place in range(len(members))]
-    found = np.concatenate(wins, axis=1).mean(axis=0)
-    chances = np.array(predicted)
+    found = np.zeros(len(rows))
+    for number in range(repeats):
+        drawn = _noisy_patches(variant, rows, side, number).reshape(len(rows), -1).astype(np.float64)
+        parts = np.split(drawn, len(galleries))
+        found += np.concatenate([_own_nearest(noisy, means) for noisy, means in zip(parts, seen, strict=True)])
     return CheckedLinkage(
-        side=side, wins=found, predicted=chances, rows=rows, repeats=repeats, gallery=len(galleries[0])
+        side=side,
+        wins=found / repeats,
+        predicted=np.array(predicted),
+        rows=rows,
+        repeats=repeats,
+        gallery=len(galleries[0]),
     )
+
+
+def _own_nearest(noisy: npt.NDArray[np.float64], means: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """(n,): whether each noisy patch, (n, P), lies nearest to the mean of its own original's, (n, P)."""
+    distances = (means**2).sum(axis=1) - 2.0 * noisy @ means.T  # less what is alike for all of the gallery
+    own: npt.NDArray[np.bool_] = distances.argmin(axis=1) == np.arange(len(noisy))
+    return own
 
 
 def _noisy_patches(variant: Variant, rows: npt.NDArray[np.int64], side: int, number: int) -> FloatImage:

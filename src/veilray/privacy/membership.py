@@ -24,7 +24,8 @@ Floats = npt.NDArray[np.float64]
 FEWEST_SHADOWS = 16
 FEWEST_PATIENTS = 10
 """Members, and others, below which nothing is measured."""
-_OTHERS_PER_ERROR = 1
+_ERRORS = 10
+"""Others above a threshold, of all there are, below which no rate is given."""
 _RATES = (0.01, 0.001)
 _SMALLEST_LOSS = 1e-12
 _SMALLEST_SPREAD = 1e-6
@@ -146,7 +147,7 @@ def _figures(
     found: list[AttackResult | Skipped] = [record("auc", 1.0 - np.mean(placements, axis=0), 0.5)]
     for rate in _RATES:
         metric = f"tpr_at_fpr_{rate:g}"
-        if others * rate >= _OTHERS_PER_ERROR:
+        if others * rate >= _ERRORS:
             hits = [(one <= rate + _ROUNDING).astype(np.float64) for one in placements]
             found.append(record(metric, np.mean(hits, axis=0), rate))
         else:

@@ -30,7 +30,7 @@ from veilray.privacy.metadata import Floats, agreement_scores, metadata_scores
 from veilray.privacy.observing import Observer, chosen_rows
 from veilray.privacy.pairs import AGE_WINDOW, Attributes, Codes, all_pairs, encode, matched, patient_codes
 from veilray.privacy.pairs import with_follow_ups as count_with_follow_ups
-from veilray.privacy.results import AttackResult, Difference, Skipped
+from veilray.privacy.results import AttackResult, Difference, Role, Skipped
 from veilray.privacy.roc import ENOUGH_IMPOSTORS, Estimate, Round, Verification, excess, hits_at_one, verification
 from veilray.privacy.verification import Looks, network_scores
 
@@ -153,63 +153,81 @@ def _trained(looks: Looks, patients: Codes, attributes: Attributes, seeds: Seque
     return rounds
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scored:
+    """What one attacker made of the pairs of all rounds."""
+
+    attacker: str
+    role: Role
+    knowing: bool
+    """Whether it is the network that is told the metadata as well."""
+    rounds: list[Round]
+    every: Verification | None
+    """How well it verifies all pairs; None where there is none to tell from another."""
+    alike: Verification | None
+    """How well it verifies pairs that are alike in what is known; None where nothing is."""
+
+
 def _figures(rounds: Mapping[str, list[Round]], told: _Told) -> list[AttackResult | Skipped]:
-    found: list[AttackResult] = []
+    scored = [_scored(name, of_attacker, told) for name, of_attacker in rounds.items()]
+    blind = next((one for one in scored if one.role == "baseline"), None)
+    found: list[AttackResult | Skipped] = []
     fewest = ENOUGH_IMPOSTORS
-    alone = _measured(rounds, told.blind, told, alike=False), _measured(rounds, told.blind, told, alike=True)
-    for name, scored in rounds.items():
-        measured = alone[0] if name == told.blind else _measured(rounds, name, told, alike=False)
-        if measured is None or (name == told.blind and not told.blind_too):
-            continue
-        fewest = measured.fewest_impostors  # of the same pairs whoever scores them
-        if not _whole(name, told):
-            found.append(_auc(PART + name, measured, told, "auc").model_copy(update={"role": "part"}))
-            continue
-        whole = [*_over_all(name, measured, told), _precision(name, scored, told)]
-        found_alike = alone[1] if name == told.blind else _measured(rounds, name, told, alike=True)
-        if found_alike is not None:
-            on = {"matched_on": _matching(told.attributes)}
-            whole.append(_auc(name, found_alike, told, "auc_matched").model_copy(update=on))
-        found += [_placed(one, name, told, alone, (measured, found_alike)) for one in whole]
+    for one in scored:
+        if one.every is not None and (one is not blind or told.blind_too):
+            fewest = one.every.fewest_impostors  # of the same pairs whoever scores them
+            found += _of_attacker(one, one.every, blind, told)
     return [*found, *_not_measured(told, fewest)]
 
 
-def _measured(rounds: Mapping[str, list[Round]], name: str, told: _Told, *, alike: bool) -> Verification | None:
-    """How well an attacker verifies all pairs, or those that are alike in what is known; None where it cannot be."""
-    if name not in rounds or (alike and not told.attributes.known):
-        return None
-    scored = rounds[name]
-    if alike:
-        scored = [one.where(matched(one.pairs, told.attributes)) for one in scored]
-    return verification(scored, told.patients, seeds=len(told.seeds), seed=0)
+def _scored(name: str, rounds: list[Round], told: _Told) -> _Scored:
+    role = _role(name, told)
+    alike = None
+    if role != "part" and told.attributes.known:
+        of_pairs_alike = [one.where(matched(one.pairs, told.attributes)) for one in rounds]
+        alike = verification(of_pairs_alike, told.patients, seeds=len(told.seeds), seed=0)
+    return _Scored(
+        attacker=name,
+        role=role,
+        knowing=bool(told.attributes.known) and name == network_knowing(told.attributes.known),
+        rounds=rounds,
+        every=verification(rounds, told.patients, seeds=len(told.seeds), seed=0),
+        alike=alike,
+    )
 
 
-def _whole(name: str, told: _Told) -> bool:
-    """Whether it is an attacker in its own right; the others are parts of the network."""
-    knowing = network_knowing(told.attributes.known) if told.attributes.known else ""
-    return name in (NETWORK, knowing, told.blind, THUMBNAILS, GRADIENTS)
-
-
-def _placed(
-    one: AttackResult,
-    name: str,
-    told: _Told,
-    alone: tuple[Verification | None, Verification | None],
-    own: tuple[Verification | None, Verification | None],
-) -> AttackResult:
-    """A figure with what kind of attacker it is of, and by how much it exceeds metadata over the same pairs."""
+def _role(name: str, told: _Told) -> Role:
+    """Whether it is an attacker in its own right, sees no pixels, or is a part of the network."""
     if name == told.blind:
-        return one.model_copy(update={"role": "baseline"})
-    changed: dict[str, object] = {}
-    if one.metric in ("auc", "auc_matched"):
-        blind, seeing = (alone[1], own[1]) if one.matched_on else (alone[0], own[0])
-        if blind is not None and seeing is not None:
-            more = excess(seeing, blind)
-            changed["above_metadata"] = Difference(value=more.value, low=more.low, high=more.high)
-    if name.startswith(f"{NETWORK} "):
-        # Metrics of their own: what this attacker achieves is not the image's doing alone.
-        changed["metric"] = f"{one.metric}{KNOWING}"
-    return one.model_copy(update=changed)
+        return "baseline"
+    knowing = network_knowing(told.attributes.known) if told.attributes.known else ""
+    return "attacker" if name in (NETWORK, knowing, THUMBNAILS, GRADIENTS) else "part"
+
+
+def _of_attacker(one: _Scored, every: Verification, blind: _Scored | None, told: _Told) -> list[AttackResult]:
+    """The figures of an attacker, those of areas with what they exceed metadata by over the same pairs."""
+    if one.role == "part":
+        return [_auc(PART + one.attacker, every, told, "auc").model_copy(update={"role": one.role})]
+    plain = f"{every.auc_pairs:.3f} where every pair weighs the same, whoever's it is"
+    found = [_above(_auc(one.attacker, every, told, "auc", plain), every, blind.every if blind else None)]
+    found += [*_rate(one.attacker, every, told), _precision(one.attacker, one.rounds, told)]
+    if one.alike is not None:
+        on = {"matched_on": _matching(told.attributes)}
+        alike = _auc(one.attacker, one.alike, told, "auc_matched").model_copy(update=on)
+        found.append(_above(alike, one.alike, blind.alike if blind else None))
+    if one.role == "baseline":
+        return [each.model_copy(update={"role": one.role, "above_metadata": None}) for each in found]
+    # The network that is told metadata has metrics of its own: what it achieves is not the image's doing alone.
+    ending = KNOWING if one.knowing else ""
+    return [each.model_copy(update={"metric": f"{each.metric}{ending}"}) for each in found]
+
+
+def _above(figure: AttackResult, seeing: Verification, blind: Verification | None) -> AttackResult:
+    """The figure with what it exceeds that of metadata alone by, where something is known."""
+    if blind is None:
+        return figure
+    more = excess(seeing, blind)
+    return figure.model_copy(update={"above_metadata": Difference(value=more.value, low=more.low, high=more.high)})
 
 
 def _not_measured(told: _Told, fewest: int) -> list[Skipped]:
@@ -224,13 +242,11 @@ def _not_measured(told: _Told, fewest: int) -> list[Skipped]:
     return [Skipped(attack=REIDENTIFICATION, variant=told.variant, reason=reason) for reason in reasons]
 
 
-def _over_all(attacker: str, measured: Verification, told: _Told) -> list[AttackResult]:
-    alike = f"{measured.auc_pairs:.3f} where every pair weighs the same, whoever's it is"
-    found = [_auc(attacker, measured, told, "auc", alike)]
-    if measured.rate is not None:
-        rate = _result(attacker, "tpr_at_fpr_1e-3", measured.rate, measured, told, chance=1e-3, notes=[])
-        found.append(rate.model_copy(update={"unit": "share"}))
-    return found
+def _rate(attacker: str, measured: Verification, told: _Told) -> list[AttackResult]:
+    if measured.rate is None:
+        return []
+    rate = _result(attacker, "tpr_at_fpr_1e-3", measured.rate, measured, told, chance=1e-3, notes=[])
+    return [rate.model_copy(update={"unit": "share"})]
 
 
 def _auc(attacker: str, measured: Verification, told: _Told, metric: str, *notes: str) -> AttackResult:

@@ -21,6 +21,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 NoiseWay = Literal["fresh", "seeded", "secret"]
 """How noise is made: anew for each release, from a seed that can be guessed, from a site's secret."""
 
+Role = Literal["attacker", "part", "baseline"]
+"""In its own right, a part of another attacker, or one that sees no pixels."""
+
 
 class AuditModel(BaseModel):
     """Base of every record of an audit: frozen, and without unknown keys."""
@@ -48,8 +51,7 @@ class AttackResult(AuditModel):
     """Family of the attack, such as `re-identification`."""
     attacker: str = ""
     """Who attacks where a family has several, such as `verification network` or `sex, view and age alone`."""
-    role: Literal["attacker", "part", "baseline"] = "attacker"
-    """In its own right, a part of another attacker, or one that sees no pixels."""
+    role: Role = "attacker"
     weakened: str = ""
     """What the attacker lacks that it might have had; empty where nothing."""
     variant: str = Field(min_length=1)

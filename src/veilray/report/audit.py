@@ -83,6 +83,7 @@ def _table(audit: Audit, attack: str) -> dict[str, Any]:
         "title": _TITLES.get(attack, attack),
         "variants": variants,
         "rows": audit_rows.rows(results),
+        "together": audit_text.against_theory(audit) if attack == "linkage" else "",
         "notes": _notes(results),
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from scipy.special import chdtrc
+
 from veilray.privacy.catalogue import KNOWING, OF_PATCH, listed
 from veilray.privacy.formal import ANY_IMAGE
 from veilray.privacy.results import AttackResult, Audit, Difference, FormalLevel
@@ -72,6 +74,29 @@ def alike(audit: Audit) -> str:
     """In what the people among whom re-identification was measured are alike, as far as it was known of them."""
     told = [one.matched_on for one in audit.results if one.matched_on]
     return f"alike in {listed(told[0] if told else _LABELS)}"
+
+
+def against_theory(audit: Audit) -> str:
+    """Whether linkage agrees with its closed form at all levels together; empty where fewer than two were compared.
+
+    Noise that is made for the audit is drawn apart at each level, so that the squares of the deviations add up to
+    chi-squared; of releases nobody knows that.
+    """
+    released = {one.variant for one in audit.audited.releases}
+    apart = [
+        one.deviation
+        for one in audit.results
+        if one.attack == "linkage" and one.deviation is not None and one.variant not in released
+    ]
+    if len(apart) < 2:
+        return ""
+    total = sum(deviation**2 for deviation in apart)
+    chance = float(chdtrc(len(apart), total))
+    return (
+        f"Against the closed form, over {len(apart)} kinds of noise together: chi-squared {number(total, 1)} on "
+        f"{len(apart)} degrees of freedom; were the form right, noise alone would make that much or more of it with a "
+        f"chance of {number(chance, 3) if chance >= 0.0005 else 'less than 0.001'}."
+    )
 
 
 def highest_of(audit: Audit) -> int:
