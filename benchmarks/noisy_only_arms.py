@@ -26,7 +26,7 @@ SEARCH_EPOCHS = 8
 """The same of the runs that choose a learning rate."""
 BATCH, CROP, SEARCH_CROP = 8, 96, 64
 """Crops of twice the network's receptive radius of 47 pixels, so that a pixel may see all round it."""
-PROBE_EVERY = 4
+PROBE_EVERY = 2
 NETWORK = {"name": "nafnet", "width": 8, "depth": 3, "fold": 2, "residual": True}
 RATES = (1.5e-3, 4.5e-3, 1.35e-2)
 """Learning rates that are tried, on the validation images."""
@@ -67,6 +67,11 @@ class Arm:
         return ", ".join([self.objective, *(mark for mark, on in marks if on), *rate])
 
     @property
+    def reference(self) -> str:
+        """The name of the arm with clean targets that it is held against: from the same weights."""
+        return "supervised, started" if self.started else "supervised"
+
+    @property
     def work(self) -> float:
         """Of a step, in that of a supervised one: processor seconds, as noisy_only_step.py measured them."""
         measured = _step_ratios()
@@ -101,9 +106,8 @@ CLIPS = (True, False)
 MAIN = [Arm(objective=name, clip=clip, kind="main") for clip in CLIPS for name in ("supervised", BEST[clip])]
 REFERENCES = [Arm(objective="supervised", clip=clip, kind="reference", fresh=True) for clip in CLIPS]
 HELPED = [
-    Arm(objective=BEST[clip], clip=clip, kind="help", mixed=mixed, started=not mixed)
-    for clip in CLIPS
-    for mixed in (True, False)
+    *(Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True) for clip in CLIPS),
+    *(Arm(objective=one.objective, clip=one.clip, kind="help", started=True) for one in MAIN),
 ]
 OTHERS = [
     *(Arm(objective=name, clip=True, kind="objective") for name in ("censored_r2r", "blind_spot", "neighbor2neighbor")),

@@ -129,6 +129,7 @@ def _scored_on(config: RunConfig) -> RunConfig:
 def _facts(cell: Cell, run: RunFolder) -> dict[str, Any]:
     return {
         "arm": cell.arm.name,
+        "reference": cell.arm.reference,
         "kind": cell.arm.kind,
         "clamped": cell.arm.clip,
         "std": cell.std,

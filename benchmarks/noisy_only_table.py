@@ -26,10 +26,19 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     rows = []
     for std, clamped in itertools.product(sorted({one["std"] for one in results}), (True, False)):
         here = [one for one in results if (one["std"], one["clamped"]) == (std, clamped) and one["kind"] != "search"]
-        reference = {one["seed"]: one for one in here if one["arm"] == "supervised"}
-        arms = dict.fromkeys(one["arm"] for one in here)
-        rows.extend(_row({one["seed"]: one for one in here if one["arm"] == arm}, reference) for arm in arms)
+        names = dict.fromkeys(_arm(one) for one in here)
+        arms = {name: {one["seed"]: one for one in here if _arm(one) == name} for name in names}
+        rows.extend(_row(own, arms.get(_reference(own), {})) for own in arms.values())
     return {"arms": rows, "ranking": ranking(results), "search": searched(results)}
+
+
+def _arm(result: Result) -> str:
+    return str(result["arm"])
+
+
+def _reference(own: dict[int, Result]) -> str:
+    """The arm with clean targets that an arm is held against."""
+    return str(next(iter(own.values())).get("reference", "supervised"))
 
 
 def _row(own: dict[int, Result], reference: dict[int, Result]) -> dict[str, Any]:
@@ -48,7 +57,7 @@ def _row(own: dict[int, Result], reference: dict[int, Result]) -> dict[str, Any]
         "by_epoch": {seed: own[seed]["by_epoch"] for seed in sorted(own)},
     }
     shared = sorted(own.keys() & reference.keys())
-    if shared and first["arm"] != "supervised":
+    if shared and first["arm"] != _reference(own):
         pair = _scores(own, shared), _scores(reference, shared)
         found = paired_comparison(*pair, patients, higher_is_better=True, seed=BOOTSTRAP_SEED).difference
         row["minus_supervised"] = {"mean": found.mean, "low": found.low, "high": found.high, "seeds": len(shared)}
