@@ -2,7 +2,7 @@
 
     python benchmarks/noisy_only.py --data COHORT --public FOLDER --out DIR --search
     python benchmarks/noisy_only.py --data COHORT --public FOLDER --out DIR [--levels 0.2] [--seeds 1 2 3]
-        [--arms supervised sure ...] [--minutes 30] [--split test] [--save]
+        [--clamp yes] [--arms supervised sure ...] [--minutes 30] [--split test] [--save]
 
 COHORT is the NIH radiographs at 256 px with the split of splits/nih256.csv, FOLDER another hospital's, as PNG. Each
 seed has a release of its own at each noise level, clamped and not: 8 or 16 bits, one noisy copy of each image, and
@@ -39,6 +39,8 @@ from noisy_only_cells import read_result, result_path, run_cell
 from noisy_only_table import draw, lines, summary
 
 RECORD = "noisy_only"
+CLAMPS = {"both": (True, False), "yes": (True,), "no": (False,)}
+"""Which releases to train on."""
 
 
 def main() -> None:
@@ -75,7 +77,8 @@ def _wanted(cell: Cell, options: argparse.Namespace) -> bool:
     if options.search:
         return True
     arms = options.arms or [cell.arm.name]
-    return cell.std in options.levels and cell.seed in options.seeds and cell.arm.name in arms
+    where = cell.std in options.levels and cell.seed in options.seeds and cell.arm.clip in CLAMPS[options.clamp]
+    return where and cell.arm.name in arms
 
 
 def _options() -> argparse.Namespace:
@@ -87,6 +90,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS), help="standard deviations")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--arms", nargs="+", help="by name, as the table has them")
+    parser.add_argument("--clamp", choices=CLAMPS, default="both")
     parser.add_argument("--minutes", type=float, default=0.0, help="of processor time, after which no run is begun")
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--no-train", action="store_true", help="take what is there")
