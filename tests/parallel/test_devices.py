@@ -74,10 +74,12 @@ def test_huge_pages_are_asked_for_before_torch_and_a_user_s_choice_stays(monkeyp
     use_huge_pages()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     code = (
         "import os, sys; from veilray.cli import main\n"
-        "main.app = lambda **options: print(os.environ['THP_MEM_ALLOC_ENABLE'], 'torch' in sys.modules)\n"
+        "main.app = lambda **options: print(*map(os.environ.get, ('THP_MEM_ALLOC_ENABLE', 'OPENBLAS_NUM_THREADS')), 'torch' in sys.modules,"
+        "'numpy' in sys.modules)\n"
         "main._status([])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.split() == ["1", "False"]
+    assert done.stdout.split() == ["1", "1", "False", "False"]

@@ -119,6 +119,8 @@ class _Ending:
 
 def _status(arguments: list[str]) -> int:
     use_huge_pages()
+    # Torch has a thread for each core. Those of numpy's OpenBLAS would wait for work on the same cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     debug = "--debug" in arguments
     try:
         # Ends in SystemExit, 2 for wrong usage. A command that starts others hands on what it was given, `obj`.
