@@ -36,7 +36,7 @@ from veilray.privacy.audit import code_digest
 from veilray.privacy.results import AttackResult, Audit, read_audit
 from veilray.report.audit_figures import draw_frontier, frontier_points, utility_words
 from veilray.report.audit_rows import rows, shown
-from veilray.report.audit_text import ONE_DRAW, against_theory, alike, gate_sentence, headline, highest_of, verdicts
+from veilray.report.audit_text import ONE_DRAW, against_theory, alike, gate_lines, headline, highest_of, verdicts
 from veilray.report.audit_values import figure, metric_words
 from veilray.report.drawing import canvas, styled
 
@@ -226,7 +226,7 @@ def _opening(audit: Audit, record: dict[str, Any]) -> list[str]:
         f"Each verdict takes the highest of several figures, that on re-identification of {highest_of(audit)}; its "
         f"interval does not allow for its having been chosen. {ONE_DRAW}"
     )
-    return [what, f"**Verdict.** {headline(audit)}", gate_sentence(audit), *said, chosen]
+    return [what, f"**Verdict.** {headline(audit)}", *gate_lines(audit), *said, chosen]
 
 
 def _pairs_words(counted: dict[str, int]) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from tests.privacy.records import result, small_audit
 
 from veilray.errors import RefusedError, UsageError
 from veilray.privacy.gate import demand_passed, judge
 from veilray.privacy.policy import Policy, check_policy, read_policy
 from veilray.privacy.results import AttackResult, Audit, AuditedRelease, Composition, GateOutcome, Skipped
-from veilray.report.audit_text import gate_sentence
+from veilray.report.audit_text import gate_lines
 
 
 def _judge(audit: Audit, **policy: object) -> GateOutcome:
@@ -101,7 +102,7 @@ def test_without_a_denoiser_the_gate_says_what_it_did_not_test() -> None:
     audit = _without_denoiser([result()])
     judged = _judge(audit, limit=_limit(0.99))
     assert judged.passed
-    said = gate_sentence(audit.model_copy(update={"gate": judged}))
+    said = " ".join(gate_lines(audit.model_copy(update={"gate": judged})))
     assert "What a denoiser makes of the images was not tested, since none was given (--denoiser)." in said
     for limit in (_limit(0.99, kinds=["noisy"]), _limit(0.99, variant=NOISY)):
         assert _judge(audit, limit=limit).notes == ()
@@ -214,7 +215,7 @@ def test_a_pass_says_no_more_than_what_its_limits_are_about() -> None:
     assert _judge(audit, least_std=0.1).words == "the noise has a std of at least 0.1"
     assert _judge(audit, limit=_limit(0.99)).words == "no tested attack exceeded its limit (1 limits)"
     judged = audit.model_copy(update={"gate": _judge(audit, least_std=0.1)})
-    assert "attack" not in gate_sentence(judged)
+    assert "attack" not in " ".join(gate_lines(judged))
 
 
 def test_images_that_the_audit_has_not_are_named_as_that() -> None:
@@ -282,6 +283,15 @@ def test_a_limit_that_can_never_be_measured_is_found_beforehand(limit: dict[str,
         check_policy(policy, variants, where=None, known=())
     if "needs" in said:
         check_policy(policy, variants, where=None, known=("sex", "age"))
+
+
+@pytest.mark.parametrize("metric", ["auc_matched", "precision_at_1"])
+def test_a_limit_that_nothing_can_exceed_is_no_limit(metric: str) -> None:
+    limit = {"attack": "re-identification", "metric": metric}
+    with pytest.raises(ValidationError, match=f"at_most = 75: {metric} is at most 1; write 0.75"):
+        Policy.model_validate({"limit": [limit | {"at_most": 75}]})
+    assert Policy.model_validate({"limit": [limit | {"at_most": 0.75}]}).limit
+    assert Policy.model_validate({"limit": [{"attack": "reconstruction", "metric": "psnr", "at_most": 32}]}).limit
 
 
 @pytest.mark.parametrize("passes", [{"attacker": "correlation of thumbnails"}, {"allow_weak": True}])

@@ -94,6 +94,12 @@ def test_a_run_shows_what_naive_noise_loses_and_secret_noise_keeps() -> None:
     found = {(one.metric, one.noise == "secret"): one for one in outcomes if isinstance(one, AttackResult)}
     assert found["psnr_of_releases", False].value > found["psnr_of_releases", True].value + 6
     assert found["psnr_of_two_levels", False].value > found["psnr_of_two_levels", True].value + 6
+    # The other level is a noisier one, which leaves beside this one: it must not help beyond this one alone.
+    assert any(note.startswith("levels 0.2 and 0.3;") for note in found["psnr_of_two_levels", True].notes)
+    for nested, helps in ((False, True), (True, False)):
+        (_, alone), (_, both) = found["psnr_of_two_levels", nested].curve or ()
+        assert (both > alone) == helps
+        assert both == pytest.approx(found["psnr_of_two_levels", nested].value)
     assert found["seeds_found", False].value == 1.0
     assert found["seeds_found", True].value == 0.0
     assert all((one.n_patients, one.seeds) == (31, SEEDS) for one in found.values())

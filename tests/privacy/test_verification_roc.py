@@ -99,6 +99,29 @@ def test_a_difference_is_that_of_the_same_resamples() -> None:
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.slow
+def test_an_attacker_who_knows_nothing_is_rarely_told_from_guessing_where_impostors_are_few() -> None:
+    patients = np.repeat(np.arange(40), 2)
+    above = below = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        alike, fold = rng.integers(0, 12, 40), rng.permutation(40) % 5
+        rounds = []
+        for number in range(5):
+            pairs = all_pairs(patients, np.flatnonzero(fold[patients] == number))
+            # Some 50 impostor pairs in all: resamples of patients leave many a round without any.
+            pairs = pairs.where(alike[patients[pairs.first]] == alike[patients[pairs.second]])
+            rounds.append(Round(pairs=pairs, scores=rng.normal(size=len(pairs))))
+        found = verification(rounds, patients, seeds=1, seed=0)
+        assert found is not None
+        assert found.auc.low is not None
+        assert found.auc.high is not None
+        above += found.auc.low > 0.5
+        below += found.auc.high < 0.5
+    # 2.5 % each; more than 6 of 60 would come by chance once in a thousand times.
+    assert max(above, below) <= 6
+
+
 def test_certainty_has_the_exact_interval_of_its_patients() -> None:
     patients = np.repeat(np.arange(20), 2)
     found = verification(_rounds(patients, all_pairs(patients).genuine * 1.0), patients, seeds=1, seed=0)

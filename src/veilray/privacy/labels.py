@@ -119,7 +119,7 @@ def _read_labels(path: Path) -> dict[str, list[Line]]:
             reader = csv.DictReader(stream)
             columns = set(reader.fieldnames or ())
             if not columns & {"image_id", "file"} or not columns & {"sex", "age", "view", "view_position"}:
-                raise DataError(f"{path} needs a column image_id or file, and any of sex, age, view")
+                raise DataError(f"{path} needs a column image_id or file, and any of sex, age, view, with commas")
             found: dict[str, list[Line]] = {}
             for line in reader:
                 file = line.get("file") or ""

@@ -323,7 +323,7 @@ def _galleries(data: AuditData, variant: Variant, *, most: int, seed: int) -> li
     rows = variant.available(data)
     generator = np.random.default_rng(seed)
     first = {data.patient_ids[row]: row for row in generator.permutation(rows).tolist()}
-    # Images that look the same in the middle, such as copies, have no closed form: each gallery keeps one of them.
+    # One image of a patient: those of one patient may look the same in the middle, which has no closed form.
     chosen = np.array(sorted(first.values()), dtype=np.int64)
     chosen = generator.permutation(chosen)[:most]
     if len(chosen) < _FEWEST:

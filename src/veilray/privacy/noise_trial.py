@@ -85,13 +85,17 @@ class NoiseTrial:
             estimate = subtracted(weak, strong, mean=mean, weak_std=weak_std, strong_std=strong_std, clip=clip)
             scores.append(psnr_of(estimate, self._clean))
             alone.append(np.mean(psnr_of(np.clip(weak, 0.0, 1.0), self._clean)))
+        found, better = np.mean(scores, axis=0), float(np.mean(alone))
         return self._scored(
-            np.mean(scores, axis=0),
+            found,
             metric="psnr_of_two_levels",
             unit="dB",
             attacker=f"{SUBTRACTING}, {_SCALED if way == 'seeded' else _WORDS[way]}",
             noise=way,
-            notes=(f"levels {weak_std:g} and {strong_std:g}; the less noisy one alone has {np.mean(alone):.1f} dB",),
+            notes=(
+                f"levels {weak_std:g} and {strong_std:g}; curve: the less noisy one alone, {better:.1f} dB, and both",
+            ),
+            curve=((1.0, better), (2.0, float(found.mean()))),
         )
 
     def guess(self, tried: int, *, nested: bool) -> list[AttackResult | Skipped]:
@@ -168,12 +172,14 @@ class NoiseTrial:
         return self._noisy(np.stack([self._secret_field(row, std, shape, seed) for row in self._rows.tolist()]))
 
     def _other_level(self, *, nested: bool) -> float:
+        """A noisier level that left as well; of the noisiest of a secret's the one before it."""
         from veilray.obfuscation.secret import LEVELS
 
         std = self._variant.std
-        if nested:
-            return next(level for level in (0.2, *LEVELS) if level != std)
-        return 1.5 * std
+        if not nested:
+            return 1.5 * std
+        noisier = [level for level in LEVELS if level > std]
+        return noisier[0] if noisier else LEVELS[-2]
 
     def _secret_field(self, row: int, std: float, shape: tuple[int, int], seed: int) -> FloatImage:
         from veilray.obfuscation.secret import secret_field

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from veilray.errors import UsageError, first_fault
 from veilray.privacy.catalogue import MEMBERSHIP, STRONGEST, never_measured, unknown
@@ -65,6 +65,12 @@ class Limit(_Policy):
                 "psnr or ssim instead (also psnr_of_two_levels, psnr_of_releases or seeds_found)"
             )
         return metric
+
+    @model_validator(mode="after")
+    def _can_be_exceeded(self) -> Limit:
+        if self.at_most > 1.0 and not self.metric.startswith("psnr"):
+            raise ValueError(f"at_most = {self.at_most:g}: {self.metric} is at most 1; write 0.75 for 75 %")
+        return self
 
     @property
     def words(self) -> str:

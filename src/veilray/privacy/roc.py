@@ -166,17 +166,19 @@ def _measure(one: Round, patients: Codes, draws: Floats) -> _Measured:
     ends = np.concatenate([above, tied])
     starts = np.unique(np.concatenate([[0], ends[ends < len(impostors)]]))
     placements, with_ties = np.empty((len(draws), len(above))), np.empty((len(draws), len(above)))
+    comparable = np.empty(len(draws), dtype=np.bool_)
     for begin in range(0, len(draws), _AT_ONCE):
         drawn = np.ascontiguousarray(draws[begin : begin + _AT_ONCE].T, dtype=np.float32)
         sums = np.add.reduceat(drawn[first] * drawn[second] * share[:, None], starts, axis=0, dtype=np.float64)
         up_to = np.concatenate([np.zeros((1, sums.shape[1])), np.cumsum(sums, axis=0)])
-        # A resample without two patients to compare has no impostors: nothing scores higher than a genuine pair.
-        up_to /= np.maximum(up_to[-1], 1e-12)
+        comparable[begin : begin + _AT_ONCE] = up_to[-1] > _ROUNDING
+        up_to /= np.maximum(up_to[-1], _ROUNDING)
         before, until = (up_to[np.searchsorted(starts, end)].T for end in (above, tied))
         placements[begin : begin + _AT_ONCE] = (before + until) / 2.0
         with_ties[begin : begin + _AT_ONCE] = until
     owner = patients[one.pairs.first[genuine]]
-    weights = draws[:, owner] / np.bincount(owner)[owner]
+    # A resample that has no impostors of this round says nothing of it.
+    weights = comparable[:, None] * draws[:, owner] / np.bincount(owner)[owner]
     plain = (above + tied) / (2.0 * len(impostors))
     return _Measured(placements=placements, with_ties=with_ties, weights=weights, plain=plain)
 

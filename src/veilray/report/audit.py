@@ -57,7 +57,7 @@ def _context(audit: Audit, panels: Sequence[AuditPanel]) -> Mapping[str, Any]:
         "headline": audit_text.headline(audit),
         "highest_of": audit_text.highest_of(audit),
         "one_draw": audit_text.ONE_DRAW,
-        "gate": audit_text.gate_sentence(audit),
+        "gate": audit_text.gate_lines(audit),
         "verdicts": audit_text.verdicts(audit),
         "few": few_patients_note(audit.audited.n_patients) if audit.audited.n_patients < FEW_PATIENTS else "",
         "tables": [_table(audit, attack) for attack in _attacks(audit)],

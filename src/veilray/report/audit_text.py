@@ -60,14 +60,14 @@ def headline(audit: Audit) -> str:
     return f"{'; '.join(parts)}."[0].upper() + f"{'; '.join(parts)}."[1:]
 
 
-def gate_sentence(audit: Audit) -> str:
-    """What the policy said; empty where there was none."""
+def gate_lines(audit: Audit) -> tuple[str, ...]:
+    """What the policy said, first in a sentence, then a line for each limit that was not kept to; empty without one."""
     if audit.gate is None:
-        return ""
+        return ()
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in audit.gate.notes)
     if audit.gate.passed:
-        return f"Gate passed: {audit.gate.words}.{notes} This does not say that the release is safe."
-    return "Gate not passed: " + "; ".join(breach.reason for breach in audit.gate.breaches) + f".{notes}"
+        return (f"Gate passed: {audit.gate.words}.{notes} This does not say that the release is safe.",)
+    return (f"Gate not passed.{notes}", *(f"{breach.reason}." for breach in audit.gate.breaches))
 
 
 def alike(audit: Audit) -> str:
@@ -224,13 +224,14 @@ def _averaging(audit: Audit) -> Verdict:
             worst[one.attacker] = max(worst.get(one.attacker, one), one, key=_gain)
     sentences = []
     for attacker, one in worst.items():
-        counted = f"{one.count} of them, {number(_gain(one), 1, sign=True)}{NBSP}dB: " if one.curve else ""
-        sentences.append(f"{attacker}: {counted}{at_least(one, of=one.variant)}.")
+        gained = f"{number(_gain(one), 1, sign=True)}{NBSP}dB"
+        what = f"{one.count} of them, {gained}" if one.count else f"{gained} beside the less noisy of the two alone"
+        sentences.append(f"{attacker}: {what}: {at_least(one, of=one.variant)}.")
     return Verdict(attacker="Who gets several releases of one image", sentences=tuple(sentences))
 
 
 def _gain(result: AttackResult) -> float:
-    """In dB, against one release; of what has no curve its value."""
+    """In dB, against one release: of several alike, or the less noisy of two; of what has no curve its value."""
     return result.curve[-1][1] - result.curve[0][1] if result.curve else result.value
 
 
