@@ -64,9 +64,9 @@ class Story:
     sealed_means: str
 
 
-@pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    with two_sites(tmp_path_factory.mktemp("noisy-only")) as sites:
+@pytest.fixture
+def story(tmp_path: Path) -> Iterator[Story]:
+    with two_sites(tmp_path) as sites:
         one, two = sites.one, sites.two
         _import(one)
         for_centre = ["--keys", "keys", "--receiver", "centre", "--std", "0.2"]
@@ -100,7 +100,14 @@ def _crossed(sites: Sites, sender: Site, folder: str, name: str) -> tuple[Path, 
     return bundle, KeyFolder.open(receiver.home / "keys")
 
 
-def test_the_centre_trains_on_noisy_images_alone(story: Story) -> None:
+def test_a_centre_without_clean_images_trains_and_is_told_how_well(story: Story) -> None:
+    # One test, since the story takes most of its time.
+    _the_centre_trained_on_noisy_images_alone(story)
+    _the_model_was_scored_against_the_originals_and_means_returned(story)
+    _no_clean_pixel_and_no_name_crossed(story)
+
+
+def _the_centre_trained_on_noisy_images_alone(story: Story) -> None:
     release = Release.open(story.sites.two.home / "release")
     assert not release.pairs
     assert not list(release.path.glob("clean-*"))
@@ -110,7 +117,7 @@ def test_the_centre_trains_on_noisy_images_alone(story: Story) -> None:
     assert told["release"] == {"release_id": release.record.release_id, "digest": release.digest}
 
 
-def test_the_model_is_scored_against_the_originals_and_means_return(story: Story) -> None:
+def _the_model_was_scored_against_the_originals_and_means_returned(story: Story) -> None:
     summary = read_summary(story.sites.one.home / "evaluation")
     assert (summary.n_images, summary.n_patients) == (22, 11)
     assert "22 test images of 11 patients" in story.scored
@@ -125,7 +132,7 @@ def test_the_model_is_scored_against_the_originals_and_means_return(story: Story
     assert f"{means['release_id']} evaluation sealed: of weights {means['weights_sha256']}, for centre" in events
 
 
-def test_no_clean_pixel_and_no_name_crossed(story: Story) -> None:
+def _no_clean_pixel_and_no_name_crossed(story: Story) -> None:
     """Neither byte for byte nor to the eye: in the bundles, opened, and in all that lies at the centre."""
     one, two = story.sites.one.home, story.sites.two.home
     crossed = []
