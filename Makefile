@@ -8,7 +8,10 @@ EXTRAS ?= dicom,sites,clinic,baselines,dev
 # Two workers of one thread each; one that has no more to do takes over half of what the other has left.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test check quick format bench clean
+# Nothing, where all tests are run anyway.
+FAST ?= quick
+
+.PHONY: demo test check types quick format bench clean
 
 demo: $(STAMP)
 	$(BIN)/veilray demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
@@ -19,6 +22,9 @@ test: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --jobs=2 types $(FAST)
+
+types: $(STAMP)
 	$(BIN)/mypy
 
 quick: $(STAMP)
