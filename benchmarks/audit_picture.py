@@ -13,15 +13,14 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from make_readme_picture import obfuscated
 from veilray.files import replacing
 from veilray.images.phantom import chest_phantom
 from veilray.images.radiograph import FloatImage, to_levels
 from veilray.inference.denoiser import Denoiser
 from veilray.obfuscation.config import NoiseConfig
-from veilray.obfuscation.noise import apply_draws, keyed_draw
 
 OUT = Path(__file__).parents[1] / "docs" / "images" / "audit_phantom.png"
 SIDE, GAP, CAPTION = 224, 8, 22
@@ -38,19 +37,11 @@ def main() -> None:
     network = Denoiser.load("default")
     columns = [(("original", first), ("follow-up", again))]
     for std in LEVELS:
-        noisy = obfuscated(first, std=std, seed=seed)
+        noisy = obfuscated(first, NoiseConfig(mean=MEAN, std=std), seed=seed, image_id="audit picture")
         columns.append(((f"noise {std:g}", noisy), (f"noise {std:g}, denoised", network(noisy, mean=MEAN))))
     with replacing(OUT) as part:
         drawn(columns).save(part, format="PNG", optimize=True)
     print(f"written: {OUT}, {OUT.stat().st_size:,} bytes")
-
-
-def obfuscated(clean: FloatImage, *, std: float, seed: int) -> FloatImage:
-    """The image under clamped noise of this level."""
-    noise = NoiseConfig(mean=MEAN, std=std)
-    draw = keyed_draw(noise, seed=seed, epoch=0, image_id="audit picture")
-    pixels: FloatImage = apply_draws(torch.from_numpy(clean)[None, None], [draw], clip=noise.clip)[0, 0].numpy()
-    return pixels
 
 
 def drawn(columns: list[tuple[tuple[str, FloatImage], ...]]) -> Image.Image:

@@ -40,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
 
     clean = chest_phantom(patient=1, follow_up=0, seed=args.seed, size=SIDE)
-    noisy = _obfuscate(clean, seed=args.seed)
+    noisy = obfuscated(clean, NOISE, seed=args.seed, image_id="readme picture")
     columns = [(f"noisy, {_decibels(noisy, clean)}", noisy)]
     for model in args.models:
         output = Denoiser.load(model)(noisy, mean=NOISE.mean_range[0])
@@ -52,9 +52,10 @@ def main() -> None:
     print(f"{args.out}: {', '.join(caption for caption, _ in columns)}; {args.out.stat().st_size:,} bytes")
 
 
-def _obfuscate(clean: FloatImage, *, seed: int) -> FloatImage:
-    draw = keyed_draw(NOISE, seed=seed, epoch=0, image_id="readme picture")
-    noisy = apply_draws(torch.from_numpy(clean)[None, None], [draw], clip=NOISE.clip)
+def obfuscated(clean: FloatImage, noise: NoiseConfig, *, seed: int, image_id: str) -> FloatImage:
+    """The image, (H, W), under noise drawn for this name."""
+    draw = keyed_draw(noise, seed=seed, epoch=0, image_id=image_id)
+    noisy = apply_draws(torch.from_numpy(clean)[None, None], [draw], clip=noise.clip)
     pixels: FloatImage = noisy[0, 0].numpy()
     return pixels
 

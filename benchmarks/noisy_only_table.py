@@ -26,14 +26,10 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     rows = []
     for std, clamped in itertools.product(sorted({one["std"] for one in results}), (True, False)):
         here = [one for one in results if (one["std"], one["clamped"]) == (std, clamped) and one["kind"] != "search"]
-        names = dict.fromkeys(_arm(one) for one in here)
-        arms = {name: {one["seed"]: one for one in here if _arm(one) == name} for name in names}
+        names = dict.fromkeys(one["arm"] for one in here)
+        arms = {name: {one["seed"]: one for one in here if one["arm"] == name} for name in names}
         rows.extend(_row(own, arms.get(_reference(own), {})) for own in arms.values())
     return {"arms": rows, "ranking": ranking(results), "search": searched(results)}
-
-
-def _arm(result: Result) -> str:
-    return str(result["arm"])
 
 
 def _reference(own: dict[int, Result]) -> str:
