@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,39 @@ pytestmark = [
 ]
 
 
-def _start(cohort: Path, out: Path, *more: list[str], restarts: int) -> list[subprocess.Popen[str]]:
-    """Start a training under two launchers with a rank each; `more`: what each is told besides."""
+def _start(
+    cohort: Path, out: Path, *more: list[str], restarts: int, program: Sequence[str] = ("-m", "veilray"), host: int = 0
+) -> list[subprocess.Popen[str]]:
+    """Start a training under two launchers with a rank each; `more`: what each is told besides.
+
+    `host`: which of them holds the store in which the launchers meet; that of the ranks is held by rank 0's.
+    """
     endpoint = f"--rdzv-endpoint=127.0.0.1:{free_port()}"
     machines = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-id=two", endpoint, "--local-addr=127.0.0.1"]
-    command = words(cohort, out)
+    command, options = words(cohort, out), [f"--max-restarts={restarts}"]
     return [
-        start_torchrun(*command, *own, ranks=1, options=[f"--max-restarts={restarts}"], machines=machines)
-        for own in more or ([], [])
+        start_torchrun(
+            *command,
+            *own,
+            ranks=1,
+            options=[*options, f"--rdzv-conf=is_host={int(number == host)}"],
+            machines=machines,
+            program=program,
+        )
+        for number, own in enumerate(more or ([], []))
     ]
+
+
+_LATE = """
+import os, pathlib, time
+from veilray.cli.main import run
+if os.environ["RANK"] == "1":
+    started = pathlib.Path(__file__).with_suffix(".started")
+    if started.exists():
+        time.sleep(2)
+    started.touch()
+run()
+"""
 
 
 def _kill_rank(launcher: subprocess.Popen[str]) -> None:
@@ -59,7 +84,12 @@ def test_a_rank_killed_on_one_machine_is_told_once_and_both_go_on(small_cohort: 
 
 
 def test_machines_that_are_told_different_things_end_with_one_message(small_cohort: Path, tmp_path: Path) -> None:
-    ends = finish(_start(small_cohort, tmp_path / "run", [], ["--set", "train.learning_rate=0.0005"], restarts=1))
+    # The restarted rank of the second machine comes when rank 0 knows that all is over, and the launchers still meet
+    # in the second one's store: only the ranks' own would be gone.
+    late = tmp_path / "late.py"
+    late.write_text(_LATE)
+    different = ([], ["--set", "train.learning_rate=0.0005"])
+    ends = finish(_start(small_cohort, tmp_path / "run", *different, restarts=1, program=[str(late)], host=1))
     assert all(end.status != 0 for end in ends)
     (line,) = [line for end in ends for line in told(end)]
     assert "has train.learning_rate = 0.0005" in line or "has 0.0005: give every rank" in line

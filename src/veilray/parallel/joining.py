@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
 from veilray.parallel.ending import explained, uninterrupted_end
 from veilray.parallel.group import ALONE, Backend, Group, fails_together, first_line, lost_ranks_explained
-from veilray.parallel.rendezvous import LEAVING_SECONDS, new_life
+from veilray.parallel.rendezvous import LEAVING_SECONDS, ends_with_lead, new_life
 from veilray.parallel.restart import comes_back, leave_if_over
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MEETING_SECONDS = 600.0
 """Longest wait for the other ranks where nothing has said yet how long it is to be."""
+STORE_SECONDS = 60.0
+"""Longest wait for a launcher's store: no signal interrupts it."""
 
 
 @contextlib.contextmanager
@@ -92,9 +94,11 @@ def _meet(timeout: float) -> Group:
 
     place = {name: _number(name, default) for name, default in _PLACE.items()}
     try:
-        wait = timedelta(seconds=timeout)
+        # A launcher's store is there before its ranks are; that of a batch system's rank 0 comes when that one does.
+        wait = timedelta(seconds=timeout if ends_with_lead() else min(timeout, STORE_SECONDS))
         store, rank, world_size = next(rendezvous("env://", place["RANK"], place["WORLD_SIZE"], timeout=wait))
-        leave_if_over(store, place["LOCAL_RANK"])
+        store.set_timeout(timedelta(seconds=timeout))
+        leave_if_over(store, local_rank=place["LOCAL_RANK"], world_size=world_size)
         store = new_life(store, rank=rank, world_size=world_size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise _no_group(error) from error
