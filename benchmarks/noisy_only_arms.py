@@ -105,10 +105,8 @@ BEST = {True: "censored_sure", False: "sure"}
 CLIPS = (True, False)
 MAIN = [Arm(objective=name, clip=clip, kind="main") for clip in CLIPS for name in ("supervised", BEST[clip])]
 REFERENCES = [Arm(objective="supervised", clip=clip, kind="reference", fresh=True) for clip in CLIPS]
-HELPED = [
-    *(Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True) for clip in CLIPS),
-    *(Arm(objective=one.objective, clip=one.clip, kind="help", started=True) for one in MAIN),
-]
+STARTED = [Arm(objective=one.objective, clip=one.clip, kind="help", started=True) for one in MAIN]
+MIXED = [Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True) for clip in CLIPS]
 OTHERS = [
     *(Arm(objective=name, clip=True, kind="objective") for name in ("censored_r2r", "blind_spot", "neighbor2neighbor")),
     *(Arm(objective=name, clip=False, kind="objective") for name in ("r2r", "noisier2noise")),
@@ -134,11 +132,14 @@ class Cell:
 
 
 def plan() -> list[Cell]:
-    """All cells, those first that say most: at 0.2 the main arms of all seeds, then other levels and arms."""
-    cells = [Cell(arm=arm, std=std, seed=seed) for std in LEVELS for seed in SEEDS for arm in MAIN]
-    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*REFERENCES, *HELPED, *OTHERS)]
-    main = len(SEEDS) * len(MAIN)
-    return [*cells[:main], *beside, *cells[main:]]
+    """All cells, those first that say most: started arms of all levels and seeds, then others."""
+    started, drawn = (
+        [Cell(arm=arm, std=std, seed=seed) for seed in SEEDS for std in LEVELS for arm in arms]
+        for arms in (STARTED, MAIN)
+    )
+    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*REFERENCES, *MIXED, *OTHERS)]
+    first = len(LEVELS) * len(MAIN)
+    return [*started, *drawn[:first], *beside, *drawn[first:]]
 
 
 def search() -> list[Cell]:
