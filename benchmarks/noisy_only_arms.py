@@ -56,12 +56,16 @@ class Arm:
     """With clean images of another hospital in every batch."""
     started: bool = False
     """From weights that were trained on the clean images of another hospital."""
+    trained: bool = True
+    """Or those weights as they are."""
     rate: float | None = None
     """Learning rate, where it is not the chosen one."""
 
     @property
     def name(self) -> str:
         """`sure`, `supervised, fresh noise`, ..."""
+        if not self.trained:
+            return "the start as it is"
         marks = [("fresh noise", self.fresh), ("mixed", self.mixed), ("started", self.started)]
         rate = [] if self.rate is None else [f"rate {self.rate:g}"]
         return ", ".join([self.objective, *(mark for mark, on in marks if on), *rate])
@@ -105,6 +109,7 @@ BEST = {True: "censored_sure", False: "sure"}
 CLIPS = (True, False)
 MAIN = [Arm(objective=name, clip=clip, kind="main") for clip in CLIPS for name in ("supervised", BEST[clip])]
 REFERENCES = [Arm(objective="supervised", clip=clip, kind="reference", fresh=True) for clip in CLIPS]
+STARTS = [Arm(objective="supervised", clip=clip, kind="reference", started=True, trained=False) for clip in CLIPS]
 STARTED = [Arm(objective=one.objective, clip=one.clip, kind="help", started=True) for one in MAIN]
 MIXED = [Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True) for clip in CLIPS]
 OTHERS = [
@@ -135,7 +140,7 @@ def plan() -> list[Cell]:
     """All cells, those first that say most: started arms of all levels and seeds, then others."""
     started, drawn = (
         [Cell(arm=arm, std=std, seed=seed) for seed in SEEDS for std in LEVELS for arm in arms]
-        for arms in (STARTED, MAIN)
+        for arms in ([*STARTS, *STARTED], MAIN)
     )
     beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*REFERENCES, *MIXED, *OTHERS)]
     first = len(LEVELS) * len(MAIN)

@@ -78,9 +78,7 @@ def run_cell(cell: Cell, places: Places, split: str) -> None:
             _make_start(places)
         release = places.release(cell)
         config = config_of(cell, places)
-        data = places.data if cell.arm.fresh else release
-        clean = places.public_cohort() if cell.arm.mixed else None
-        run = _trained(places.out / cell.name, TrainingImages.open(data, config, clean=clean, verify=False), cell.name)
+        run = _run(cell, config, places) if cell.arm.trained else RunFolder(places.start)
         images = TrainingImages.open(release, _scored_on(config), verify=False)
         write_json(
             result, {**_facts(cell, run), "images": score(run, images, split), "common": common(cell, run, images)}
@@ -103,6 +101,12 @@ def _alone(path: Path) -> Iterator[bool]:
 def _make_start(places: Places) -> None:
     images = TrainingImages.open(places.public_cohort(), start_config(), verify=False)
     _trained(places.start, images, "start")
+
+
+def _run(cell: Cell, config: RunConfig, places: Places) -> RunFolder:
+    data = places.data if cell.arm.fresh else places.release(cell)
+    clean = places.public_cohort() if cell.arm.mixed else None
+    return _trained(places.out / cell.name, TrainingImages.open(data, config, clean=clean, verify=False), cell.name)
 
 
 def _trained(folder: Path, images: TrainingImages, name: str) -> RunFolder:
@@ -134,11 +138,11 @@ def _facts(cell: Cell, run: RunFolder) -> dict[str, Any]:
         "clamped": cell.arm.clip,
         "std": cell.std,
         "seed": cell.seed,
-        "epochs": cell.arm.epochs,
+        "epochs": cell.arm.epochs if cell.arm.trained else 0,
         "learning_rate": cell.arm.learning_rate,
         "processor_seconds": spent(run),
-        "choice": choice(run),
-        "by_epoch": [[one.validation_loss, one.validation_psnr] for one in run.epochs()],
+        "choice": choice(run) if cell.arm.trained else None,
+        "by_epoch": [[one.validation_loss, one.validation_psnr] for one in run.epochs()] if cell.arm.trained else [],
     }
 
 

@@ -126,7 +126,7 @@ def lines(record: dict[str, Any]) -> list[list[str]]:
     found = [header]
     for row in record["arms"]:
         difference, psnr = row.get("minus_supervised"), row["psnr"]
-        gaps = [one["gap_db"] for one in row["choice"].values()]
+        gaps = [one["gap_db"] for one in row["choice"].values() if one is not None]
         less = "" if difference is None else _text(-difference["mean"], -difference["high"], -difference["low"])
         found.append(
             [
@@ -137,7 +137,7 @@ def lines(record: dict[str, Any]) -> list[list[str]]:
                 _text(psnr["mean"], psnr["low"], psnr["high"]),
                 less,
                 str(row["epochs"]),
-                f"{max(gaps):.3f}",
+                f"{max(gaps):.3f}" if gaps else "",
             ]
         )
     return found
