@@ -78,7 +78,7 @@ class Arm:
     @property
     def work(self) -> float:
         """Of a step, in that of a supervised one: processor seconds, as noisy_only_step.py measured them."""
-        measured = _step_ratios()
+        measured = step_ratios()
         name = f"{self.objective}, every {PROBE_EVERY}" if self.objective in PROBED else self.objective
         return measured["r2r" if name == "noisier2noise" else name]  # which are one step
 
@@ -99,7 +99,8 @@ class Arm:
 
 
 @cache
-def _step_ratios() -> dict[str, float]:
+def step_ratios() -> dict[str, float]:
+    """What a training step by each objective costs, in supervised ones: noisy_only_step.py's record."""
     record = json.loads((RESULTS / "noisy_only_step.json").read_text(encoding="utf-8"))
     return {name: step["ratio"] for name, step in record["steps"].items()}
 
@@ -175,7 +176,7 @@ class Places:
             cohort = Cohort.open(self._own_cohort())
             noise = NoiseConfig(mean=MEAN, std=cell.std, clip=cell.arm.clip)
             source = seeded_noise(noise, cohort=cohort, seed=cell.seed)
-            write_release(cohort, folder, noise=noise, source=source, contents=_contents(cohort), pairs=True)
+            write_release(cohort, folder, noise=noise, source=source, contents=contents(cohort), pairs=True)
         return folder
 
     def _own_cohort(self) -> Path:
@@ -202,7 +203,7 @@ class Places:
         return self.out / "start"
 
 
-def _contents(cohort: Cohort) -> Contents:
+def contents(cohort: Cohort) -> Contents:
     """All training and test images, and one validation image of each of some patients."""
     seen: set[str] = set()
     images = []

@@ -80,9 +80,8 @@ def run_cell(cell: Cell, places: Places, split: str) -> None:
         config = config_of(cell, places)
         run = _run(cell, config, places) if cell.arm.trained else RunFolder(places.start)
         images = TrainingImages.open(release, _scored_on(config), verify=False)
-        write_json(
-            result, {**_facts(cell, run), "images": score(run, images, split), "common": common(cell, run, images)}
-        )
+        scores = score(Denoiser.load(run.path, device="cpu"), images, split)
+        write_json(result, {**_facts(cell, run), "images": scores, "common": common(cell, run, images)})
 
 
 @contextmanager
@@ -100,16 +99,17 @@ def _alone(path: Path) -> Iterator[bool]:
 
 def _make_start(places: Places) -> None:
     images = TrainingImages.open(places.public_cohort(), start_config(), verify=False)
-    _trained(places.start, images, "start")
+    trained(places.start, images, "start")
 
 
 def _run(cell: Cell, config: RunConfig, places: Places) -> RunFolder:
     data = places.data if cell.arm.fresh else places.release(cell)
     clean = places.public_cohort() if cell.arm.mixed else None
-    return _trained(places.out / cell.name, TrainingImages.open(data, config, clean=clean, verify=False), cell.name)
+    return trained(places.out / cell.name, TrainingImages.open(data, config, clean=clean, verify=False), cell.name)
 
 
-def _trained(folder: Path, images: TrainingImages, name: str) -> RunFolder:
+def trained(folder: Path, images: TrainingImages, name: str) -> RunFolder:
+    """The run in a folder, trained to its end from where it is; SystemExit where it is stopped."""
     """The run in a folder, trained to its end, from where it is."""
     if (folder / "config.toml").exists():
         run = RunFolder.resume(folder, images.config)
@@ -146,9 +146,8 @@ def _facts(cell: Cell, run: RunFolder) -> dict[str, Any]:
     }
 
 
-def score(run: RunFolder, images: TrainingImages, split: str) -> list[dict[str, Any]]:
+def score(denoiser: Denoiser, images: TrainingImages, split: str) -> list[dict[str, Any]]:
     """PSNR of every image of a set, output clamped, as the model is used."""
-    denoiser = Denoiser.load(run.path, device="cpu")
     scores = []
     for batch in images.held_out_batches(split, CPU, batch_size=8):
         output = denoiser.denoise(batch.noisy, mean=batch.known[:, 0], std=batch.known[:, 1]).clamp(0.0, 1.0)
