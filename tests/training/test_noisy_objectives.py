@@ -19,6 +19,7 @@ from veilray.cohort.obfuscate import write_release
 from veilray.errors import CohortError, UsageError
 from veilray.images.phantom import chest_phantom
 from veilray.inference.denoiser import Denoiser
+from veilray.models.build import build_model
 from veilray.models.weights import load_weights
 from veilray.obfuscation.config import NoiseConfig, Recorruption
 from veilray.obfuscation.mean_map import mean_map
@@ -27,8 +28,10 @@ from veilray.training.companions import matching_rows
 from veilray.training.config import Objective
 from veilray.training.data import TrainingImages
 from veilray.training.draws import draw
-from veilray.training.objectives.blind import blind_spot_losses, neighbour_losses, second_losses
+from veilray.training.objectives.blind import _halves, blind_spot_losses, neighbour_losses, second_losses
+from veilray.training.objectives.build import build_objective
 from veilray.training.objectives.recorrupted import recorrupted, recorrupted_losses, recorruption_log_likelihood
+from veilray.training.objectives.sure import sure_losses
 from veilray.training.run import RunFolder
 
 MEAN, STD = 0.1, 0.2
@@ -189,6 +192,54 @@ def test_the_halves_are_of_neighbours(phantom: Tensor) -> None:
         (1.0, 0.0),
         (1.0, 1.0),
     }
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_loss_of_neighbours_is_its_equation(phantom: Tensor, clip: bool) -> None:
+    noisy, known, places = _noisy(phantom, clip=clip), _known(), _places("neighbor2neighbor")
+    scale = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+
+    def network(images: Tensor, told: Tensor) -> Tensor:
+        return scale * _smoothed(images, told)
+
+    def expected(estimate: Tensor) -> Tensor:
+        values = mean_map(estimate.detach(), mean=MEAN, std=STD) if clip else estimate.detach() + MEAN
+        return torch.as_tensor(values)
+
+    chosen = places[..., ::2, ::2].long()
+    (u, v), (full_u, full_v) = (_halves(images, chosen) for images in (noisy, expected(network(noisy, known))))
+    losses = neighbour_losses(network, noisy, known, places=places, clip=clip)
+    step = 1e-4
+    truth, moved = (
+        (error.square() + (error - (full_u - full_v)).square()).mean(dim=(1, 2, 3))
+        for error in (expected((1 + shift / 0.9) * network(u, known)) - v for shift in (0.0, step))
+    )
+    torch.testing.assert_close(losses, truth)
+    # The second term's reference has no gradient: it stays where it is when the network moves.
+    slope = torch.autograd.grad(losses.sum(), scale)[0]
+    torch.testing.assert_close(slope, (moved - truth).sum() / step, rtol=1e-2, atol=1e-3)
+    constant = (expected(network(u, known)) - v).square().mean(dim=(1, 2, 3))
+    assert bool((truth > 1.2 * constant).all())  # the second term counts
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_what_is_trained_by_knows_of_the_clamp(phantom: Tensor, clip: bool) -> None:
+    config = small_config(noise={"mean": MEAN, "std": STD, "clip": clip}, model={"norm": "group"})
+    objective: Objective = "censored_sure" if clip else "sure"
+    config = config.model_copy(update={"train": config.train.model_copy(update={"objective": objective})})
+    model = build_model(config.model).double().eval()
+    noisy, known = _noisy(phantom, clip=clip)[:2], _known()[:2]
+    drawn = draw(objective, _names()[:2], (SIDE, SIDE), weights=np.ones(2, dtype=np.float32))
+    assert drawn.signs is not None
+    assert drawn.probe_weight is not None
+    own = build_objective(model, config)(noisy, known, drawn)
+    signs, weight = drawn.signs, drawn.probe_weight
+    right, wrong = (
+        sure_losses(lambda images, told: model(images), noisy, known, signs=signs, weight=weight, clip=one)
+        for one in (clip, not clip)
+    )
+    torch.testing.assert_close(own, right)
+    assert not torch.allclose(own, wrong, rtol=1e-3)
 
 
 @pytest.mark.slow

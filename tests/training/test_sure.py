@@ -116,6 +116,33 @@ def test_the_gradient_under_the_clamp_is_that_of_a_weighted_squared_error(
     assert expectation(own_gradient) == pytest.approx(expectation(weighted_error), abs=1e-8)
 
 
+@pytest.mark.parametrize("std", [0.1, 0.2, 0.3])
+def test_the_loss_under_the_clamp_has_the_gradient_of_that_weighted_error(phantom: Tensor, std: float) -> None:
+    """What the training calls, along the scale of a network's output: the probe is masked, and has its sign."""
+    clean = phantom.expand(DRAWS, -1, -1, -1)
+    noisy = add_gaussian(clean, mean=MEAN, std=std, clip=True, generator=torch.Generator().manual_seed(4))
+    known = torch.tensor([[MEAN, std]], dtype=torch.float64).expand(DRAWS, -1)
+    signs = sign_fields([str(index) for index in range(DRAWS)], (SIDE, SIDE)).double()
+    smoother, ones = Smoother(1.5), torch.ones(DRAWS, dtype=torch.float64)
+
+    def gradients(clip: bool) -> Tensor:
+        scale = ones.clone().requires_grad_()
+
+        def network(images: Tensor, told: Tensor) -> Tensor:
+            return scale.repeat(len(images) // DRAWS).view(-1, 1, 1, 1) * smoother(images, told)
+
+        losses = sure_losses(network, noisy, known, signs=signs, weight=ones, clip=clip)
+        return torch.autograd.grad(losses.sum(), scale)[0]
+
+    estimate = smoother(noisy, known)
+    latent = [latent_mean(noisy, m=at + MEAN, std=_double(std)) for at in (estimate, clean)]
+    truth = (2 * estimate * ((estimate - clean) - (latent[0] - latent[1]))).mean(dim=(1, 2, 3))
+    difference, plain = gradients(clip=True) - truth, gradients(clip=False) - truth
+    standard_error = difference.std() / math.sqrt(DRAWS)
+    assert difference.mean().abs() < 2.5 * standard_error
+    assert plain.mean().abs() > 12 * standard_error  # so that a wrong loss would show
+
+
 def test_a_probe_on_every_second_image_counts_for_all(phantom: Tensor) -> None:
     clean = phantom.expand(4, -1, -1, -1)
     noisy = add_gaussian(clean, mean=MEAN, std=0.2, generator=torch.Generator().manual_seed(0))
