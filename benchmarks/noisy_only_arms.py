@@ -32,8 +32,10 @@ RATES = (1.5e-3, 4.5e-3, 1.35e-2)
 """Learning rates that are tried, on the validation images."""
 CHOSEN = {"supervised": 1.35e-2, "noisy": 1.35e-2}
 """The rate of each kind of arm, after `--search`."""
-START_RATE = 1e-3
-"""The rate of arms that begin from trained weights; not searched."""
+START_RATES = (1e-3, 4e-3, 1.6e-2)
+"""The same for arms that begin from trained weights."""
+START_RATE = 4e-3
+"""The rate of arms that begin from trained weights, after `--search`."""
 LEVELS = (0.2, 0.1, 0.3)
 SEEDS = (1, 2, 3)
 VALIDATION_IMAGES = 30
@@ -118,7 +120,10 @@ OTHERS = [
     *(Arm(objective=name, clip=False, kind="objective") for name in ("r2r", "noisier2noise")),
 ]
 SEARCH = [
-    Arm(objective=name, clip=True, kind="search", rate=rate) for name in ("supervised", BEST[True]) for rate in RATES
+    Arm(objective=name, clip=True, kind="search", started=started, rate=rate)
+    for name in ("supervised", BEST[True])
+    for started, rates in ((False, RATES), (True, START_RATES))
+    for rate in rates
 ]
 
 
@@ -258,7 +263,7 @@ def setting() -> dict[str, Any]:
 
 def recipe(seed: int, noise: dict[str, Any], own: dict[str, Any]) -> RunConfig:
     """The network and the training that all runs share."""
-    shared = {"batch_size": BATCH, "crop": CROP, "flips": True, "loss": "mse", "optimizer": "adamw"}
+    shared = {"batch_size": BATCH, "crop": CROP, "flips": True, "turns": True, "loss": "mse", "optimizer": "adamw"}
     shared |= {"weight_decay": 1e-4, "ema_decay": 0.99}
     return RunConfig.model_validate(
         {

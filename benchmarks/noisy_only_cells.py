@@ -110,7 +110,6 @@ def _run(cell: Cell, config: RunConfig, places: Places) -> RunFolder:
 
 def trained(folder: Path, images: TrainingImages, name: str) -> RunFolder:
     """The run in a folder, trained to its end from where it is; SystemExit where it is stopped."""
-    """The run in a folder, trained to its end, from where it is."""
     if (folder / "config.toml").exists():
         run = RunFolder.resume(folder, images.config)
     else:

@@ -101,6 +101,7 @@ def searched(results: Sequence[Result]) -> list[dict[str, Any]]:
     return [
         {
             "objective": one["arm"].partition(",")[0],
+            "started": "started" in one["arm"],
             "learning_rate": one["learning_rate"],
             "epochs": one["epochs"],
             "own_criterion": min(loss for loss, _ in one["by_epoch"]),

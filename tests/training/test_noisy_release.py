@@ -64,7 +64,7 @@ def test_auto_takes_what_the_release_allows(releases: dict[str, Path], data: str
 @pytest.mark.parametrize(
     ("data", "train", "message"),
     [
-        ("clamped", {"objective": "sure"}, "holds for noise that is not clamped.*off by several times"),
+        ("clamped", {"objective": "sure"}, "holds for noise that is not clamped.*off by as much as the error"),
         ("open", {"objective": "censored_sure"}, "is for clamped noise"),
         ("clamped", {"objective": "supervised"}, "needs clean images.*--pairs"),
         ("clamped", {"loss": "ms_ssim_l1"}, "compares with clean images"),
@@ -236,6 +236,18 @@ def test_clamped_noise_that_is_stated_without_a_clamp_is_refused(large: dict[boo
     images = TrainingImages(Release.open(_restated(large[True], tmp_path / "r", clip=False)), small_config())
     with pytest.raises(CohortError, match="was clamped after all"):
         noise_warnings(images)
+
+
+def test_noise_without_a_clamp_that_is_stated_with_one_is_refused(large: dict[bool, Path], tmp_path: Path) -> None:
+    images = TrainingImages(Release.open(_restated(large[False], tmp_path / "r", clip=True)), small_config())
+    with pytest.raises(CohortError, match=r"clamped to \[0, 1\], but .* it was not"):
+        noise_warnings(images)
+
+
+@pytest.mark.parametrize("std", [0.0, -0.1, (0.0, 0.2)])
+def test_noise_of_no_width_is_refused(releases: dict[str, Path], tmp_path: Path, std: object) -> None:
+    with pytest.raises(CohortError, match="std"):
+        Release.open(_restated(releases["clamped"], tmp_path / "r", std=std))
 
 
 def test_a_release_without_its_noise_is_refused(releases: dict[str, Path], tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ def _facts(images: TrainingImages, data: Path) -> dict[str, Any]:
         "cohort_digest": images.data.digest,
         "release_id": images.data.record.release_id if isinstance(images.data, Release) else None,
         **counts,
+        "n_public": images.public_images(),
         "shared_patients": images.shared_patients(),
         "patients_unknown": images.data.record.patients_unknown,
         "parameters": sum(parameter.numel() for parameter in build_model(images.config.model).parameters()),
@@ -238,7 +239,10 @@ def _announce(images: TrainingImages, run: RunFolder, setup: Setup, doubts: list
         typer.echo(f"begins from the weights of {start} (SHA-256 {images.config.train.start_sha256[:12]}...)")
     choice = images.choice
     if choice.objective != "supervised":
-        typer.echo(f"objective: {choice.objective}, for {choice.why}; train.loss has no effect")
+        typer.echo(f"objective: {choice.objective}, because {choice.why}; train.loss has no effect")
+    if public := images.public_images():
+        share = images.config.train.clean_share
+        typer.echo(f"beside them {public} clean public images, {share:.0%} of each batch, by squared error")
     for line in doubts:
         typer.echo(line, err=True)
     for line in statements(images.config, setup, device):

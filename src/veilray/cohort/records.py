@@ -92,11 +92,14 @@ class Quantisation(_Record):
     step: float = Field(gt=0.0, allow_inf_nan=False)
 
 
+_Std = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
 class ReleasedNoise(_Record):
     """The law of the noise: y = clip(x + n), n ~ N(mean, std^2)."""
 
-    mean: float
-    std: float | tuple[float, float]
+    mean: float = Field(allow_inf_nan=False)
+    std: _Std | tuple[_Std, _Std]
     """Standard deviation, or the range from which the index's `std` was drawn for each image."""
     clip: bool
 

@@ -33,6 +33,8 @@ class DataCounts(_Record):
     train_patients: int = Field(ge=0)
     validation_images: int = Field(ge=0)
     validation_patients: int = Field(ge=0)
+    public_images: int = Field(default=0, ge=0)
+    """Clean public images that stood beside those of training."""
 
 
 class Score(_Record):

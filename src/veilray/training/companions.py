@@ -50,7 +50,8 @@ def matching_rows(first: Release, second: Release) -> Rows:
     if missing:
         raise CohortError(
             f"{len(missing)} of {len(first)} images of {first.path} are not in {second.path} by name: releases for "
-            "'noise2noise' are made with --keys for one receiver, so that names last, and each with a --seed of its own"
+            "'noise2noise' are made with --keys for one receiver, so that names last, the second with --override-name "
+            "and --override-reason, because two draws weaken each other's noise"
         )
     matched = np.array([rows[name] for name in first.image_ids], dtype=np.int64)
     for row, other in enumerate(matched):

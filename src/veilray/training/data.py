@@ -85,6 +85,10 @@ class TrainingImages:
         """How many patients each set shows."""
         return {name: len({self.data.patient_id(int(row)) for row in rows}) for name, rows in self.sets.items()}
 
+    def public_images(self) -> int:
+        """How many clean public images stand beside the data."""
+        return 0 if self._public is None else len(self._public.sets["train"])
+
     def shared_patients(self) -> int:
         """How many patients have images in more than one set: 0 but for the paper's split."""
         rows = np.concatenate(list(self.sets.values()))

@@ -63,7 +63,10 @@ def sets_of(data: Cohort | Release, config: RunConfig) -> dict[str, Rows]:
     sets: dict[str, Rows] = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
     for name in ("train", "validation"):
         if not len(sets[name]):
-            raise CohortError(f"{data.path} has no images in its {name} set; training needs some in both{_why(data)}")
+            raise CohortError(
+                f"{data.path} has no images in its {name} set; training needs some for training and some for validation"
+                f"{_why(data)}"
+            )
     return sets
 
 

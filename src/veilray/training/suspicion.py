@@ -18,6 +18,8 @@ right within 5 %, and an objective that goes by a std that is wrong by more keep
 SMALL = 128 * 128
 """Pixels of an image below which the ratio is SMALL_RATIO: few patches, by which clamped noise looks up to 8 % weak."""
 SMALL_RATIO = 1.15
+ROUNDING = 1e-3
+"""By which a level of a pixel file may miss an end of [0, 1]."""
 PILED_UP = 0.005
 """Share of pixels at the two ends of what occurs that no noise without a clamp comes near."""
 
@@ -25,7 +27,8 @@ PILED_UP = 0.005
 def noise_warnings(images: TrainingImages) -> list[str]:
     """What must be said of a release's noise before a training without clean images; empty elsewhere.
 
-    Raises CohortError where a release states noise without a clamp, and pixels are piled up at two values.
+    Raises CohortError where a release states noise without a clamp, and pixels are piled up at two values; or with one,
+    and pixels lie beyond it.
     """
     if not isinstance(images.data, Release) or images.choice.objective == "supervised":
         return []
@@ -35,8 +38,7 @@ def noise_warnings(images: TrainingImages) -> list[str]:
     ratios, told = [], RATIO
     for row, std in zip(rows, stated, strict=True):
         noisy = images.data.gather_noisy(np.array([row]))[0]
-        if not images.noise.clip:
-            _check_unclamped(noisy, images)
+        (_check_clamped if images.noise.clip else _check_unclamped)(noisy, images)
         if noisy.size < SMALL:
             told = SMALL_RATIO
         if min(noisy.shape) >= PATCH + 2:
@@ -50,6 +52,15 @@ def noise_warnings(images: TrainingImages) -> list[str]:
         f"warning: {images.data.path} says that its noise has std {says}, but it looks like {looks} (estimated from "
         f"{len(ratios)} images): the training goes by what is said, and would be wrong; ask the sender"
     ]
+
+
+def _check_clamped(noisy: FloatImage, images: TrainingImages) -> None:
+    low, high = float(noisy.min()), float(noisy.max())
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise CohortError(
+            f"{images.data.path} says that its noise is clamped to [0, 1], but an image's pixels reach from {low:.3g} "
+            f"to {high:.3g}: it was not; ask the sender"
+        )
 
 
 def _check_unclamped(noisy: FloatImage, images: TrainingImages) -> None:

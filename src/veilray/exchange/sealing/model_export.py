@@ -18,6 +18,7 @@ from veilray.files import sha256_file, write_json, write_text
 from veilray.metrics.interval import Interval
 from veilray.models.exported import MODEL_CARD, MODEL_RECORD, DataCounts, ModelRecord, Score, SeenRelease
 from veilray.models.weights import WEIGHTS_FILE, load_weights, model_of, save_weights
+from veilray.training.config import RunConfig
 from veilray.training.run import RunFolder
 
 _SEEDS = ("seed", "noise_seed")
@@ -46,7 +47,7 @@ def export_model(run: Path, out: Path) -> ModelRecord:
         data=_counts(folder),
         score=_score(run),
         release=_release(folder),
-        config={name: _choices(value) for name, value in config if name not in ("model", "noise", *_SEEDS)},
+        config=_training(config),
     )
     write_json(out / MODEL_RECORD, record.model_dump(mode="json"))
     write_text(out / MODEL_CARD, model_card(record))
@@ -59,6 +60,14 @@ def training_digest(run: Path) -> str:
     if not isinstance(digest, str) or not digest:
         raise RunError(f"{run / 'environment.json'} does not say on which data it trained")
     return digest
+
+
+def _training(config: RunConfig) -> dict[str, Any]:
+    """The configuration as it may leave, without what this training had no use for."""
+    kept = {name: _choices(value) for name, value in config if name not in ("model", "noise", *_SEEDS)}
+    for name in config.train.unused():
+        kept["train"].pop(name, None)
+    return kept
 
 
 def _choices(value: Any) -> Any:
@@ -96,8 +105,11 @@ def _counts(folder: RunFolder) -> DataCounts:
         "validation_images": "n_validation",
         "validation_patients": "n_validation_patients",
     }
+    public = {"public_images": environment.get("n_public", 0)}
     try:
-        return DataCounts.model_validate({field: environment[key] for field, key in names.items()}, strict=True)
+        return DataCounts.model_validate(
+            {**{field: environment[key] for field, key in names.items()}, **public}, strict=True
+        )
     except (KeyError, TypeError, ValidationError):
         raise RunError(f"{folder.path / 'environment.json'} does not say on how much data it trained") from None
 
@@ -145,8 +157,8 @@ from chest radiographs like those it was trained on: `veilray denoise IMAGES --m
 
 ## Data
 
-Trained on {_source(record)}{data.train_images:,} images of {data.train_patients:,} patients; the weights were \
-chosen by {data.validation_images:,} images of {data.validation_patients:,} patients.
+Trained on {_source(record)}{data.train_images:,} images of {data.train_patients:,} patients{_public(data)}; the \
+weights were chosen by {data.validation_images:,} images of {data.validation_patients:,} patients.
 The images themselves, their names and those of the patients are not in this folder.
 
 ## Scores
@@ -159,6 +171,10 @@ The images themselves, their names and those of the patients are not in this fol
 - A high PSNR is not diagnostic equivalence.
 - What a network remembers of its training images was not measured; treat the weights as data of that site.
 """
+
+
+def _public(data: DataCounts) -> str:
+    return f" and {data.public_images:,} clean public images" if data.public_images else ""
 
 
 def _source(record: ModelRecord) -> str:

@@ -26,8 +26,7 @@ def choose_objective(config: RunConfig, *, clip: bool, clean: bool, second: bool
     """The objective of a training on the data at `path`.
 
     `clip`: whether their noise is clamped. `clean`: whether clean images are there. `second`: whether a second release
-    of the same images is. Raises UsageError for an objective
-    that is not valid for them, with the reason.
+    of the same images is. Raises UsageError for an objective that is not valid for them, with the reason.
     """
     wanted = config.train.objective
     clamp = "the noise is clamped" if clip else "the noise is not clamped"
@@ -58,7 +57,7 @@ def _check(objective: Objective, config: RunConfig, *, clip: bool, clean: bool, 
     if objective in UNCLAMPED and clip:
         raise UsageError(
             f"train.objective = '{objective}' holds for noise that is not clamped, and that of {path} is: the estimate "
-            "would be off by several times the error; set train.objective = 'auto'"
+            "would be off by as much as the error itself, or more; set train.objective = 'auto'"
         )
     if objective in CLAMPED and not clip:
         raise UsageError(

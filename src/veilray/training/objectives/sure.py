@@ -8,8 +8,9 @@ it: Soltanayev and Chun, NeurIPS 2018):
 unbiased but for a term in eps^2, the third moments of signs being 0.
 
 `censored_sure`, for clamped releases, y = clip(x + mean + n, 0, 1). There Stein's identity needs the value before the
-clamp, and the estimate above is off by several times the error. The squared residual gives way to the likelihood of
-clamped noise (`obfuscation.censored`), and the divergence counts where the clamp left pixels alone:
+clamp, and the estimate above is too small: by a quarter of the error at std 0.1, by more than all of it from 0.2 on.
+The squared residual gives way to the likelihood of clamped noise (`obfuscation.censored`), and the divergence counts
+where the clamp left pixels alone:
     L(y) = -2 std^2 log p(y | f(y) + mean) + 2 std^2 sum over {0 < y_i < 1} of df_i / dy_i.
 By Stein's identity for the value z before the clamp, its gradient is, in expectation and exactly,
     E grad L = 2 E sum_i (grad f_i) (f_i - x_i) (1 - r_i),
@@ -48,7 +49,8 @@ def sure_losses(network: Network, noisy: Tensor, known: Tensor, *, signs: Tensor
     mean, std = (column.view(-1, 1, 1, 1) for column in known.to(noisy.dtype).unbind(dim=1))
     probe = signs * inside(noisy) if clip else signs
     step, probe = STEP * std[probed], probe[probed]
-    # One pass for both, so that a network that normalises over the batch sees both alike.
+    # One pass for both, so that a network that normalises over the batch sees both alike. Images that are probed weigh
+    # twice in its statistics, and that these depend on y is left out of the divergence, as over a large batch it may.
     estimates = network(torch.cat([noisy, noisy[probed] + step * probe]), torch.cat([known, known[probed]]))
     estimate, moved = estimates[: len(noisy)], estimates[len(noisy) :]
     divergence = (probe * (moved - estimate[probed]) / step).mean(dim=(1, 2, 3))
