@@ -60,6 +60,8 @@ class Arm:
     """From weights that were trained on the clean images of another hospital."""
     trained: bool = True
     """Or those weights as they are."""
+    turned: bool = True
+    """Images in all eight orientations, or mirrored alone."""
     rate: float | None = None
     """Learning rate, where it is not the chosen one."""
 
@@ -69,12 +71,13 @@ class Arm:
         if not self.trained:
             return "the start as it is"
         marks = [("fresh noise", self.fresh), ("mixed", self.mixed), ("started", self.started)]
+        marks.append(("not turned", not self.turned))
         rate = [] if self.rate is None else [f"rate {self.rate:g}"]
         return ", ".join([self.objective, *(mark for mark, on in marks if on), *rate])
 
     @property
     def reference(self) -> str:
-        """The name of the arm with clean targets that it is held against: from the same weights."""
+        """The name of the arm with clean targets that it is held against: from the same weights, turned."""
         return "supervised, started" if self.started else "supervised"
 
     @property
@@ -113,6 +116,11 @@ CLIPS = (True, False)
 MAIN = [Arm(objective=name, clip=clip, kind="main") for clip in CLIPS for name in ("supervised", BEST[clip])]
 REFERENCES = [Arm(objective="supervised", clip=clip, kind="reference", fresh=True) for clip in CLIPS]
 STARTS = [Arm(objective="supervised", clip=clip, kind="reference", started=True, trained=False) for clip in CLIPS]
+NOT_TURNED = [
+    Arm(objective=name, clip=clip, kind="help", started=True, turned=False)
+    for clip in CLIPS
+    for name in ("supervised", BEST[clip])
+]
 STARTED = [Arm(objective=one.objective, clip=one.clip, kind="help", started=True) for one in MAIN]
 MIXED = [Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True) for clip in CLIPS]
 OTHERS = [
@@ -148,7 +156,7 @@ def plan() -> list[Cell]:
         [Cell(arm=arm, std=std, seed=seed) for seed in SEEDS for std in LEVELS for arm in arms]
         for arms in ([*STARTS, *STARTED], MAIN)
     )
-    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*REFERENCES, *MIXED, *OTHERS)]
+    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*REFERENCES, *NOT_TURNED, *MIXED, *OTHERS)]
     first = len(LEVELS) * len(MAIN)
     return [*started, *drawn[:first], *beside, *drawn[first:]]
 
@@ -229,6 +237,7 @@ def config_of(cell: Cell, places: Places) -> RunConfig:
     own |= {"crop": SEARCH_CROP} if arm.kind == "search" else {}
     own |= {"probe_every": PROBE_EVERY} if arm.objective in PROBED else {}
     own |= {"start": str(places.start)} if arm.started else {}
+    own |= {} if arm.turned else {"turns": False}
     noise = {"mean": MEAN, "std": cell.std, "clip": arm.clip, "fresh": arm.fresh}
     return with_pinned_start(recipe(cell.seed, noise, own))
 

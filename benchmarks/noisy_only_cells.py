@@ -16,15 +16,14 @@ import torch
 from scipy.stats import spearmanr
 
 from noisy_only_arms import BEST, Cell, Places, config_of, start_config
+from veilray.evaluation.criterion import noisy_criterion
 from veilray.files import read_json, write_json
 from veilray.inference.denoiser import Denoiser
 from veilray.metrics.psnr import psnr
-from veilray.models.weights import load_model
-from veilray.training.config import RECORRUPTION, RunConfig
+from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.loop import train
 from veilray.training.run import EpochRecord, RunFolder
-from veilray.training.validation import validate
 
 CPU = torch.device("cpu")
 
@@ -81,7 +80,7 @@ def run_cell(cell: Cell, places: Places, split: str) -> None:
         run = _run(cell, config, places) if cell.arm.trained else RunFolder(places.start)
         images = TrainingImages.open(release, _scored_on(config), verify=False)
         scores = score(Denoiser.load(run.path, device="cpu"), images, split)
-        write_json(result, {**_facts(cell, run), "images": scores, "common": common(cell, run, images)})
+        write_json(result, {**_facts(cell, run), "images": scores, "common": common(run, images)})
 
 
 @contextmanager
@@ -173,18 +172,16 @@ def choice(run: RunFolder) -> dict[str, float]:
     }
 
 
-def common(cell: Cell, run: RunFolder, images: TrainingImages) -> dict[str, float] | None:
-    """The criterion of `auto` of the chosen weights, which every recipe can be asked for, and their true PSNR.
+def common(run: RunFolder, images: TrainingImages) -> dict[str, float]:
+    """The criterion that every recipe can be asked for, of the chosen weights, and their true PSNR.
 
-    On the validation images. None for models that are used on noisier images, of which the criterion is not that.
+    On the validation images.
     """
-    if cell.arm.objective in RECORRUPTION:
-        return None
-    train_ = images.config.train.model_copy(update={"objective": BEST[cell.arm.clip]})
+    denoiser = Denoiser.load(run.path, device="cpu", precision="fp32")
+    train_ = images.config.train.model_copy(update={"objective": BEST[images.noise.clip]})
     asked = TrainingImages(images.data, images.config.model_copy(update={"train": train_}))
-    criterion, decibels = validate(load_model(run.best_weights), asked, asked.config, CPU)
-    assert decibels is not None  # the release holds its originals
-    return {"criterion": criterion, "psnr": decibels}
+    true = [one["psnr"] for one in score(denoiser, asked, "validation")]
+    return {"criterion": noisy_criterion(denoiser, asked, CPU), "psnr": float(np.mean(true))}
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -77,7 +77,6 @@ def ranking(results: Sequence[Result]) -> list[dict[str, Any]]:
             if (one["std"], one["clamped"], one["seed"]) == (std, clamped, seed)
             and (one["kind"] in BLIND_KINDS or one["kind"] == "search")
             and not one["arm"].startswith("supervised")
-            and one["common"] is not None
         ]
         if len(here) > 1:
             found.append({"std": std, "clamped": clamped, "seed": seed, **_ranked(here)})

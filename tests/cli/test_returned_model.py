@@ -122,6 +122,22 @@ def test_a_model_of_a_release_is_scored_on_nothing_else(exchange: Exchange, tmp_
 
 
 @pytest.mark.slow
+def test_where_there_are_no_originals_a_run_is_told_what_runs_compare_by(exchange: Exchange) -> None:
+    run = Path(shutil.copytree(exchange.run, exchange.root / "at-the-centre"))
+    before = sorted(run.rglob("*"))
+    lines = done("evaluate", run, "--data", exchange.release, *EVALUATE).out.splitlines()
+    assert lines[0].startswith("criterion on ")
+    assert "(censored_sure; smaller is better" in lines[0]
+    assert lines[1].startswith("scores need the originals")
+    assert sorted(run.rglob("*")) == before
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace('objective = "auto"', 'objective = "noise2noise"'))
+    assert done("evaluate", run, "--data", exchange.release, *EVALUATE).out.splitlines() == lines
+    for more in (["--std", "0.1"], ["--methods", "nlm"]):
+        assert veilray("evaluate", run, "--data", exchange.release, *more, *EVALUATE).status != 0
+
+
+@pytest.mark.slow
 def test_a_run_is_scored_on_its_noisy_release_too(exchange: Exchange) -> None:
     own = Path(shutil.copytree(exchange.run, exchange.root / "own-run"))
     config = (own / "config.toml").read_text()

@@ -11,10 +11,13 @@ from veilray.cli.options import BACKBONE
 from veilray.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from veilray.evaluation.baselines.score import Classical
     from veilray.evaluation.results import Summary
     from veilray.evaluation.subject import Subject
     from veilray.obfuscation.config import NoiseConfig
+    from veilray.training.data import TrainingImages
 
 
 def evaluate_command(
@@ -60,6 +63,8 @@ def evaluate_command(
 
     Classical methods are tuned on validation images and computed on all cores. LPIPS takes its AlexNet from
     --lpips-backbone, else downloads torchvision's; where neither works it is left out, and the report says so.
+
+    Of a run on a release without clean images it prints what can be told from noisy ones, by which runs compare.
     """
     from veilray.cli.ranks import rank_device, working_group
     from veilray.cli.reporting import report_on, score_and_show, shared_metric
@@ -79,6 +84,10 @@ def evaluate_command(
             noises = _noises(std, mean, subject)
             # One rank a machine reads every pixel.
             images = open_images(subject, data, originals=originals, verify=group.local_rank == 0)
+            if subject.kind == "run" and not images.holds_clean and classical is None and not noises:
+                if group.is_lead:
+                    _print_criterion(subject, images, where)
+                return
             parts = {target: images}
             if noises:
                 _check_drawn(images)
@@ -164,6 +173,19 @@ def _check_drawn(images: object) -> None:
     assert isinstance(images, TrainingImages)
     if not isinstance(images.data, Cohort):
         raise UsageError(f"{images.data.path} is a release, whose images have their noise: leave --std out")
+
+
+def _print_criterion(subject: Subject, images: TrainingImages, device: torch.device) -> None:
+    from veilray.evaluation.criterion import noisy_criterion
+    from veilray.inference.denoiser import Denoiser
+
+    denoiser = Denoiser.load(subject.source, device=device.type, precision="fp32")
+    value = noisy_criterion(denoiser, images, device)
+    typer.echo(
+        f"criterion on {len(images.sets['validation'])} noisy validation images: {value:.6g} "
+        f"({images.choice.objective}; smaller is better, among networks on this release)"
+    )
+    typer.echo("scores need the originals: name their cohort with --originals, or have the model scored where they are")
 
 
 def _print(subject: Subject, summary: Summary, *, told: bool) -> None:

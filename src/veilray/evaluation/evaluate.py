@@ -111,8 +111,7 @@ def evaluate(
         if not images.holds_clean:
             raise CohortError(
                 f"{images.data.path} holds noisy images alone, and scores need the originals: name their cohort with "
-                "--originals, or have the model scored where they are. Without them, runs of one objective on this "
-                "release compare by validation_loss in their metrics.jsonl"
+                "--originals, or have the model scored where they are"
             )
         perceptual = perceptual_for(perceptual, images, images.sets[split])
         notes = [note for note in (check_data(subject, images.data), perceptual.note) if note]
