@@ -44,13 +44,13 @@ def phantom() -> Tensor:
     return torch.from_numpy(chest_phantom(patient=2, follow_up=0, seed=3, size=SIDE))[None, None].double()
 
 
-def _noisy(phantom: Tensor, *, clip: bool, seed: int = 1) -> Tensor:
+def _noisy(phantom: Tensor, *, clip: bool, seed: int = 1, std: float = STD) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return add_gaussian(phantom.expand(DRAWS, -1, -1, -1), mean=MEAN, std=STD, clip=clip, generator=generator)
+    return add_gaussian(phantom.expand(DRAWS, -1, -1, -1), mean=MEAN, std=std, clip=clip, generator=generator)
 
 
-def _known() -> Tensor:
-    return torch.tensor([[MEAN, STD]], dtype=torch.float64).expand(DRAWS, -1)
+def _known(std: float = STD) -> Tensor:
+    return torch.tensor([[MEAN, std]], dtype=torch.float64).expand(DRAWS, -1)
 
 
 def _names() -> list[str]:
@@ -78,14 +78,17 @@ def _within_two_standard_errors(difference: Tensor) -> bool:
     return bool(difference.mean().abs() < 2 * difference.std() / math.sqrt(len(difference)))
 
 
+@pytest.mark.parametrize("std", [0.1, 0.2, 0.3])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_recorrupted_losses_are_the_squared_error_within_two_standard_errors(phantom: Tensor, strength: float) -> None:
-    noisy, known = _noisy(phantom, clip=False), _known()
+def test_recorrupted_losses_are_the_squared_error_within_two_standard_errors(
+    phantom: Tensor, strength: float, std: float
+) -> None:
+    noisy, known = _noisy(phantom, clip=False, std=std), _known(std)
     normals = _normals()
     estimate = recorrupted_losses(_smoothed, noisy, known, normals=normals, strength=strength, clip=False)
     seen, told = recorrupted(noisy, known, normals=normals, strength=strength)
     errors = (_smoothed(seen, told) - phantom).square().mean(dim=(1, 2, 3))
-    assert torch.allclose(told[:, 1], torch.tensor(STD * math.sqrt(1 + strength**2), dtype=torch.float64))
+    assert torch.allclose(told[:, 1], torch.tensor(std * math.sqrt(1 + strength**2), dtype=torch.float64))
     assert _within_two_standard_errors(estimate - errors)
     assert (estimate - errors).std() / math.sqrt(DRAWS) < 0.2 * errors.mean()
 
