@@ -17,7 +17,7 @@ from veilray.cohort.noise_source import seeded_noise
 from veilray.cohort.obfuscate import write_release
 from veilray.cohort.split import Shares
 from veilray.obfuscation.config import NoiseConfig
-from veilray.training.config import PROBED, RunConfig
+from veilray.training.config import PROBED, Objective, RunConfig
 from veilray.training.start import with_pinned_start
 
 EPOCHS = 25
@@ -38,6 +38,8 @@ START_RATE = 4e-3
 """The rate of arms that begin from trained weights, after `--search`."""
 LEVELS = (0.2, 0.1, 0.3)
 SEEDS = (1, 2, 3)
+SECOND_DRAW = 100
+"""By which the seeds of second releases lie above those of first ones."""
 VALIDATION_IMAGES = 30
 """One of each of so many patients: a set that costs less than the epoch before it."""
 MEAN = 0.1
@@ -49,7 +51,7 @@ Kind = Literal["main", "reference", "objective", "help", "search"]
 class Arm:
     """A way to train, on one kind of release."""
 
-    objective: str
+    objective: Objective
     clip: bool
     kind: Kind
     fresh: bool = False
@@ -85,7 +87,8 @@ class Arm:
         """Of a step, in that of a supervised one: processor seconds, as noisy_only_step.py measured them."""
         measured = step_ratios()
         name = f"{self.objective}, every {PROBE_EVERY}" if self.objective in PROBED else self.objective
-        return measured["r2r" if name == "noisier2noise" else name]  # which are one step
+        same = {"noisier2noise": "r2r", "noise2noise": "supervised"}  # in what a step does
+        return measured[same.get(name, name)]
 
     @property
     def epochs(self) -> int:
@@ -110,7 +113,7 @@ def step_ratios() -> dict[str, float]:
     return {name: step["ratio"] for name, step in record["steps"].items()}
 
 
-BEST = {True: "censored_sure", False: "sure"}
+BEST: dict[bool, Objective] = {True: "censored_sure", False: "sure"}
 """What `auto` takes, by whether the release is clamped."""
 CLIPS = (True, False)
 MAIN = [Arm(objective=name, clip=clip, kind="main") for clip in CLIPS for name in ("supervised", BEST[clip])]
@@ -123,10 +126,11 @@ NOT_TURNED = [
 ]
 STARTED = [Arm(objective=one.objective, clip=one.clip, kind="help", started=True) for one in MAIN]
 MIXED = [Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True) for clip in CLIPS]
-OTHERS = [
-    *(Arm(objective=name, clip=True, kind="objective") for name in ("censored_r2r", "blind_spot", "neighbor2neighbor")),
-    *(Arm(objective=name, clip=False, kind="objective") for name in ("r2r", "noisier2noise")),
-]
+_OBJECTIVES: dict[bool, tuple[Objective, ...]] = {
+    True: ("censored_r2r", "blind_spot", "neighbor2neighbor", "noise2noise"),
+    False: ("r2r", "noisier2noise", "blind_spot", "neighbor2neighbor", "noise2noise"),
+}
+OTHERS = [Arm(objective=name, clip=clip, kind="objective") for clip in CLIPS for name in _OBJECTIVES[clip]]
 SEARCH = [
     Arm(objective=name, clip=True, kind="search", started=started, rate=rate)
     for name in ("supervised", BEST[True])
@@ -151,14 +155,18 @@ class Cell:
 
 
 def plan() -> list[Cell]:
-    """All cells, those first that say most: started arms of all levels and seeds, then others."""
+    """All cells, those first that say most: started arms of all levels and seeds, then others.
+
+    Three seeds of what the aims are about, one of the other objectives at each level, and of the rest at noise 0.2.
+    """
     started, drawn = (
         [Cell(arm=arm, std=std, seed=seed) for seed in SEEDS for std in LEVELS for arm in arms]
         for arms in ([*STARTS, *STARTED], MAIN)
     )
-    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*REFERENCES, *NOT_TURNED, *MIXED, *OTHERS)]
+    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*REFERENCES, *NOT_TURNED, *MIXED)]
+    others = [Cell(arm=arm, std=std, seed=1) for std in LEVELS for arm in OTHERS]
     first = len(LEVELS) * len(MAIN)
-    return [*started, *drawn[:first], *beside, *drawn[first:]]
+    return [*started, *drawn[:first], *beside, *others, *drawn[first:]]
 
 
 def search() -> list[Cell]:
@@ -177,18 +185,19 @@ class Places:
     out: Path
     """Runs and releases."""
 
-    def release(self, cell: Cell) -> Path:
-        """The cell's release, with its originals beside the noisy images; made where it is missing.
+    def release(self, cell: Cell, *, second: bool = False) -> Path:
+        """The cell's release, with its originals beside the noisy images, or a second draw; made where it is missing.
 
         Each seed has a release of its own, so that it stands for the noise too. Names are the originals', for a run to
         be repeatable; the release leaves nowhere.
         """
-        folder = self.out / "releases" / f"{'clamped' if cell.arm.clip else 'open'}-{cell.std:g}-{cell.seed}"
+        seed = SECOND_DRAW + cell.seed if second else cell.seed
+        folder = self.out / "releases" / f"{'clamped' if cell.arm.clip else 'open'}-{cell.std:g}-{seed}"
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             cohort = Cohort.open(self._own_cohort())
             noise = NoiseConfig(mean=MEAN, std=cell.std, clip=cell.arm.clip)
-            source = seeded_noise(noise, cohort=cohort, seed=cell.seed)
+            source = seeded_noise(noise, cohort=cohort, seed=seed)
             write_release(cohort, folder, noise=noise, source=source, contents=contents(cohort), pairs=True)
         return folder
 

@@ -104,7 +104,9 @@ def _make_start(places: Places) -> None:
 def _run(cell: Cell, config: RunConfig, places: Places) -> RunFolder:
     data = places.data if cell.arm.fresh else places.release(cell)
     clean = places.public_cohort() if cell.arm.mixed else None
-    return trained(places.out / cell.name, TrainingImages.open(data, config, clean=clean, verify=False), cell.name)
+    second = places.release(cell, second=True) if cell.arm.objective == "noise2noise" else None
+    images = TrainingImages.open(data, config, clean=clean, second=second, verify=False)
+    return trained(places.out / cell.name, images, cell.name)
 
 
 def trained(folder: Path, images: TrainingImages, name: str) -> RunFolder:

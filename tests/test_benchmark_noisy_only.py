@@ -74,6 +74,9 @@ def test_a_release_holds_whole_sets_and_few_validation_images(
     chosen = [own.data.patient_id(int(row)) for row in own.sets["validation"]]
     assert len(chosen) == len(set(chosen)) == 2
     assert not (tmp_path / "cohort" / "releases").exists()
+    second = Release.open(places.release(cell, second=True))
+    pair = arms.Cell(arm=arms.Arm(objective="noise2noise", clip=True, kind="objective"), std=cell.std, seed=cell.seed)
+    TrainingImages(release, arms.config_of(pair, places), second=second)  # of the same images, with noise of its own
     assert places.release(cell) == release.path
 
 
