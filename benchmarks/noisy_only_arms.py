@@ -62,8 +62,6 @@ class Arm:
     """From weights that were trained on the clean images of another hospital."""
     trained: bool = True
     """Or those weights as they are."""
-    turned: bool = True
-    """Images in all eight orientations, or mirrored alone."""
     rate: float | None = None
     """Learning rate, where it is not the chosen one."""
 
@@ -73,13 +71,12 @@ class Arm:
         if not self.trained:
             return "the start as it is"
         marks = [("fresh noise", self.fresh), ("mixed", self.mixed), ("started", self.started)]
-        marks.append(("not turned", not self.turned))
         rate = [] if self.rate is None else [f"rate {self.rate:g}"]
         return ", ".join([self.objective, *(mark for mark, on in marks if on), *rate])
 
     @property
     def reference(self) -> str:
-        """The name of the arm with clean targets that it is held against: from the same weights, turned."""
+        """The name of the arm with clean targets that it is held against: from the same weights."""
         return "supervised, started" if self.started else "supervised"
 
     @property
@@ -119,11 +116,6 @@ CLIPS = (True, False)
 MAIN = [Arm(objective=name, clip=clip, kind="main") for clip in CLIPS for name in ("supervised", BEST[clip])]
 REFERENCES = [Arm(objective="supervised", clip=clip, kind="reference", fresh=True) for clip in CLIPS]
 STARTS = [Arm(objective="supervised", clip=clip, kind="reference", started=True, trained=False) for clip in CLIPS]
-NOT_TURNED = [
-    Arm(objective=name, clip=clip, kind="help", started=True, turned=False)
-    for clip in CLIPS
-    for name in ("supervised", BEST[clip])
-]
 STARTED = [Arm(objective=one.objective, clip=one.clip, kind="help", started=True) for one in MAIN]
 MIXED = [Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True) for clip in CLIPS]
 _OBJECTIVES: dict[bool, tuple[Objective, ...]] = {
@@ -163,7 +155,7 @@ def plan() -> list[Cell]:
         [Cell(arm=arm, std=std, seed=seed) for seed in SEEDS for std in LEVELS for arm in arms]
         for arms in ([*STARTS, *STARTED], MAIN)
     )
-    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*REFERENCES, *NOT_TURNED, *MIXED)]
+    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*REFERENCES, *MIXED)]
     others = [Cell(arm=arm, std=std, seed=1) for std in LEVELS for arm in OTHERS]
     first = len(LEVELS) * len(MAIN)
     return [*started, *drawn[:first], *beside, *others, *drawn[first:]]
@@ -246,7 +238,6 @@ def config_of(cell: Cell, places: Places) -> RunConfig:
     own |= {"crop": SEARCH_CROP} if arm.kind == "search" else {}
     own |= {"probe_every": PROBE_EVERY} if arm.objective in PROBED else {}
     own |= {"start": str(places.start)} if arm.started else {}
-    own |= {} if arm.turned else {"turns": False}
     noise = {"mean": MEAN, "std": cell.std, "clip": arm.clip, "fresh": arm.fresh}
     return with_pinned_start(recipe(cell.seed, noise, own))
 
@@ -281,7 +272,7 @@ def setting() -> dict[str, Any]:
 
 def recipe(seed: int, noise: dict[str, Any], own: dict[str, Any]) -> RunConfig:
     """The network and the training that all runs share."""
-    shared = {"batch_size": BATCH, "crop": CROP, "flips": True, "turns": True, "loss": "mse", "optimizer": "adamw"}
+    shared = {"batch_size": BATCH, "crop": CROP, "flips": True, "loss": "mse", "optimizer": "adamw"}
     shared |= {"weight_decay": 1e-4, "ema_decay": 0.99}
     return RunConfig.model_validate(
         {

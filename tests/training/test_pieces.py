@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tests.training.small import small_config, write_images
 from torch import nn
 
@@ -125,39 +124,6 @@ def test_flips_mirror_clean_and_noisy_alike(cohort: Path) -> None:
     mirrored = [torch.equal(x.flip(-1), y) for x, y in zip(a.clean, b.clean, strict=True)]
     assert all(x != y for x, y in zip(same, mirrored, strict=True))
     assert 0 < sum(mirrored) < len(mirrored)
-
-
-@pytest.mark.parametrize("flips", [False, True])
-def test_turns_put_clean_and_noisy_into_the_same_of_all_orientations(cohort: Path, flips: bool) -> None:
-    plain = TrainingImages.open(cohort, small_config(train={"batch_size": 64}))
-    turned = TrainingImages.open(cohort, small_config(train={"batch_size": 64, "turns": True, "flips": flips}))
-    seen = set()
-    for epoch in range(3):
-        a, b = plain.training_batch(epoch, 0, CPU), turned.training_batch(epoch, 0, CPU)
-        for x, y, noisy in zip(a.clean, b.clean, b.noisy, strict=True):
-            ways = {
-                (turns, flip): torch.rot90(x, turns, (-2, -1)).flip([-1] if flip else [])
-                for turns in range(4)
-                for flip in (False, True)
-            }
-            (way,) = [way for way, image in ways.items() if torch.equal(image, y)]
-            seen.add(way)
-            # Noise is drawn for the turned image, so it is only near.
-            assert min(ways, key=lambda one: float((ways[one] - noisy).square().mean())) == way
-    assert seen == {(turns, flip) for turns in range(4) for flip in ((False, True) if flips else (False,))}
-
-
-def test_images_that_are_not_square_cannot_be_turned_whole(tmp_path: Path) -> None:
-    write_images(tmp_path / "png", patients=20)
-    for path in (tmp_path / "png").iterdir():
-        with Image.open(path) as image:
-            oblong = image.crop((0, 0, 32, 24))
-        oblong.save(path)
-    import_radiographs([tmp_path / "png"], tmp_path / "cohort", size=None, workers=1)
-    cohort = tmp_path / "cohort"
-    with pytest.raises(UsageError, match="square"):
-        TrainingImages.open(cohort, small_config(train={"turns": True}))
-    TrainingImages.open(cohort, small_config(train={"turns": True, "crop": 16}))
 
 
 def test_crops_are_parts_of_the_image_and_change_with_the_epoch(cohort: Path) -> None:

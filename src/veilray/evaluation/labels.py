@@ -82,7 +82,6 @@ _PHRASES: dict[str, str | dict[str, str]] = {
     "train.patience": "patience {}",
     "train.crop": {"0": "whole images", "": "crops of {} px"},
     "train.flips": {"yes": "flips"},
-    "train.turns": {"yes": "turns"},
     "launch.setup": "{}",
     "launch.device": "on {}",
     "launch.precision": "{}",

@@ -63,7 +63,6 @@ _NAMES = {
     "train.patience": "Patience, epochs",
     "train.crop": "Random square crop, pixels",
     "train.flips": "Mirrored at random",
-    "train.turns": "Turned by quarters at random",
     "train.degradation": "Degradation of training images",
     "train.seeds": "Seeds",
     "train.checkpoint": "Weights evaluated",

@@ -124,10 +124,6 @@ class TrainConfig(BaseModel):
     and test always see whole images."""
     flips: bool = False
     """Whether training images are mirrored left to right at random."""
-    turns: bool = False
-    """Whether training images are turned by quarters at random; with `flips`, in eight orientations. Of square images
-    or crops only. Anatomy is never seen upside down, but the noise of a release is worth more: in every orientation a
-    network would have to learn it anew, rather than by heart."""
     degradation: Literal["noise", "three-tasks"] = "noise"
     """What is done to training images: the noise; or, drawn for each image, the noise, JPEG compression, or downscaling
     and enlargement, the three tasks of DnCNN-3. Validation and test images get the noise."""

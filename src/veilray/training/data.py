@@ -292,17 +292,15 @@ class TrainingImages:
         return torch.stack([torch.full_like(stds, self.data.noise.single_mean), stds], dim=1).to(device)
 
     def _augmented(self, gather: Gather, rows: Rows, epoch: int, device: torch.device) -> Tensor:
-        """(N, 1, H, W): cut, turned and mirrored by (seed, epoch, image), so that clean and noisy images go alike."""
+        """(N, 1, H, W): cut and mirrored by (seed, epoch, image), so that clean and noisy images go alike."""
         train = self.config.train
-        if not (train.crop or train.flips or train.turns):
+        if not train.crop and not train.flips:
             return _tensor(gather(rows)).to(device, non_blocking=True)
         images = []
         for row in rows:
-            name = f"{self.config.seed}/{epoch}/{self.image_id(int(row))}"
-            key = keyed(name, b"augment")
+            key = keyed(f"{self.config.seed}/{epoch}/{self.image_id(int(row))}", b"augment")
             image = gather(np.array([row]))[0]
             image = _cut(image, train.crop, key >> 1) if train.crop else image
-            image = np.rot90(image, keyed(name, b"turn") % 4) if train.turns else image
             images.append(image[:, ::-1] if train.flips and key & 1 else image)
         return _tensor(np.stack(images)).to(device, non_blocking=True)
 

@@ -46,7 +46,7 @@ def sets_of(data: Cohort | Release, config: RunConfig) -> dict[str, Rows]:
     """Rows of each set by its name.
 
     Raises CohortError for images that cannot be trained on together, or are too few, UsageError for a crop that is too
-    large, or images that cannot be turned.
+    large.
     """
     crop = config.train.crop
     if len(data.sizes) > 1 and not crop:
@@ -57,8 +57,6 @@ def sets_of(data: Cohort | Release, config: RunConfig) -> dict[str, Rows]:
         raise UsageError(f"train.crop = {crop} is larger than the smallest side of an image, {small}")
     if (crop or small) < SMALLEST:
         raise CohortError(f"{data.path} holds images of {small} pixels a side; networks and metrics need {SMALLEST}")
-    if config.train.turns and not crop and any(height != width for height, width in data.sizes):
-        raise UsageError(f"train.turns needs square images, or train.crop, and {data.path} holds others")
     codes = image_split(data.image_ids, seed=config.split.seed) if config.split.rule == "paper" else data.split_codes
     sets: dict[str, Rows] = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
     for name in ("train", "validation"):
