@@ -114,10 +114,17 @@ BEST: dict[bool, Objective] = {True: "censored_sure", False: "sure"}
 """What `auto` takes, by whether the release is clamped."""
 CLIPS = (True, False)
 MAIN = [Arm(objective=name, clip=clip, kind="main") for clip in CLIPS for name in ("supervised", BEST[clip])]
-REFERENCES = [Arm(objective="supervised", clip=clip, kind="reference", fresh=True) for clip in CLIPS]
+REFERENCES = [
+    *(Arm(objective="supervised", clip=clip, kind="reference", fresh=True) for clip in CLIPS),
+    *(Arm(objective=BEST[clip], clip=clip, kind="reference", fresh=True, started=True) for clip in CLIPS),
+]
 STARTS = [Arm(objective="supervised", clip=clip, kind="reference", started=True, trained=False) for clip in CLIPS]
 STARTED = [Arm(objective=one.objective, clip=one.clip, kind="help", started=True) for one in MAIN]
-MIXED = [Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True) for clip in CLIPS]
+MIXED = [
+    Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True, started=started)
+    for started in (True, False)
+    for clip in CLIPS
+]
 _OBJECTIVES: dict[bool, tuple[Objective, ...]] = {
     True: ("censored_r2r", "blind_spot", "neighbor2neighbor", "noise2noise"),
     False: ("r2r", "noisier2noise", "blind_spot", "neighbor2neighbor", "noise2noise"),
