@@ -62,6 +62,8 @@ class Arm:
     """From weights that were trained on the clean images of another hospital."""
     trained: bool = True
     """Or those weights as they are."""
+    times: int = 1
+    """The work, in that of other arms."""
     rate: float | None = None
     """Learning rate, where it is not the chosen one."""
 
@@ -71,13 +73,15 @@ class Arm:
         if not self.trained:
             return "the start as it is"
         marks = [("fresh noise", self.fresh), ("mixed", self.mixed), ("started", self.started)]
+        marks.append((f"{self.times} times the work", self.times > 1))
         rate = [] if self.rate is None else [f"rate {self.rate:g}"]
         return ", ".join([self.objective, *(mark for mark, on in marks if on), *rate])
 
     @property
     def reference(self) -> str:
-        """The name of the arm with clean targets that it is held against: from the same weights."""
-        return "supervised, started" if self.started else "supervised"
+        """The name of the arm with clean targets that it is held against: from the same weights, with the same work."""
+        other = Arm(objective="supervised", clip=self.clip, kind="main", started=self.started, times=self.times)
+        return other.name
 
     @property
     def work(self) -> float:
@@ -90,7 +94,7 @@ class Arm:
     @property
     def epochs(self) -> int:
         """Passes over the training images. A mixed run takes half a batch of them a step, so half the passes."""
-        passes = (SEARCH_EPOCHS if self.kind == "search" else EPOCHS) / self.work
+        passes = self.times * (SEARCH_EPOCHS if self.kind == "search" else EPOCHS) / self.work
         return max(1, round(passes / 2 if self.mixed else passes))
 
     @property
@@ -120,6 +124,11 @@ REFERENCES = [
 ]
 STARTS = [Arm(objective="supervised", clip=clip, kind="reference", started=True, trained=False) for clip in CLIPS]
 STARTED = [Arm(objective=one.objective, clip=one.clip, kind="help", started=True) for one in MAIN]
+LONGER = [
+    Arm(objective=name, clip=clip, kind="help", started=True, times=4)
+    for clip in CLIPS
+    for name in ("supervised", BEST[clip])
+]
 MIXED = [
     Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True, started=started)
     for started in (True, False)
@@ -162,7 +171,7 @@ def plan() -> list[Cell]:
         [Cell(arm=arm, std=std, seed=seed) for seed in SEEDS for std in LEVELS for arm in arms]
         for arms in ([*STARTS, *STARTED], MAIN)
     )
-    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*REFERENCES, *MIXED)]
+    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*LONGER, *REFERENCES, *MIXED)]
     others = [Cell(arm=arm, std=std, seed=1) for std in LEVELS for arm in OTHERS]
     first = len(LEVELS) * len(MAIN)
     return [*started, *drawn[:first], *beside, *others, *drawn[first:]]
