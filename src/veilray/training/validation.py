@@ -37,7 +37,7 @@ def validate(
     one size.
     """
     model.eval()
-    blind = noisy_only(model, config)
+    objective = noisy_only(model, config)
     clock = clock or PartClock(device)
     loss = decibels = stopped = 0.0
     batch_size = max(1, config.train.batch_size // group.world_size)
@@ -46,18 +46,18 @@ def validate(
         if stops():
             stopped = 1.0
             break
-        if blind is not None:
-            loss += blind(*batch.arguments(config.model)).double().sum().item()
-        if blind is None or images.holds_clean:
-            if blind is None:
+        if objective is not None:
+            loss += objective(*batch.arguments(config.model)).double().sum().item()
+        if objective is None or images.holds_clean:
+            if objective is None:
                 with autocast(config.launch, device):
                     output = model(laid_out(batch.network_input(config.model), config.launch)).float()
             else:
                 assert batch.drawn is not None
-                output = blind.estimates(batch.noisy, batch.known, batch.drawn)
+                output = objective.estimates(batch.noisy, batch.known, batch.drawn)
             clock.lap("validation")
             decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
-            if blind is None:
+            if objective is None:
                 loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
             clock.lap("metrics")
         else:

@@ -32,9 +32,9 @@ def build_objective(
     Its arguments are those of `Batch.arguments`. `discriminator`: of an adversarial loss. Raises DataError where the
     perceptual backbone is missing or altered.
     """
-    blind = noisy_only(model, config)
-    if blind is not None:
-        return blind
+    objective = noisy_only(model, config)
+    if objective is not None:
+        return objective
     criterion = criterion_of(config, discriminator=discriminator)
     return SupervisedObjective(
         model,
