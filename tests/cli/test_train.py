@@ -239,7 +239,7 @@ def test_a_release_without_clean_images_is_trained_on_by_the_default_preset(
     result = veilray(*words)
     assert result.status == 0, result.err
     clamp = "clamped" if objective == "censored_sure" else "not clamped"
-    assert f"objective: {objective}, for {tmp_path / 'release'} holds noisy images alone, and the noise is {clamp}" in (
+    assert f"objective: {objective}, because {tmp_path / 'release'} holds noisy images alone, and the noise is {clamp}" in (
         result.out
     )
     assert "no scores: the data hold no clean images" in result.out
