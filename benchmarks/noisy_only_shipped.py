@@ -1,6 +1,6 @@
 """What a start from the shipped model is worth where only another hospital's noisy images are held.
 
-    python benchmarks/noisy_only_shipped.py --public FOLDER --out DIR [--seeds 1 2 3] [--save]
+    python benchmarks/noisy_only_shipped.py --public FOLDER --patients FILE --out DIR [--seeds 1 2 3] [--save]
     python benchmarks/noisy_only_shipped.py --pages
 
 FOLDER is a hospital's radiographs, as PNG, on which no shipped model was trained: its patients are split here, 60 % for
@@ -75,6 +75,7 @@ ARMS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--public", type=Path, help="folder of the hospital's radiographs")
+    parser.add_argument("--patients", type=Path, help="table of its images and their patients, as for veilray import")
     parser.add_argument("--out", type=Path, help="folder of releases and runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--save", action="store_true", help="write results/noisy_only_shipped.json, and the page")
@@ -84,7 +85,7 @@ def main() -> None:
         _write_page()
         return
     torch.set_num_threads(1)
-    cohort = _cohort(options.public, options.out)
+    cohort = _cohort(options.public, options.patients, options.out)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
     for seed, (name, arm) in itertools.product(options.seeds, ARMS.items()):
         results[name].append(_result(name, arm, seed, cohort, options.out))
@@ -95,11 +96,11 @@ def main() -> None:
         _write_page()
 
 
-def _cohort(public: Path, out: Path) -> Cohort:
+def _cohort(public: Path, patients: Path, out: Path) -> Cohort:
     folder = out / "cohort"
     if not folder.exists():
         out.mkdir(parents=True, exist_ok=True)
-        import_radiographs([public], folder, size=256, workers=1, shares=SHARES)
+        import_radiographs([public], folder, size=256, workers=1, shares=SHARES, patients=patients)
     return Cohort.open(folder)
 
 
