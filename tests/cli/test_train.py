@@ -239,9 +239,8 @@ def test_a_release_without_clean_images_is_trained_on_by_the_default_preset(
     result = veilray(*words)
     assert result.status == 0, result.err
     clamp = "clamped" if objective == "censored_sure" else "not clamped"
-    assert f"objective: {objective}, because {tmp_path / 'release'} holds noisy images alone, and the noise is {clamp}" in (
-        result.out
-    )
+    why = f"{tmp_path / 'release'} holds noisy images alone, and the noise is {clamp}"
+    assert f"objective: {objective}, because {why}" in result.out
     assert "no scores: the data hold no clean images" in result.out
     assert "PSNR" not in result.out
     assert "criterion on noisy validation images" in result.out
