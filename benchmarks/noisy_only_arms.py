@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -80,8 +80,7 @@ class Arm:
     @property
     def reference(self) -> str:
         """The name of the arm with clean targets that it is held against: from the same weights, with the same work."""
-        other = Arm(objective="supervised", clip=self.clip, kind="main", started=self.started, times=self.times)
-        return other.name
+        return Arm(objective="supervised", clip=self.clip, kind="main", started=self.started, times=self.times).name
 
     @property
     def work(self) -> float:
@@ -123,12 +122,8 @@ REFERENCES = [
     *(Arm(objective=BEST[clip], clip=clip, kind="reference", fresh=True, started=True) for clip in CLIPS),
 ]
 STARTS = [Arm(objective="supervised", clip=clip, kind="reference", started=True, trained=False) for clip in CLIPS]
-STARTED = [Arm(objective=one.objective, clip=one.clip, kind="help", started=True) for one in MAIN]
-LONGER = [
-    Arm(objective=name, clip=clip, kind="help", started=True, times=4)
-    for clip in CLIPS
-    for name in ("supervised", BEST[clip])
-]
+STARTED = [replace(one, kind="help", started=True) for one in MAIN]
+LONGER = [replace(one, times=4) for one in STARTED]
 MIXED = [
     Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True, started=started)
     for started in (True, False)

@@ -50,15 +50,17 @@ def finish(processes: Sequence[subprocess.Popen[str]], *, timeout: float = 120.0
     """Wait for processes and return what they left; those that still run after `timeout` seconds are killed."""
     deadline = time.monotonic() + timeout
     late = []
-    for process in processes:
-        try:
-            process.wait(timeout=max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            late.append(processes.index(process))
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    try:
+        for number, process in enumerate(processes):
+            try:
+                process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                late.append(number)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     ends = [_left(process) for process in processes]
     said = "\n".join(f"process {number}, status {end.status}: {end.out}{end.err}" for number, end in enumerate(ends))
     assert not late, f"processes {late} still ran after {timeout:.0f} s; what all of them said:\n{said}"

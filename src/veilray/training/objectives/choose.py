@@ -56,8 +56,8 @@ def _check(objective: Objective, config: RunConfig, *, clip: bool, clean: bool, 
         return
     if objective in UNCLAMPED and clip:
         raise UsageError(
-            f"train.objective = '{objective}' holds for noise that is not clamped, and that of {path} is: the estimate "
-            "would be off by as much as the error itself, or more; set train.objective = 'auto'"
+            f"train.objective = '{objective}' holds for noise that is not clamped, and that of {path} is: there its "
+            "estimate is biased; set train.objective = 'auto'"
         )
     if objective in CLAMPED and not clip:
         raise UsageError(
