@@ -3,11 +3,11 @@
     python benchmarks/inference.py [--rounds 5] [--runs RUN...] [--save | --out FILE]
 
 Released style: the plain network, eager, fp32, NCHW, `torch.no_grad()`. Ours: `Denoiser.denoise` (folded batch
-normalisation, channels-last, bf16 where the processor multiplies it) with huge pages. Each side runs in its own
-process; the sides take turns; figures are medians over the rounds. The change of PSNR is measured on test radiographs,
-of the NIH set where VEILRAY_REAL_DATA names it and else phantoms, with weights trained here for `--seconds` (an
-untrained network's PSNR says nothing) or those of `--runs`. What bf16 changes is measured too, on processors that are
-slow at it as well.
+normalisation, channels-last, bf16 where the processor multiplies it) with huge pages and memory kept, as `veilray
+denoise` has them. Each side runs in its own process; the sides take turns; figures are medians over the rounds. The
+change of PSNR is measured on test radiographs, of the NIH set where VEILRAY_REAL_DATA names it and else phantoms, with
+weights trained here for `--seconds` (an untrained network's PSNR says nothing) or those of `--runs`. What bf16 changes
+is measured too, on processors that are slow at it as well.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from veilray.models.config import ModelConfig
 from veilray.models.weights import load_model, save_weights
 from veilray.obfuscation.config import NoiseConfig
 from veilray.obfuscation.noise import add_gaussian
+from veilray.parallel.devices import keep_freed_memory
 from veilray.training.run import RunFolder
 
 SPLIT = Path(__file__).parent / "splits" / "nih256.csv"
@@ -120,6 +121,7 @@ def _released(weights: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _veilray(weights: Path) -> Callable[[Tensor], Tensor]:
+    keep_freed_memory()  # as `veilray denoise` does
     return Denoiser(load_model(weights), noise=NOISE, device="cpu").denoise
 
 

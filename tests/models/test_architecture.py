@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from veilray.errors import UsageError
 from veilray.models.build import DenoisingNetwork, build_model
 from veilray.models.config import ModelConfig
-from veilray.models.layers import norm_layer
+from veilray.models.layers import DoublingConv, norm_layer
 from veilray.models.unet import UNet
 from veilray.models.unetpp import UNetPlusPlus
 
@@ -101,6 +101,27 @@ def test_shapes_of_every_unetpp_node_at_the_published_size() -> None:
             assert (first.in_channels, first.out_channels) == expected, (i, j)
     assert [(head.in_channels, head.out_channels, head.kernel_size) for head in model.heads] == [(64, 1, (1, 1))] * 4
     assert not any(isinstance(module, nn.ConvTranspose2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_doubling_convolution_in_bf16_is_the_transposed_one(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    layer = DoublingConv(6, 4).to(torch.bfloat16)
+    x = torch.randn(2, 6, 5, 7).to(torch.bfloat16).to(memory_format=layout).requires_grad_()
+    output = layer(x)
+    sent_back = torch.randn_like(output)
+    output.backward(sent_back)
+
+    exact = [one.detach().double().requires_grad_() for one in (x, layer.weight, layer.bias)]
+    expected = F.conv_transpose2d(*exact, stride=2)
+    expected.backward(sent_back.double())
+    torch.testing.assert_close(output.double(), expected, rtol=1e-2, atol=1e-2)
+    for ours, wanted in zip((x, layer.weight, layer.bias), exact, strict=True):
+        assert ours.grad is not None
+        assert wanted.grad is not None
+        scale = float(wanted.grad.abs().max())
+        torch.testing.assert_close(ours.grad.double(), wanted.grad, rtol=0.0, atol=1e-2 * scale)
+    assert torch.equal(output, nn.ConvTranspose2d.forward(layer, x))
 
 
 def block_by_hand(x: Tensor, state: dict[str, Tensor], prefix: str) -> Tensor:

@@ -20,7 +20,7 @@ from veilray.errors import DiskFullError, StoppedError, ToldElsewhere, TrainingE
 from veilray.evaluation.subject import check_data, open_subject
 from veilray.files import sha256_file
 from veilray.models.build import build_model
-from veilray.parallel.devices import describe_device, is_out_of_memory, pick_device
+from veilray.parallel.devices import describe_device, is_out_of_memory, keep_freed_memory, pick_device
 from veilray.parallel.group import ALONE, Group, fails_together
 from veilray.parallel.joining import joined, met
 from veilray.parallel.spawn import check_devices
@@ -94,6 +94,8 @@ def run_training(
         with fails_together(ranks):
             device = rank_device(ranks, pick_device(config.launch.device), shared=config.launch.share_device)
             setup = choose_setup(config, ranks, device, devices=devices)
+            if device.type == "cpu":
+                keep_freed_memory()
             if resume:
                 _check_begun(out, data)
             # One rank a machine reads every pixel, while no exchange can time out; all compare the digest below.

@@ -33,6 +33,28 @@ def conv_block(channels_in: int, channels_out: int, *, norm: Norm, block: Block)
     return nn.Sequential(*layers, norm_layer(channels_out, norm=norm), nn.ReLU(inplace=True))
 
 
+class DoublingConv(nn.ConvTranspose2d):
+    """Transposed 2x2 convolution with stride 2: (N, channels_in, H, W) -> (N, channels_out, 2H, 2W).
+
+    No two of its windows overlap, so it is a 1x1 convolution to four times the channels whose outputs are laid out two
+    by two. Training in bf16 on a processor computes it so, because the gradient of torch's own is slow there.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, kernel_size=2, stride=2)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(N, channels_in, H, W) -> (N, channels_out, 2H, 2W)."""
+        if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x, output_size)
+        assert self.bias is not None
+        count, _, height, width = x.shape
+        weight = self.weight.permute(2, 3, 1, 0).reshape(4 * self.out_channels, self.in_channels, 1, 1)
+        quads = F.conv2d(x, weight, self.bias.repeat(4)).permute(0, 2, 3, 1)  # of each pixel: row, column, channel
+        rows = quads.reshape(count, height, width, 2, 2 * self.out_channels).transpose(2, 3)
+        return rows.reshape(count, 2 * height, 2 * width, self.out_channels).permute(0, 3, 1, 2)
+
+
 def norm_layer(channels: int, *, norm: Norm) -> nn.Module:
     """Normalisation over the batch, or over groups of channels of each image.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from veilray.models.config import Architecture, Inputs, ModelConfig, checked_config
 from veilray.models.layers import (
     Block,
+    DoublingConv,
     Norm,
     Span,
     Window,
@@ -56,9 +57,7 @@ class UNet(nn.Module):
             conv_block(before, after, norm=norm, block=block)
             for before, after in zip([self.config.channels_in, *channels], channels, strict=False)
         )
-        self.up = nn.ModuleList(
-            nn.ConvTranspose2d(below, own, kernel_size=2, stride=2) for own, below in pairwise(channels)
-        )
+        self.up = nn.ModuleList(DoublingConv(below, own) for own, below in pairwise(channels))
         self.decoder = nn.ModuleList(conv_block(2 * own, own, norm=norm, block=block) for own in channels[:-1])
         self.head: nn.Module = nn.Conv2d(width, 1, kernel_size=1)
 

@@ -27,7 +27,7 @@ def use_huge_pages() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep memory that it frees: a sixth less time for a network on a processor.
+    """Let this process keep memory that it frees: up to a sixth less time for a network on a processor.
 
     By default glibc hands large blocks back to the system, which has to clear them anew for the next layer. For
     processes that do nothing but that. At most 256 MiB a thread stay; elsewhere than under glibc nothing changes.

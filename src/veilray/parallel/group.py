@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Backend = Literal["none", "store", "gloo", "nccl"]
 SAID, GATHERED = "veilray/said", "veilray/gathered"
+_AWAKE_SECONDS = 0.02
+_YIELD = getattr(os, "sched_yield", lambda: time.sleep(0.0))
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class Group:
 
         def wait() -> Tensor:
             with lost_ranks_explained():
+                if self.backend == "gloo":
+                    _stay_awake(work)
                 work.wait()
             return tensor
 
@@ -292,6 +298,16 @@ def _lost(error: Exception) -> str:
 def first_line(error: Exception) -> str:
     """What an error of torch says before its trace, at most 200 characters."""
     return (str(error).splitlines() or [""])[0][:200]
+
+
+def _stay_awake(work: Any) -> None:
+    """Yield the processor again and again, for a while, instead of sleeping until an exchange is done.
+
+    It takes some tenths of a millisecond, and waking up can take several milliseconds.
+    """
+    until = time.monotonic() + _AWAKE_SECONDS
+    while not work.is_completed() and time.monotonic() < until:
+        _YIELD()
 
 
 def _encoded(value: Any) -> Tensor:
