@@ -29,7 +29,9 @@ START_EPOCHS = 600
 BATCH, CROP, SEARCH_CROP = 8, 96, 64
 """Crops of twice the network's receptive radius of 47 pixels, so that a pixel may see all round it."""
 PROBE_EVERY = 2
-NETWORK = {"name": "nafnet", "width": 8, "depth": 3, "fold": 2, "residual": True}
+NETWORK = {"name": "nafnet", "width": 4, "depth": 3, "fold": 2, "residual": True}
+WIDE = {**NETWORK, "width": 8}
+"""The same with three times the weights, of some arms."""
 RATES = (1.5e-3, 4.5e-3, 1.35e-2)
 """Learning rates that are tried, on the validation images."""
 CHOSEN = {"supervised": 1.35e-2, "noisy": 1.35e-2}
@@ -64,6 +66,8 @@ class Arm:
     """From weights that were trained on the clean images of another hospital."""
     trained: bool = True
     """Or those weights as they are."""
+    wide: bool = False
+    """Of the wider network."""
     times: int = 1
     """The work, in that of other arms."""
     rate: float | None = None
@@ -75,14 +79,15 @@ class Arm:
         if not self.trained:
             return "the start as it is"
         marks = [("fresh noise", self.fresh), ("mixed", self.mixed), ("started", self.started)]
-        marks.append((f"{self.times} times the work", self.times > 1))
+        marks += [(f"width {WIDE['width']}", self.wide), (f"{self.times} times the work", self.times > 1)]
         rate = [] if self.rate is None else [f"rate {self.rate:g}"]
         return ", ".join([self.objective, *(mark for mark, on in marks if on), *rate])
 
     @property
     def reference(self) -> str:
         """The name of the arm with clean targets that it is held against: from the same weights, with the same work."""
-        return Arm(objective="supervised", clip=self.clip, kind="main", started=self.started, times=self.times).name
+        same = {"clip": self.clip, "started": self.started, "wide": self.wide, "times": self.times}
+        return Arm(objective="supervised", kind="main", **same).name
 
     @property
     def work(self) -> float:
@@ -126,6 +131,7 @@ REFERENCES = [
 STARTS = [Arm(objective="supervised", clip=clip, kind="reference", started=True, trained=False) for clip in CLIPS]
 STARTED = [replace(one, kind="help", started=True) for one in MAIN]
 LONGER = [replace(one, times=4) for one in STARTED]
+WIDER = [replace(one, wide=True) for one in STARTED]
 MIXED = [
     Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True, started=started)
     for started in (True, False)
@@ -168,7 +174,7 @@ def plan() -> list[Cell]:
         [Cell(arm=arm, std=std, seed=seed) for seed in SEEDS for std in LEVELS for arm in arms]
         for arms in ([*STARTS, *STARTED], MAIN)
     )
-    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*LONGER, *REFERENCES, *MIXED)]
+    beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*WIDER, *LONGER, *REFERENCES, *MIXED)]
     others = [Cell(arm=arm, std=std, seed=1) for std in LEVELS for arm in OTHERS]
     first = len(LEVELS) * len(MAIN)
     return [*started, *drawn[:first], *beside, *others, *drawn[first:]]
@@ -224,10 +230,9 @@ class Places:
             import_radiographs([self.public], folder, size=256, workers=1, shares=shares)
         return folder
 
-    @property
-    def start(self) -> Path:
+    def start(self, *, wide: bool) -> Path:
         """The run that started arms begin from."""
-        return self.out / "start"
+        return self.out / ("start-wide" if wide else "start")
 
 
 def contents(cohort: Cohort) -> Contents:
@@ -250,32 +255,34 @@ def config_of(cell: Cell, places: Places) -> RunConfig:
     own: dict[str, Any] = {"objective": arm.objective, "epochs": arm.epochs, "learning_rate": arm.learning_rate}
     own |= {"crop": SEARCH_CROP} if arm.kind == "search" else {}
     own |= {"probe_every": PROBE_EVERY} if arm.objective in PROBED else {}
-    own |= {"start": str(places.start)} if arm.started else {}
+    own |= {"start": str(places.start(wide=arm.wide))} if arm.started else {}
     noise = {"mean": MEAN, "std": cell.std, "clip": arm.clip, "fresh": arm.fresh}
-    return with_pinned_start(recipe(cell.seed, noise, own))
+    return with_pinned_start(recipe(cell.seed, noise, own, wide=arm.wide))
 
 
-def start_config() -> RunConfig:
+def start_config(*, wide: bool) -> RunConfig:
     """Of the run that started arms begin from: supervised, at noise from 0.05 to 0.35."""
     noise = {"mean": MEAN, "std": (0.05, 0.35), "clip": True}
-    return recipe(1, noise, {"epochs": START_EPOCHS, "learning_rate": CHOSEN["supervised"]})
+    return recipe(1, noise, {"epochs": START_EPOCHS, "learning_rate": CHOSEN["supervised"]}, wide=wide)
 
 
 @cache
-def _network_parameters() -> int:
+def _parameters(*, wide: bool) -> int:
     from veilray.models.build import build_model
 
-    return sum(one.numel() for one in build_model(recipe(1, {}, {}).model).parameters())
+    return sum(one.numel() for one in build_model(recipe(1, {}, {}, wide=wide).model).parameters())
 
 
 def setting() -> dict[str, Any]:
     """What the record says of all runs."""
     return {
         "network": NETWORK,
-        "parameters": _network_parameters(),
+        "parameters": _parameters(wide=False),
+        "wide": {"network": WIDE, "parameters": _parameters(wide=True)},
         "batch": BATCH,
         "crop": CROP,
         "epochs_of_a_supervised_run": EPOCHS,
+        "epochs_of_the_start": START_EPOCHS,
         "search": {"epochs_of_a_supervised_run": SEARCH_EPOCHS, "crop": SEARCH_CROP},
         "probe_every": PROBE_EVERY,
         "learning_rates": {**CHOSEN, "started": START_RATE},
@@ -283,15 +290,15 @@ def setting() -> dict[str, Any]:
     }
 
 
-def recipe(seed: int, noise: dict[str, Any], own: dict[str, Any]) -> RunConfig:
-    """The network and the training that all runs share."""
+def recipe(seed: int, noise: dict[str, Any], own: dict[str, Any], *, wide: bool) -> RunConfig:
+    """A network and the training that all runs share."""
     shared = {"batch_size": BATCH, "crop": CROP, "flips": True, "loss": "mse", "optimizer": "adamw"}
     shared |= {"weight_decay": 1e-4, "ema_decay": 0.99}
     return RunConfig.model_validate(
         {
             "seed": seed,
             "noise": noise,
-            "model": NETWORK,
+            "model": WIDE if wide else NETWORK,
             "train": {**shared, **own},
             "launch": {"device": "cpu", "precision": "fp32"},
         }

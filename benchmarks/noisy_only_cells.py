@@ -74,10 +74,10 @@ def run_cell(cell: Cell, places: Places, split: str) -> None:
             print(f"{cell.name}: another process is at it", flush=True)
             return
         if cell.arm.started:
-            _make_start(places)
+            _make_start(places, wide=cell.arm.wide)
         release = places.release(cell)
         config = config_of(cell, places)
-        run = _run(cell, config, places) if cell.arm.trained else RunFolder(places.start)
+        run = _run(cell, config, places) if cell.arm.trained else RunFolder(places.start(wide=False))
         images = TrainingImages.open(release, _scored_on(config), verify=False)
         scores = score(Denoiser.load(run.path, device="cpu"), images, split)
         write_json(result, {**_facts(cell, run), "images": scores, "common": common(run, images)})
@@ -96,9 +96,10 @@ def _alone(path: Path) -> Iterator[bool]:
         yield True
 
 
-def _make_start(places: Places) -> None:
-    images = TrainingImages.open(places.public_cohort(), start_config(), verify=False)
-    trained(places.start, images, "start")
+def _make_start(places: Places, *, wide: bool) -> None:
+    images = TrainingImages.open(places.public_cohort(), start_config(wide=wide), verify=False)
+    run = places.start(wide=wide)
+    trained(run, images, run.name)
 
 
 def _run(cell: Cell, config: RunConfig, places: Places) -> RunFolder:
