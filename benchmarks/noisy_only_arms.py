@@ -290,7 +290,7 @@ def setting() -> dict[str, Any]:
     }
 
 
-def recipe(seed: int, noise: dict[str, Any], own: dict[str, Any], *, wide: bool) -> RunConfig:
+def recipe(seed: int, noise: dict[str, Any], own: dict[str, Any], *, wide: bool = False) -> RunConfig:
     """A network and the training that all runs share."""
     shared = {"batch_size": BATCH, "crop": CROP, "flips": True, "loss": "mse", "optimizer": "adamw"}
     shared |= {"weight_decay": 1e-4, "ema_decay": 0.99}
