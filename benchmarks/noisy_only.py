@@ -6,9 +6,9 @@
 
 COHORT is the NIH radiographs at 256 px with the split of splits/nih256.csv, FOLDER another hospital's, as PNG. Each
 seed has a release of its own at each noise level, clamped and not: 8 or 16 bits, one noisy copy of each image, and
-its originals beside it. All arms train the same network on crops of that release, most from drawn weights: `supervised`
-against its originals, the others on the noisy images alone. So supervised sees the very noise that the others see,
-drawn once; arms with fresh noise draw it anew every pass, which no release can give. `mixed` and `started` have
+its originals beside it. All arms train the same network (or say that it is wider) on crops of that release:
+`supervised` against its originals, the others on the noisy images alone. So supervised sees the very noise that the
+others see, drawn once; arms with fresh noise draw it anew every pass, which no release can give. `mixed` and `started` have
 the help of another hospital's clean images; `started` arms are held against supervised training from the same
 weights. Every arm gets the same work, or says how many times that: as many passes as EPOCHS supervised ones cost, by
 the measured processor seconds of a step (`Arm.work` in noisy_only_arms.py).
@@ -19,7 +19,8 @@ the epoch that the run itself chose, after each of its passes: by the squared er
 its own criterion. The choice is judged on the validation images at Site One: true PSNR of the best epoch less that
 of the chosen one. The test patients are looked at once, at the end; `--split validation` is for trying.
 
-Everything can be cut short: runs go on from their last pass, and what is in DIR already is taken from there.
+Everything can be cut short: runs go on from their last pass, and what is in DIR already is taken from there. `--save`
+keeps the scores of all cells, in results/noisy_only_cells.json, and what is kept is not run again, wherever that was.
 `--minutes` begins no further run after so many minutes of processor time. Differences to the supervised run are paired
 by image and averaged over seeds; intervals draw whole patients.
 """
@@ -36,6 +37,7 @@ import torch
 from common import save, table
 from noisy_only_arms import LEVELS, SEEDS, Cell, Places, plan, search, setting
 from noisy_only_cells import read_result, result_path, run_cell
+from noisy_only_kept import keep, kept
 from noisy_only_table import draw, lines, summary
 
 RECORD = "noisy_only"
@@ -50,13 +52,17 @@ def main() -> None:
     places = Places(data=options.data, public=options.public, out=options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = [cell for cell in (search() if options.search else plan()) if _wanted(cell, options)]
+    before = kept() if options.split == "test" else {}
     if not options.no_train:
         began = time.process_time()
         for cell in chosen:
+            if result_path(cell.name, places, options.split).name in before:
+                continue
             if options.minutes and time.process_time() - began > 60 * options.minutes:
                 break
             run_cell(cell, places, "validation" if options.search else options.split)
-    record = summary(_results(places, options.split))
+    results = _results(places, options.split, before)
+    record = summary([*results.values(), *_searched(places)])
     header, *rows = lines(record)
     print(table(header, rows))
     for one in record["search"]:
@@ -64,12 +70,19 @@ def main() -> None:
     if options.save:
         draw(record)
         save(RECORD, {"split": options.split, "setting": setting(), **record})
+        if options.split == "test":
+            keep(results)
 
 
-def _results(places: Places, split: str) -> list[dict[str, Any]]:
-    """Everything that is in the folder: what was run now and before."""
+def _results(places: Places, split: str, before: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Everything that is in the folder or was kept, by the name of its file, in the order of the plan."""
     paths = [result_path(cell.name, places, split) for cell in plan()]
-    paths += [result_path(cell.name, places, "validation") for cell in search()]
+    found = {path.name: read_result(path) for path in paths if path.is_file()}
+    return {path.name: (before | found)[path.name] for path in paths if path.name in before | found}
+
+
+def _searched(places: Places) -> list[dict[str, Any]]:
+    paths = [result_path(cell.name, places, "validation") for cell in search()]
     return [read_result(path) for path in paths if path.is_file()]
 
 

@@ -86,8 +86,8 @@ class Arm:
     @property
     def reference(self) -> str:
         """The name of the arm with clean targets that it is held against: from the same weights, with the same work."""
-        same = {"clip": self.clip, "started": self.started, "wide": self.wide, "times": self.times}
-        return Arm(objective="supervised", kind="main", **same).name
+        own = Arm(objective="supervised", clip=self.clip, kind="main")
+        return replace(own, started=self.started, wide=self.wide, times=self.times).name
 
     @property
     def work(self) -> float:

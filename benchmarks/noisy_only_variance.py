@@ -3,7 +3,7 @@
     python benchmarks/noisy_only_variance.py --data shared/data/nih256 [--steps 800] [--batches 60] [--save]
     python benchmarks/noisy_only_variance.py --pages
 
-The network of noisy_only.py is trained for --steps supervised steps, so that it is neither at its start nor at its end.
+The wider network of noisy_only.py is trained for --steps supervised steps: neither at its start nor at its end.
 Then every objective's gradient is taken on the same --batches batches of one clamped release, and its variance, summed
 over all weights, is divided by that of the supervised gradient. Of the objectives with a probe the gradient is taken
 twice a batch, with other signs on other images: half the squared difference is the probe's part of the variance. One
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from baselines_pages import markdown, with_table
 from common import RESULTS, save
-from noisy_only_arms import BATCH, CROP, MEAN, NETWORK
+from noisy_only_arms import BATCH, CROP, MEAN, WIDE
 from veilray.images.read import read_radiograph
 from veilray.models.build import DenoisingNetwork, build_model
 from veilray.models.config import ModelConfig
@@ -93,7 +93,7 @@ def measure(clean: Tensor, *, steps: int, batches: int) -> dict[str, Any]:
     noise = torch.Generator().manual_seed(0)
     noisy = add_gaussian(clean, mean=MEAN, std=STD, generator=noise)
     noisy = (noisy * 255).round() / 255  # as a release has them
-    model = build_model(ModelConfig.model_validate(NETWORK))
+    model = build_model(ModelConfig.model_validate(WIDE))
     last = _train(model, _crops(clean, noisy, seed=2), steps=steps)
     cases: list[tuple[Objective, int]] = [
         (objective, every) for objective in OBJECTIVES for every in (PROBES if objective in PROBED else (1,))
@@ -105,7 +105,7 @@ def measure(clean: Tensor, *, steps: int, batches: int) -> dict[str, Any]:
     plain = rows[SUPERVISED]["variance"]
     for row in rows.values():
         row["ratio"] = row["variance"] / plain
-    setting = {"network": NETWORK, "batch": BATCH, "crop": CROP, "std": STD, "mean": MEAN, "strength": STRENGTH}
+    setting = {"network": WIDE, "batch": BATCH, "crop": CROP, "std": STD, "mean": MEAN, "strength": STRENGTH}
     return {**setting, "images": len(clean), "steps": steps, "loss": last, "batches": batches, "objectives": rows}
 
 

@@ -140,10 +140,35 @@ def test_the_probe_s_part_of_a_gradient_s_variance_grows_where_fewer_images_are_
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     variance = importlib.import_module("noisy_only_variance")
     monkeypatch.setattr(variance, "CROP", 16)
-    monkeypatch.setattr(variance, "NETWORK", {**variance.NETWORK, "width": 4, "depth": 2})
+    monkeypatch.setattr(variance, "WIDE", {**variance.WIDE, "width": 4, "depth": 2})
     clean = torch.rand((4, 1, 32, 32), generator=torch.Generator().manual_seed(3))
     found = variance.measure(clean, steps=4, batches=12)["objectives"]
     assert found["supervised"]["ratio"] == 1.0
     assert "probe_share" not in found["censored_r2r"]
     shares = [found[f"censored_sure, probe_every {every}"]["probe_share"] for every in variance.PROBES]
     assert 0.0 < shares[0] < shares[-1] < 1.0
+
+
+def test_scores_that_were_kept_are_those_measured_and_only_of_the_setting_that_there_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    keeping = importlib.import_module("noisy_only_kept")
+    monkeypatch.setattr(keeping, "PATH", tmp_path / "cells.json")
+    assert keeping.kept() == {}
+    results = {
+        f"arm-{number}.json": {
+            "arm": "sure",
+            "seed": number,
+            "choice": None,
+            "images": [{"image": f"{i}", "patient": "p", "psnr": 30.0 + i + number / 1e4} for i in range(3)],
+        }
+        for number in (1, 2)
+    }
+    keeping.keep(results)
+    assert keeping.kept() == results
+    monkeypatch.setattr(keeping, "setting", lambda: {"network": "another"})
+    assert keeping.kept() == {}
+    results["arm-2.json"]["images"] = results["arm-2.json"]["images"][:2]  # type: ignore[index]
+    with pytest.raises(ValueError, match="arm-2"):
+        keeping.keep(results)
