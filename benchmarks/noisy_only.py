@@ -8,8 +8,8 @@ COHORT is the NIH radiographs at 256 px with the split of splits/nih256.csv, FOL
 seed has a release of its own at each noise level, clamped and not: 8 or 16 bits, one noisy copy of each image, and
 its originals beside it. All arms train the same network (or say that it is wider) on crops of that release:
 `supervised` against its originals, the others on the noisy images alone. So supervised sees the very noise that the
-others see, drawn once; arms with fresh noise draw it anew every pass, which no release can give. `mixed` and `started` have
-the help of another hospital's clean images; `started` arms are held against supervised training from the same
+others see, drawn once; arms with fresh noise draw it anew every pass, which no release can give. `mixed` and `started`
+have the help of another hospital's clean images; `started` arms are held against supervised training from the same
 weights. Every arm gets the same work, or says how many times that: as many passes as EPOCHS supervised ones cost, by
 the measured processor seconds of a step (`Arm.work` in noisy_only_arms.py).
 
