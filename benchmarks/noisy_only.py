@@ -36,7 +36,7 @@ import torch
 
 from common import save, table
 from noisy_only_arms import LEVELS, SEEDS, Cell, Places, plan, search, setting
-from noisy_only_cells import read_result, result_path, run_cell
+from noisy_only_cells import made_by, read_result, result_path, run_cell
 from noisy_only_kept import keep, kept
 from noisy_only_table import draw, lines, summary
 
@@ -51,18 +51,22 @@ def main() -> None:
     torch.set_num_threads(1)
     places = Places(data=options.data, public=options.public, out=options.out)
     options.out.mkdir(parents=True, exist_ok=True)
+    split = "validation" if options.search else options.split
     chosen = [cell for cell in (search() if options.search else plan()) if _wanted(cell, options)]
-    before = kept() if options.split == "test" else {}
+    cells = {result_path(cell.name, places, options.split).name: cell for cell in plan()}
+    cells |= {result_path(cell.name, places, "validation").name: cell for cell in search()}
+    before = {name: one for name, one in kept().items() if name in cells and _is_of(one, cells[name], places)}
     if not options.no_train:
-        began = time.process_time()
-        for cell in chosen:
-            if result_path(cell.name, places, options.split).name in before:
-                continue
-            if options.minutes and time.process_time() - began > 60 * options.minutes:
-                break
-            run_cell(cell, places, "validation" if options.search else options.split)
-    results = _results(places, options.split, before)
-    record = summary([*results.values(), *_searched(places)])
+        _run(
+            [cell for cell in chosen if result_path(cell.name, places, split).name not in before],
+            places,
+            split,
+            options,
+        )
+    there = {name: read_result(places.out / name) for name in cells if (places.out / name).is_file()}
+    there = {name: one for name, one in there.items() if _is_of(one, cells[name], places)}
+    results = {name: (before | there)[name] for name in cells if name in before | there}
+    record = summary(list(results.values()))
     header, *rows = lines(record)
     print(table(header, rows))
     for one in record["search"]:
@@ -70,20 +74,20 @@ def main() -> None:
     if options.save:
         draw(record)
         save(RECORD, {"split": options.split, "setting": setting(), **record})
-        if options.split == "test":
-            keep(results)
+        keep(results)
 
 
-def _results(places: Places, split: str, before: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Everything that is in the folder or was kept, by the name of its file, in the order of the plan."""
-    paths = [result_path(cell.name, places, split) for cell in plan()]
-    found = {path.name: read_result(path) for path in paths if path.is_file()}
-    return {path.name: (before | found)[path.name] for path in paths if path.name in before | found}
+def _run(cells: list[Cell], places: Places, split: str, options: argparse.Namespace) -> None:
+    began = time.process_time()
+    for cell in cells:
+        if options.minutes and time.process_time() - began > 60 * options.minutes:
+            break
+        run_cell(cell, places, split)
 
 
-def _searched(places: Places) -> list[dict[str, Any]]:
-    paths = [result_path(cell.name, places, "validation") for cell in search()]
-    return [read_result(path) for path in paths if path.is_file()]
+def _is_of(result: dict[str, Any], cell: Cell, places: Places) -> bool:
+    """Whether a result is of what the cell is now."""
+    return bool(result["made_by"] == made_by(cell, places))
 
 
 def _wanted(cell: Cell, options: argparse.Namespace) -> bool:

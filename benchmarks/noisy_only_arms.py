@@ -25,13 +25,13 @@ EPOCHS = 25
 SEARCH_EPOCHS = 8
 """The same of the runs that choose a learning rate."""
 START_EPOCHS = 600
-"""Passes over another hospital's clean images, a quarter as many, of the run that started arms begin from."""
+"""Passes of the run that started arms begin from, over another hospital's images: a quarter as many as a release's."""
 BATCH, CROP, SEARCH_CROP = 8, 96, 64
 """Crops of twice the network's receptive radius of 47 pixels, so that a pixel may see all round it."""
 PROBE_EVERY = 2
 NETWORK = {"name": "nafnet", "width": 4, "depth": 3, "fold": 2, "residual": True}
 WIDE = {**NETWORK, "width": 8}
-"""The same with three times the weights, of some arms."""
+"""A wider network, of some arms: for as many passes, whose steps take longer."""
 RATES = (1.5e-3, 4.5e-3, 1.35e-2)
 """Learning rates that are tried, on the validation images."""
 CHOSEN = {"supervised": 1.35e-2, "noisy": 1.35e-2}
@@ -249,15 +249,16 @@ def contents(cohort: Cohort) -> Contents:
     return Contents(images=images)
 
 
-def config_of(cell: Cell, places: Places) -> RunConfig:
-    """The configuration of a cell, its start pinned."""
+def config_of(cell: Cell, places: Places, *, pinned: bool = True) -> RunConfig:
+    """The configuration of a cell, its start pinned, which must be there then."""
     arm = cell.arm
     own: dict[str, Any] = {"objective": arm.objective, "epochs": arm.epochs, "learning_rate": arm.learning_rate}
     own |= {"crop": SEARCH_CROP} if arm.kind == "search" else {}
     own |= {"probe_every": PROBE_EVERY} if arm.objective in PROBED else {}
     own |= {"start": str(places.start(wide=arm.wide))} if arm.started else {}
     noise = {"mean": MEAN, "std": cell.std, "clip": arm.clip, "fresh": arm.fresh}
-    return with_pinned_start(recipe(cell.seed, noise, own, wide=arm.wide))
+    config = recipe(cell.seed, noise, own, wide=arm.wide)
+    return with_pinned_start(config) if pinned else config
 
 
 def start_config(*, wide: bool) -> RunConfig:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from scipy.stats import spearmanr
 
 from noisy_only_arms import BEST, Cell, Places, config_of, start_config
+from veilray.cohort.cohort import Cohort
 from veilray.evaluation.criterion import noisy_criterion
 from veilray.files import read_json, write_json
 from veilray.inference.denoiser import Denoiser
@@ -67,7 +70,7 @@ def result_path(name: str, places: Places, split: str) -> Path:
 def run_cell(cell: Cell, places: Places, split: str) -> None:
     """Train and score one cell, unless its result is there or another process is at it."""
     result = result_path(cell.name, places, split)
-    if result.exists():
+    if result.exists() and read_result(result)["made_by"] == made_by(cell, places):
         return
     with _alone(places.out / f"{cell.name}.lock") as alone:
         if not alone:
@@ -80,7 +83,21 @@ def run_cell(cell: Cell, places: Places, split: str) -> None:
         run = _run(cell, config, places) if cell.arm.trained else RunFolder(places.start(wide=False))
         images = TrainingImages.open(release, _scored_on(config), verify=False)
         scores = score(Denoiser.load(run.path, device="cpu"), images, split)
-        write_json(result, {**_facts(cell, run), "images": scores, "common": common(run, images)})
+        own = {"made_by": made_by(cell, places), "start": config.train.start_sha256}
+        write_json(result, {**_facts(cell, run), **own, "images": scores, "common": common(run, images)})
+
+
+def made_by(cell: Cell, places: Places) -> str:
+    """A digest of all that a result depends on, but for the weights of a start and for rounding."""
+    config = config_of(cell, places, pinned=False).model_dump(mode="json")
+    config["train"]["start"] = start_config(wide=cell.arm.wide).model_dump(mode="json") if cell.arm.started else ""
+    return hashlib.sha256(json.dumps([config, *_data(places)], sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _data(places: Places) -> tuple[str, ...]:
+    """The digest of the cohort, and what another hospital's radiographs are called."""
+    return Cohort.open(places.data).digest, *sorted(path.name for path in places.public.iterdir())
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from common import RESULTS
-from noisy_only_arms import setting
+from veilray.files import write_text
 
 PATH = RESULTS / "noisy_only_cells.json"
 DECIMALS = 4
@@ -17,28 +20,42 @@ Result = dict[str, Any]
 
 
 def kept() -> dict[str, Result]:
-    """Results by the name of their file, of runs in the setting that there is now."""
+    """Results by the name of their file; `made_by` says of what they are."""
     if not PATH.exists():
         return {}
     record = json.loads(PATH.read_text(encoding="utf-8"))
-    if record["setting"] != setting():
-        return {}
-    return {
-        name: {**result, "images": [{**image, "psnr": psnr} for image, psnr in zip(images, scores, strict=True)]}
-        for images in [record["images"]]
-        for name, (result, scores) in record["results"].items()
-    }
+    found = {}
+    for name, packed in record["results"].items():
+        images = record["images"][packed.pop("on")]
+        scores = packed.pop("psnr")
+        found[name] = {
+            **packed,
+            "images": [{**image, "psnr": psnr} for image, psnr in zip(images, scores, strict=True)],
+        }
+    return found
 
 
 def keep(results: Mapping[str, Result]) -> None:
-    """Write down results, all scored on the same images."""
-    first = next(iter(results.values()))
-    images = [{"image": one["image"], "patient": one["patient"]} for one in first["images"]]
-    packed = {}
-    for name, result in sorted(results.items()):
-        if [one["image"] for one in result["images"]] != [one["image"] for one in images]:
-            raise ValueError(f"{name} was scored on other images")
-        scores = [round(one["psnr"], DECIMALS) for one in result["images"]]
-        packed[name] = ({key: value for key, value in result.items() if key != "images"}, scores)
-    record = {"setting": setting(), "images": images, "results": packed}
-    PATH.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
+    """Write down results beside those that are there, in the place of those of the same name."""
+    with _alone():
+        images: list[list[dict[str, str]]] = []
+        packed = {}
+        for name, result in sorted({**kept(), **results}.items()):
+            on = [{"image": one["image"], "patient": one["patient"]} for one in result["images"]]
+            if on not in images:
+                images.append(on)
+            own = {key: value for key, value in result.items() if key != "images"}
+            scores = [round(one["psnr"], DECIMALS) for one in result["images"]]
+            packed[name] = {**own, "on": images.index(on), "psnr": scores}
+        write_text(PATH, json.dumps({"images": images, "results": packed}, separators=(",", ":")) + "\n")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """While no other process is in here."""
+    folder = os.open(PATH.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

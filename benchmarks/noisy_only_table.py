@@ -52,7 +52,8 @@ def _row(own: dict[int, Result], reference: dict[int, Result]) -> dict[str, Any]
         "choice": {seed: own[seed]["choice"] for seed in sorted(own)},
         "by_epoch": {seed: own[seed]["by_epoch"] for seed in sorted(own)},
     }
-    shared = sorted(own.keys() & reference.keys())
+    same = {seed for seed in own.keys() & reference.keys() if own[seed].get("start") == reference[seed].get("start")}
+    shared = sorted(same)
     if shared and first["arm"] != _reference(own):
         pair = _scores(own, shared), _scores(reference, shared)
         found = paired_comparison(*pair, patients, higher_is_better=True, seed=BOOTSTRAP_SEED).difference

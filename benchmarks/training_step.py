@@ -102,7 +102,7 @@ def _cohort(folder: Path, size: int) -> Path:
 
 
 def _released(clock: Clock, cohort: str, width: int, size: int, batch: int) -> list[float]:
-    """Milliseconds of each step in the style of the released notebooks."""
+    """Seconds of each step in the style of the released notebooks."""
     images = TrainingImages.open(cohort, RunConfig())
     rows = images.sets["train"]
     clean = torch.from_numpy(images.data.gather(rows)).unsqueeze(1)

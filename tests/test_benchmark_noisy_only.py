@@ -149,26 +149,39 @@ def test_the_probe_s_part_of_a_gradient_s_variance_grows_where_fewer_images_are_
     assert 0.0 < shares[0] < shares[-1] < 1.0
 
 
-def test_scores_that_were_kept_are_those_measured_and_only_of_the_setting_that_there_is(
+def test_scores_that_were_kept_are_those_measured_and_pieces_add_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     keeping = importlib.import_module("noisy_only_kept")
     monkeypatch.setattr(keeping, "PATH", tmp_path / "cells.json")
     assert keeping.kept() == {}
-    results = {
-        f"arm-{number}.json": {
-            "arm": "sure",
-            "seed": number,
-            "choice": None,
-            "images": [{"image": f"{i}", "patient": "p", "psnr": 30.0 + i + number / 1e4} for i in range(3)],
-        }
-        for number in (1, 2)
-    }
-    keeping.keep(results)
-    assert keeping.kept() == results
-    monkeypatch.setattr(keeping, "setting", lambda: {"network": "another"})
-    assert keeping.kept() == {}
-    results["arm-2.json"]["images"] = results["arm-2.json"]["images"][:2]  # type: ignore[index]
-    with pytest.raises(ValueError, match="arm-2"):
-        keeping.keep(results)
+
+    def result(name: str, count: int, more: float) -> dict[str, Any]:
+        images = [{"image": f"{name}{i}", "patient": "p", "psnr": 30.0 + i + more} for i in range(count)]
+        return {"arm": "sure", "choice": None, "made_by": name, "images": images}
+
+    first = {"a-test.json": result("t", 3, 0.0001), "b-test.json": result("t", 3, 0.0002)}
+    keeping.keep(first)
+    assert keeping.kept() == first
+    second = {"b-test.json": result("t", 3, 0.5), "c-validation.json": result("v", 2, 0.0)}
+    keeping.keep(second)
+    assert keeping.kept() == {**first, **second}
+
+
+def test_a_result_is_of_its_cell_only_while_nothing_that_it_depends_on_changes(
+    arms: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cells = importlib.import_module("noisy_only_cells")
+    write_images(tmp_path / "png", patients=4)
+    import_radiographs([tmp_path / "png"], tmp_path / "cohort", size=32, workers=1)
+    places = arms.Places(data=tmp_path / "cohort", public=tmp_path / "png", out=tmp_path / "out")
+    started, drawn = (next(cell for cell in arms.plan() if cell.arm.started is started) for started in (True, False))
+    digests = {cells.made_by(cell, places) for cell in arms.plan()}
+    assert len(digests) == len(arms.plan()) - sum(not cell.arm.trained for cell in arms.plan())
+    before = [cells.made_by(cell, places) for cell in (started, drawn)]
+    monkeypatch.setattr(arms, "START_EPOCHS", 5)
+    assert cells.made_by(started, places) != before[0]
+    assert cells.made_by(drawn, places) == before[1]
+    monkeypatch.setattr(arms, "MEAN", 0.2)
+    assert cells.made_by(drawn, places) != before[1]

@@ -20,6 +20,7 @@ from veilray.models.build import DenoisingNetwork, build_model
 from veilray.models.config import ModelConfig
 from veilray.models.weights import save_weights
 from veilray.obfuscation.config import NoiseConfig
+from veilray.parallel.devices import multiplies_bf16
 from veilray.training.config import RunConfig
 from veilray.training.run import RunFolder
 
@@ -70,6 +71,13 @@ def test_equals_the_plain_network(name: str, norm: str, block: str, residual: bo
 def test_a_relu_is_part_of_its_convolution(block: str) -> None:
     prepared = denoiser(network(block=block))._network
     assert not any(isinstance(module, nn.ReLU) for module in prepared.modules())
+
+
+@pytest.mark.skipif(not multiplies_bf16(torch.device("cpu")), reason="this processor has no bf16 units")
+def test_in_bf16_a_relu_is_part_of_its_convolution_but_beside_those_in_float32() -> None:
+    for name in ("unet", "unetpp"):
+        prepared = denoiser(network(name=name), precision="bf16")._network
+        assert sum(isinstance(module, nn.ReLU) for module in prepared.modules()) == 2
 
 
 def test_no_batch_normalisation_is_left_to_run() -> None:

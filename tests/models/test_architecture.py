@@ -121,7 +121,19 @@ def test_a_doubling_convolution_in_bf16_is_the_transposed_one(layout: torch.memo
         assert wanted.grad is not None
         scale = float(wanted.grad.abs().max())
         torch.testing.assert_close(ours.grad.double(), wanted.grad, rtol=0.0, atol=1e-2 * scale)
-    assert torch.equal(output, nn.ConvTranspose2d.forward(layer, x))
+
+
+def test_a_doubling_convolution_leaves_the_rest_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torchs: list[torch.dtype] = []
+    monkeypatch.setattr(nn.ConvTranspose2d, "forward", lambda _, x, size=None: torchs.append(x.dtype) or x)
+    layer, x = DoublingConv(2, 2), torch.zeros(1, 2, 4, 4)
+    layer.to(torch.bfloat16)(x.to(torch.bfloat16))
+    assert torchs == []
+    with torch.no_grad():
+        layer(x.to(torch.bfloat16))
+    layer.float()(x)
+    layer.double()(x.double())
+    assert torchs == [torch.bfloat16, torch.float32, torch.float64]
 
 
 def block_by_hand(x: Tensor, state: dict[str, Tensor], prefix: str) -> Tensor:

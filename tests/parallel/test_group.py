@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import sys
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from tests.distributed.harness import finish, run_ranks, start_ranks
 from tests.ports import free_port
 
 from veilray.errors import CohortError, UsageError
+from veilray.parallel import group
 from veilray.parallel.group import ALONE, Group, fails_together, share
 from veilray.parallel.joining import joined
 
@@ -287,3 +290,24 @@ def test_ports_are_free_and_none_comes_twice() -> None:
     for port in found:
         with socket.socket() as own:
             own.bind(("127.0.0.1", port))
+
+
+class Exchange:
+    """An exchange that is done after being asked some number of times."""
+
+    def __init__(self, asked: float) -> None:
+        self.left = asked
+
+    def is_completed(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_rank_stays_awake_until_an_exchange_is_done_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(count())
+    monkeypatch.setattr(group.time, "monotonic", lambda: next(seconds) / 1000)  # type: ignore[attr-defined]
+    short, endless = Exchange(3), Exchange(math.inf)
+    group._stay_awake(short)
+    assert short.left < 0
+    group._stay_awake(endless)
+    assert next(seconds) < 100

@@ -39,10 +39,10 @@ def prepare(model: DenoisingNetwork, *, device: torch.device, dtype: torch.dtype
     """A copy of `model` for inference on `device` that computes in `dtype`; `model` stays as it is.
 
     It takes and gives float32. Each batch normalisation is folded into the convolution before it; on a processor that
-    multiplies `dtype`, so is the ReLU after it, and weights are laid out once. Under bf16 the first and the last 3x3
-    convolution, the heads and the residual addition stay in float32: their rounding is nearly all that bf16 costs
-    (benchmarks/inference.py measures what is left). Networks other than U-Net and U-Net++ compute their inner
-    convolutions alone in bf16, and those that have none (TNRD) nothing.
+    multiplies `dtype`, so are ReLUs between convolutions of `dtype`, and weights are laid out once. Under bf16 the
+    first and the last 3x3 convolution, the heads and the residual addition stay in float32: their rounding is nearly
+    all that bf16 costs (benchmarks/inference.py measures what is left). Networks other than U-Net and U-Net++ compute
+    their inner convolutions alone in bf16, and those that have none (TNRD) nothing.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     for module in network.modules():

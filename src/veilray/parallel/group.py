@@ -7,6 +7,7 @@ a no-op. What crosses ranks is tensors and JSON, never pickled objects; sums and
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from veilray import errors
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
 from veilray.parallel import restart
 from veilray.parallel.rendezvous import LEFT, await_keys, await_leaving, ends_with_lead, unheard
+from veilray.parallel.workers import available_cores
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +100,7 @@ class Group:
 
         def wait() -> Tensor:
             with lost_ranks_explained():
-                if self.backend == "gloo":
+                if tensor.device.type == "cpu" and self.local_world_size <= _cores():
                     _stay_awake(work)
                 work.wait()
             return tensor
@@ -300,10 +302,15 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
 
+@functools.cache
+def _cores() -> int:
+    return available_cores()
+
+
 def _stay_awake(work: Any) -> None:
     """Yield the processor again and again, for a while, instead of sleeping until an exchange is done.
 
-    It takes some tenths of a millisecond, and waking up can take several milliseconds.
+    A process that sleeps may be woken much later than a small exchange takes.
     """
     until = time.monotonic() + _AWAKE_SECONDS
     while not work.is_completed() and time.monotonic() < until:
