@@ -131,6 +131,7 @@ REFERENCES = [
 STARTS = [Arm(objective="supervised", clip=clip, kind="reference", started=True, trained=False) for clip in CLIPS]
 STARTED = [replace(one, kind="help", started=True) for one in MAIN]
 LONGER = [replace(one, times=4) for one in STARTED]
+RECORRUPTED = [Arm(objective="r2r", clip=False, kind="help", started=True)]
 WIDER = [replace(one, wide=True) for one in STARTED]
 MIXED = [
     Arm(objective=BEST[clip], clip=clip, kind="help", mixed=True, started=started)
@@ -174,10 +175,11 @@ def plan() -> list[Cell]:
         [Cell(arm=arm, std=std, seed=seed) for seed in SEEDS for std in LEVELS for arm in arms]
         for arms in ([*STARTS, *STARTED], MAIN)
     )
+    recorrupted = [Cell(arm=arm, std=std, seed=seed) for seed in SEEDS for std in LEVELS for arm in RECORRUPTED]
     beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*WIDER, *LONGER, *REFERENCES, *MIXED)]
     others = [Cell(arm=arm, std=std, seed=1) for std in LEVELS for arm in OTHERS]
     first = len(LEVELS) * len(MAIN)
-    return [*started, *drawn[:first], *beside, *others, *drawn[first:]]
+    return [*started, *recorrupted, *drawn[:first], *beside, *others, *drawn[first:]]
 
 
 def search() -> list[Cell]:
