@@ -128,7 +128,8 @@ def test_other_settings_other_data_and_bad_plans_are_refused_before_any_training
     out = tmp_path / "out"
     run_here(tiny_plan(tmp_path), scored_cohort, out)
     done = len(here.commands)
-    changed = tiny_plan(tmp_path).model_copy(update={"settings": {"train": {"epochs": 2, "batch_size": 8}}})
+    plan = tiny_plan(tmp_path)
+    changed = plan.model_copy(update={"settings": {**plan.settings, "train": {"epochs": 2, "batch_size": 8}}})
     with pytest.raises(UsageError, match="other settings than the plan now has"):
         run_here(changed, scored_cohort, out)
     with pytest.raises(UsageError, match="a benchmark on other data"):
