@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from common import RESULTS
+from common import RESULTS, hardware
 from veilray.files import write_text
 
 PATH = RESULTS / "noisy_only_cells.json"
@@ -47,7 +47,8 @@ def keep(results: Mapping[str, Result]) -> None:
             own = {key: value for key, value in result.items() if key != "images"}
             scores = [round(one["psnr"], DECIMALS) for one in result["images"]]
             packed[name] = {**own, "on": images.index(on), "psnr": scores}
-        write_text(PATH, json.dumps({"images": images, "results": packed}, separators=(",", ":")) + "\n")
+        record = {"hardware": hardware(), "images": images, "results": packed}  # of the last piece
+        write_text(PATH, json.dumps(record, separators=(",", ":")) + "\n")
 
 
 @contextmanager
