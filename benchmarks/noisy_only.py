@@ -55,17 +55,10 @@ def main() -> None:
     chosen = [cell for cell in (search() if options.search else plan()) if _wanted(cell, options)]
     cells = {result_path(cell.name, places, options.split).name: cell for cell in plan()}
     cells |= {result_path(cell.name, places, "validation").name: cell for cell in search()}
-    before = {name: one for name, one in kept().items() if name in cells and _is_of(one, cells[name], places)}
     if not options.no_train:
-        _run(
-            [cell for cell in chosen if result_path(cell.name, places, split).name not in before],
-            places,
-            split,
-            options,
-        )
-    there = {name: read_result(places.out / name) for name in cells if (places.out / name).is_file()}
-    there = {name: one for name, one in there.items() if _is_of(one, cells[name], places)}
-    results = {name: (before | there)[name] for name in cells if name in before | there}
+        known = _known(cells, places)
+        _run([cell for cell in chosen if result_path(cell.name, places, split).name not in known], places, options)
+    results = _known(cells, places)
     record = summary(list(results.values()))
     header, *rows = lines(record)
     print(table(header, rows))
@@ -77,17 +70,23 @@ def main() -> None:
         keep(results)
 
 
-def _run(cells: list[Cell], places: Places, split: str, options: argparse.Namespace) -> None:
+def _run(cells: list[Cell], places: Places, options: argparse.Namespace) -> None:
     began = time.process_time()
     for cell in cells:
         if options.minutes and time.process_time() - began > 60 * options.minutes:
             break
-        run_cell(cell, places, split)
+        run_cell(cell, places, "validation" if options.search else options.split)
 
 
-def _is_of(result: dict[str, Any], cell: Cell, places: Places) -> bool:
-    """Whether a result is of what the cell is now."""
-    return bool(result["made_by"] == made_by(cell, places))
+def _known(cells: dict[str, Cell], places: Places) -> dict[str, dict[str, Any]]:
+    """What was kept and what is in the folder, by the name of its file, as long as it is of what the cell is now."""
+    there = {name: read_result(places.out / name) for name in cells if (places.out / name).is_file()}
+    found = {
+        name: result
+        for name, result in (*kept().items(), *there.items())
+        if name in cells and result["made_by"] == made_by(cells[name], places)
+    }
+    return {name: found[name] for name in cells if name in found}
 
 
 def _wanted(cell: Cell, options: argparse.Namespace) -> bool:

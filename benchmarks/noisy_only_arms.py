@@ -171,11 +171,10 @@ def plan() -> list[Cell]:
 
     Three seeds of what the aims are about, one of the other objectives at each level, and of the rest at noise 0.2.
     """
-    started, drawn = (
+    started, recorrupted, drawn = (
         [Cell(arm=arm, std=std, seed=seed) for seed in SEEDS for std in LEVELS for arm in arms]
-        for arms in ([*STARTS, *STARTED], MAIN)
+        for arms in ([*STARTS, *STARTED], RECORRUPTED, MAIN)
     )
-    recorrupted = [Cell(arm=arm, std=std, seed=seed) for seed in SEEDS for std in LEVELS for arm in RECORRUPTED]
     beside = [Cell(arm=arm, std=0.2, seed=1) for arm in (*WIDER, *LONGER, *REFERENCES, *MIXED)]
     others = [Cell(arm=arm, std=std, seed=1) for std in LEVELS for arm in OTHERS]
     first = len(LEVELS) * len(MAIN)
