@@ -10,6 +10,16 @@ import torch
 from tests.command_line import SMALL, done, make_cohort
 
 
+def in_float32(patch: pytest.MonkeyPatch) -> None:
+    """Let networks compute in float32 on processors with bf16 units, too, where scores are compared closely."""
+    patch.setattr("veilray.inference.denoiser.pick_precision", lambda *_: torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _scored_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_float32(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def scored_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cohort of 40 images of 20 patients, 32x32."""
@@ -22,8 +32,8 @@ def paper_run(scored_cohort: Path) -> Path:
     run = scored_cohort.parent / "run"
     more = ["--set", "evaluate.unclamped_psnr=true", "--set", "noise.std=[0.1, 0.3]"]
     done("train", "default", "--data", scored_cohort, "--out", run, *SMALL, *more)
-    with pytest.MonkeyPatch.context() as patch:  # a processor with bf16 units would score what it makes in bf16
-        patch.setattr("veilray.inference.denoiser.pick_precision", lambda *_: torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        in_float32(patch)
         done("evaluate", run, "--data", scored_cohort, "--no-download")
     return run
 
