@@ -28,10 +28,11 @@ OPTIONS: dict[Window, dict[str, Any]] = {
 WINDOWS: list[Window] = ["gaussian", 3]
 
 
-@pytest.fixture(autouse=True, params=["sums", "products"])
+@pytest.fixture(autouse=True, params=["sums", "convolutions"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to take sums over windows, whatever the size of the images."""
-    monkeypatch.setattr(ssim_module, "_PRODUCT_PIXELS", 0 if request.param == "products" else 1 << 40)
+    """Both ways to take sums over windows, whatever the size of the images, their dtype and the build of torch."""
+    monkeypatch.setattr(ssim_module, "_LARGE", 0 if request.param == "convolutions" else 1 << 40)
+    monkeypatch.setattr(ssim_module, "is_fast", lambda dtype: True)
 
 
 def _expected(output: Images, target: Images, window: Window, data_range: float = 1.0) -> list[float]:

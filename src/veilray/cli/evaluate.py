@@ -70,10 +70,11 @@ def evaluate_command(
     from veilray.cli.reporting import report_on, score_and_show, shared_metric
     from veilray.evaluation.levels import at_noise
     from veilray.evaluation.subject import open_images, open_subject
-    from veilray.parallel.devices import pick_device
+    from veilray.parallel.devices import keep_freed_memory, pick_device
     from veilray.parallel.group import fails_together
     from veilray.training.data import TrainingImages
 
+    keep_freed_memory()
     with working_group() as group:
         with fails_together(group):
             subject, where = open_subject(run), rank_device(group, pick_device(device))

@@ -5,7 +5,7 @@ u = q / (2 ux uy + q + C1), and the contrast-structure term (2 vxy + C2) / (vx +
 v = vd / (2 vxy + vd + C2), vd being the variance of d. So four window sums are enough (x, y, d^2 and x y), equal images
 score exactly 1, and the mean over the image is 1 - mean(u) - mean(v) + mean(u v).
 
-Large images on a CPU, where no gradient is wanted, go by matrix products instead: see `ssim_cpu`.
+Large images on a CPU, where no gradient is wanted, go another way: see `ssim_cpu`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from veilray.errors import UsageError
 from veilray.metrics.check import check_data_range, check_pair
-from veilray.metrics.ssim_cpu import CPU_PIXELS, score_by_products
+from veilray.metrics.ssim_cpu import CPU_PIXELS, is_fast, score_by_convolutions
 
 Window = Literal["gaussian", 3]
 
@@ -29,8 +29,8 @@ K1, K2 = 0.01, 0.03
 _GAUSSIAN = tuple(math.exp(-(distance**2) / (2 * 1.5**2)) for distance in range(1, 6))
 _UNIFORM = (1.0,)
 
-# Images from this size on are worth the calls that matrix products take.
-_PRODUCT_PIXELS = 1 << 14
+# Images from this size on are worth what convolutions take to be set up.
+_LARGE = 1 << 14
 
 
 def ssim(output: Tensor, target: Tensor, *, data_range: float = 1.0, window: Window = "gaussian") -> Tensor:
@@ -53,10 +53,10 @@ def ssim(output: Tensor, target: Tensor, *, data_range: float = 1.0, window: Win
     pixels = height * width
     if x.device.type != "cpu":
         at_once, score = max(1, len(x)), _score_in_strips
-    elif pixels < _PRODUCT_PIXELS or (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)):
-        at_once, score = max(1, CPU_PIXELS // pixels), _score_in_strips
+    elif pixels >= _LARGE and is_fast(dtype) and not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)):
+        at_once, score = max(1, len(x)), score_by_convolutions
     else:
-        at_once, score = max(1, len(x)), score_by_products
+        at_once, score = max(1, CPU_PIXELS // pixels), _score_in_strips
     means = [
         score(a, b, weights, c1=c1, c2=c2)
         for a, b in zip(torch.split(x, at_once), torch.split(y, at_once), strict=True)

@@ -1,4 +1,4 @@
-"""Structural similarity on a CPU by products with banded matrices.
+"""Structural similarity on a CPU by convolutions of memory as it lies.
 
 With s = x + y and d = x - y, of window means us, ud and variances vs, vd: us^2 - ud^2 = 4 ux uy and us^2 + ud^2 =
 2 (ux^2 + uy^2), and so vs - vd = 4 vxy and vs + vd = 2 (vx + vy). So SSIM, the product of (2 ux uy + C1) /
@@ -6,8 +6,12 @@ With s = x + y and d = x - y, of window means us, ud and variances vs, vd: us^2 
 
     (us^2 - ud^2 + 2 C1) (vs - vd + 2 C2) / ((us^2 + ud^2 + 2 C1) (vs + vd + 2 C2)),
 
-and four window sums are enough: of s, d and their squares. Variances being small differences of large sums, the image's
-mean is taken off s and d before, and put back on their window means.
+and four window means are enough: of s, s^2 + 2 C2, d and d^2. Variances being small differences of large means, the
+image's mean is taken off s before, and put back on its window means.
+
+A window's mean goes across and then down. Across, all maps are one line of numbers: an output is a weighted mean of
+those that follow it, and what runs over the end of a row is cut away with the columns that have no whole window. Down,
+each column is a channel of a depthwise convolution.
 """
 
 from __future__ import annotations
@@ -17,17 +21,22 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 CPU_PIXELS = 1 << 17
 """Pixels that a CPU handles at a time: a few maps of this size stay in its caches, and the allocator keeps their memory
 instead of returning it to the system, which costs more than the arithmetic."""
 
-# Rows and columns of a product's output: its matrix is a band, so that more of them multiply more zeros, and fewer
-# keep a processor's vector units idle.
-_ROWS, _COLUMNS = 8, 32
+# Numbers that a processor's vector unit takes together, at the most.
+_LANES = 16
 
 
-def score_by_products(x: Tensor, y: Tensor, weights: tuple[float, ...], *, c1: float, c2: float) -> Tensor:
+def is_fast(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has fast convolutions of `dtype` on a CPU."""
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def score_by_convolutions(x: Tensor, y: Tensor, weights: tuple[float, ...], *, c1: float, c2: float) -> Tensor:
     """Mean SSIM of images (B, H, W) -> (B,), floating, on the CPU; no gradient.
 
     `weights`: of the window's taps at distance 1, 2, ... from its centre, whose weight is 1. `c1` and `c2`: constants
@@ -35,92 +44,88 @@ def score_by_products(x: Tensor, y: Tensor, weights: tuple[float, ...], *, c1: f
     """
     height, width = x.shape[1:]
     margin = 2 * len(weights)
-    strips = -(-(height - margin) * width // CPU_PIXELS)
-    bounds = [(height - margin) * strip // strips for strip in range(strips + 1)]
-    spaces = {rows: _Space(width, rows, weights, like=x) for rows in {b - a for a, b in pairwise(bounds)}}
+    rows = height - margin
+    at_once = max(1, CPU_PIXELS // (height * width))
+    strips = -(-rows * width // CPU_PIXELS)
+    bounds = [rows * strip // strips for strip in range(strips + 1)]
+    centres = x.mean((1, 2), keepdim=True).add_(y.mean((1, 2), keepdim=True))
+    finite = centres.isfinite()
+    if not finite.all():  # a weight of zero times what is not finite would spoil other images
+        x, y, centres = (values.where(finite, 0.0) for values in (x, y, centres))
+    spaces: dict[tuple[int, int], _Space] = {}
     totals = x.new_zeros(len(x))
-    means = zip(x.mean((1, 2)).tolist(), y.mean((1, 2)).tolist(), strict=True)
     with torch.autocast("cpu", enabled=False):
-        for index, (mean_x, mean_y) in enumerate(means):
+        for first in range(0, len(x), at_once):
+            images = slice(first, first + at_once)
             for top, bottom in pairwise(bounds):
-                strip = x[index, top : bottom + margin], y[index, top : bottom + margin]
-                totals[index] += spaces[bottom - top].total(*strip, (mean_x + mean_y, mean_x - mean_y), c1=c1, c2=c2)
-            if not math.isfinite(mean_x + mean_y):  # zeros of a band times what is not finite would spoil the next
-                for space in spaces.values():
-                    space.clear()
-    return totals / ((height - margin) * (width - margin))
+                strip = x[images, top : bottom + margin], y[images, top : bottom + margin]
+                size = len(strip[0]), bottom - top
+                if size not in spaces:
+                    spaces[size] = _Space(*size, width, weights, c1=c1, c2=c2, like=x)
+                totals[images] += spaces[size].total(*strip, centres[images])
+    return totals.div_(rows * (width - margin)).where(finite.view(-1), torch.nan)
 
 
 class _Space:
-    """Memory for one strip of a pair of images, used again and again: to have new memory costs more than to compute.
+    """Memory and weights for one strip of some pairs of images, used again and again."""
 
-    A sum down the rows of a map M is a product B M with a band B of the window's weights; it goes in blocks of some
-    rows, B being the same for all. So it goes across the columns, whose blocks come to lie one after another:
-    (blocks, 4, rows, columns). Two stretches of memory serve four steps by turns, each reading what the one before
-    wrote into the other stretch:
+    def __init__(
+        self, images: int, rows: int, width: int, weights: tuple[float, ...], *, c1: float, c2: float, like: Tensor
+    ) -> None:
+        taps = torch.tensor((*reversed(weights), 1.0, *weights), dtype=torch.float64)
+        taps /= taps.sum()
+        self._across = None if weights == (1.0,) else _band(taps).to(like.dtype)  # None: three of the same weight
+        down = taps / 3 if self._across is None else taps
+        self._down = down.to(like.dtype).expand(width, 1, 1, -1).contiguous()
+        margin = len(taps) - 1
+        self._read, self._written = (4, images, rows + margin, width), (4, images, rows, width)
+        self._columns = width - margin
+        # An output depends on the vector of lanes in its place and on those that follow.
+        vectors = -(-math.prod(self._read) // _LANES) + (1 if self._across is None else self._across.shape[-1] - 1)
+        self._line = like.new_zeros(vectors * _LANES)
+        self._maps = self._line[: math.prod(self._read)].view(self._read).unbind()
+        self._c1 = like.new_full(self._written[1:], 2 * c1)
+        self._c2 = like.new_full(self._read[1:], 2 * c2)
+        self._differences = like.new_empty(2, *self._written[1:])
 
-    step | stretch | written as       | read as          | holds
-    1    | one     | _maps            | _down            | s, d, s^2, d^2; _down: blocks of rows, which overlap
-    2    | other   | _summed          | _across          | sums down; _across: blocks of columns, which overlap
-    3    | one     | _both            | _sums            | window sums, over step 1; _sums: without the rows of padding
-    4    | other   | _ratio, _factor  | _ratio, _factor  | the terms, over step 2; _outside: padding columns of _ratio
-    """
-
-    def __init__(self, width: int, rows: int, weights: tuple[float, ...], *, like: Tensor) -> None:
-        margin = 2 * len(weights)
-        columns = width - margin
-        down, across = -(-rows // _ROWS), -(-columns // _COLUMNS)  # blocks
-        high, wide = down * _ROWS, across * _COLUMNS
-        over = margin + _COLUMNS  # the last block reads past the end; what it makes of that is cut away
-        maps = 4 * (high + margin) * width
-        one, other = self._space = like.new_zeros(2, max(maps, 4 * high * wide) + over).unbind()
-        in_rows = one[:maps].view(4, high + margin, width)
-        steps = (in_rows.stride(0), _ROWS * width, width, 1)
-        self._down = in_rows.as_strided((4, down, _ROWS + margin, width), steps).unbind()
-        self._summed = other[: 4 * high * width].view(4, down, _ROWS, width).unbind()
-        self._across = other.as_strided((across, 4 * high, _COLUMNS + margin), (_COLUMNS, width, 1))
-        self._both = one[: 4 * high * wide].view(across, 4 * high, _COLUMNS)
-        self._band_down = _band(weights, _ROWS, like=like).expand(down, -1, -1)
-        self._band_across = _band(weights, _COLUMNS, like=like).t().contiguous().expand(across, -1, -1)
-
-        self._maps = in_rows[:, : rows + margin].unbind()
-        self._sums = self._both.view(across, 4, high, _COLUMNS)[:, :, :rows].unbind(1)
-        spare = other[: 2 * high * wide].view(2, across, high, _COLUMNS)[:, :, :rows]
-        self._ratio, self._factor = spare.unbind()
-        self._outside = self._ratio[-1, :, columns - wide + _COLUMNS :]
-
-    def clear(self) -> None:
-        """Forget the last image."""
-        for memory in self._space:
-            memory.zero_()
-
-    def total(self, x: Tensor, y: Tensor, centres: tuple[float, float], *, c1: float, c2: float) -> Tensor:
-        """SSIM summed over the windows of a strip (rows, W). `centres` are the means of s and d over the image."""
-        s, d, ss, dd = self._maps
-        torch.add(x, y, out=s).sub_(centres[0])
-        torch.sub(x, y, out=d).sub_(centres[1])
-        torch.mul(s, s, out=ss)
+    def total(self, x: Tensor, y: Tensor, centres: Tensor) -> Tensor:
+        """SSIM summed over the windows of a strip of images (B, rows, W) -> (B,). `centres` (B, 1, 1): means of s."""
+        s, ss, d, dd = self._maps
+        torch.add(x, y, out=s).sub_(centres)
+        torch.addcmul(self._c2, s, s, out=ss)
+        torch.sub(x, y, out=d)
         torch.mul(d, d, out=dd)
-        for blocks, sums in zip(self._down, self._summed, strict=True):
-            torch.bmm(self._band_down, blocks, out=sums)
-        torch.bmm(self._across, self._band_across, out=self._both)
-        s, d, ss, dd = self._sums
-        ratio, factor = self._ratio, self._factor
-        ss.sub_(torch.mul(s, s, out=ratio)).add_(2 * c2)
-        dd.sub_(torch.mul(d, d, out=ratio))
-        s.add_(centres[0]).square_().add_(2 * c1)
-        d.add_(centres[1]).square_()
-        # 2 (2 vxy + C2) = vs - vd + 2 C2 over 2 (vx + vy + C2) = vs + vd + 2 C2, and so for the means
-        torch.sub(ss, dd, out=ratio).mul_(torch.sub(s, d, out=factor))
-        ratio.div_(ss.add_(dd).mul_(s.add_(d)))
-        self._outside.zero_()
-        return ratio.sum()
+        means = self._means()
+        s, ss, d, dd = means.unbind()
+        ss.addcmul_(s, s, value=-1)
+        torch.addcmul(self._c1, s.add_(centres), s, out=s)
+        dd.sub_(d.square_())
+        # (us^2 + 2 C1, vs + 2 C2) -+ (ud^2, vd)
+        luminance, structure = torch.sub(means[:2], means[2:], out=self._differences)
+        ratio = luminance.mul_(structure)
+        luminance, structure = means[:2].add_(means[2:])
+        ratio.div_(luminance.mul_(structure))
+        return ratio.sum(1)[:, : self._columns].sum(1)
+
+    def _means(self) -> Tensor:
+        """Weighted means of the maps over windows: (4, B, rows, W), the columns at the end without meaning."""
+        columns = self._sums_across().flatten(0, 1).transpose(1, 2).unsqueeze(2)
+        return conv2d(columns, self._down, groups=len(self._down)).permute(0, 2, 3, 1).reshape(self._written)
+
+    def _sums_across(self) -> Tensor:
+        """The maps, each pixel the weighted sum of itself and of those right of it: (4, B, rows + margin, W)."""
+        count = math.prod(self._read)
+        if self._across is None:
+            first, second, third = (self._line[start : start + count].view(self._read) for start in range(3))
+            return torch.add(first, second).add_(third)
+        vectors = self._line.view(1, 1, -1, _LANES).permute(0, 3, 1, 2)
+        return conv2d(vectors, self._across).permute(0, 2, 3, 1).reshape(-1)[:count].view(self._read)
 
 
-def _band(weights: tuple[float, ...], size: int, *, like: Tensor) -> Tensor:
-    """(size, size + 2 len(weights)): the window's weights, which add up to 1, each row one place further right."""
-    taps = torch.tensor((*reversed(weights), 1.0, *weights), dtype=torch.float64)
-    band = torch.zeros(size, size + len(taps) - 1, dtype=torch.float64)
-    for row in range(size):
-        band[row, row : row + len(taps)] = taps / taps.sum()
-    return band.to(like.dtype)
+def _band(taps: Tensor) -> Tensor:
+    """(lanes, lanes, 1, vectors): weights of the numbers of some vectors in each number of the first one's output."""
+    vectors = 1 + -(-(len(taps) - 1) // _LANES)
+    band = taps.new_zeros(_LANES, vectors * _LANES)
+    for lane in range(_LANES):
+        band[lane, lane : lane + len(taps)] = taps
+    return band.view(_LANES, vectors, 1, _LANES).permute(0, 3, 2, 1)
