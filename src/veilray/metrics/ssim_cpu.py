@@ -105,7 +105,8 @@ class _Space:
         ratio = luminance.mul_(structure)
         luminance, structure = means[:2].add_(means[2:])
         ratio.div_(luminance.mul_(structure))
-        return ratio.sum(1)[:, : self._columns].sum(1)
+        columns: Tensor = ratio.sum(1)
+        return columns[:, : self._columns].sum(1)
 
     def _means(self) -> Tensor:
         """Weighted means of the maps over windows: (4, B, rows, W), the columns at the end without meaning."""
