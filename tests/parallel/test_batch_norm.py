@@ -180,6 +180,20 @@ def test_the_bytes_of_its_exchanges_are_those_that_are_said() -> None:
     assert tuple(tensor.nbytes for tensor in sent) == exchanged_bytes(5, world_size=3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_its_gradient_is_exact_to_the_rounding_of_its_input(dtype: torch.dtype) -> None:
+    layer = synchronised(nn.Sequential(nn.BatchNorm2d(3)), Group(0, 2)).train()[0]  # no process group: its own images
+    nn.init.uniform_(layer.weight, 0.5, 2.0)
+    x, upstream = torch.randn(2, 4, 3, 9, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x, upstream = (3.0 * x + 1.0).requires_grad_(), upstream + 0.5 * x.square()  # no part of the gradient is nothing
+    (gradient,) = torch.autograd.grad(layer(x), x, upstream)
+    exact = x.detach().double().requires_grad_()
+    output = nn.functional.batch_norm(exact, None, None, layer.weight.double(), layer.bias.double(), training=True)
+    (expected,) = torch.autograd.grad(output, exact, upstream.double())
+    assert gradient.dtype == dtype
+    assert (gradient - expected).norm() <= torch.finfo(dtype).eps * expected.norm()
+
+
 def test_one_value_in_all_is_refused() -> None:
     layer = synchronised(nn.Sequential(nn.BatchNorm2d(2)), Group(0, 2)).train()  # no process group: sums are its own
     with pytest.raises(ValueError, match="one value"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -83,3 +84,20 @@ def test_huge_pages_are_asked_for_before_torch_and_a_user_s_choice_stays(monkeyp
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == ["1", "1", "set()"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept() -> None:
+    code = (
+        "import resource\n"
+        "from veilray.parallel.devices import keep_freed_memory\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(8): b'x' * (40 << 20)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "usual = faults(); keep_freed_memory(); faults(); print(usual, faults())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    usual, kept = map(int, done.stdout.split())
+    assert usual > 100  # 40 MiB are 20 huge pages
+    assert kept < usual / 50

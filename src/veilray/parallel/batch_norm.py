@@ -144,24 +144,30 @@ class _Normalise(torch.autograd.Function):
         dx = weight / s * (dy - sum(dy) / n - u * sum(dy * u) / n).
         """
         x, weight, mean, variance, count = ctx.saved_tensors
+        halved = x.dtype in (torch.float16, torch.bfloat16) and ctx.needs_input_grad[0]
         if x.numel():
             # As in evaluation, where the statistics are constants, this gives the sums of this rank alone. The batch's
             # own statistics are not there: empty tensors say so to the kernels of CPU and CUDA, None only to the CPU's.
             none = mean.new_empty(0)
-            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                dy, x, weight, mean, variance, none, none, False, ctx.eps, [False, True, True]
+            scaled, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                dy, x, weight, mean, variance, none, none, False, ctx.eps, [halved, True, True]
             )
         else:
-            grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+            scaled, grad_weight, grad_bias = dy, torch.zeros_like(weight), torch.zeros_like(weight)
         sums = ctx.exchange(torch.stack([grad_bias, grad_weight]).to(mean.dtype)) / count.to(mean.dtype)
-        if not ctx.needs_input_grad[0]:
-            return None, grad_weight, grad_bias, None, None, None, None, None
-        inverse = torch.rsqrt(variance + ctx.eps)
-        scale = weight * inverse
-        slope = -scale * inverse * sums[1]
-        offset = -scale * sums[0] - slope * mean
-        scale, slope, offset = (factor.view(1, -1, 1, 1) for factor in (scale, slope, offset))
-        dx = torch.addcmul(offset, dy, scale).addcmul_(x, slope).to(x.dtype)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            inverse = torch.rsqrt(variance + ctx.eps)
+            scale = weight * inverse
+            if halved and x.numel():
+                # In two parts of x's dtype, by the kernels of batch normalisation: a tensor of float32 between costs
+                # more than they, and the two roundings more than one are small beside that of dy.
+                dx = F.batch_norm(x, mean, variance, -scale * sums[1], -scale * sums[0], eps=ctx.eps).add_(scaled)
+            else:
+                slope = -scale * inverse * sums[1]
+                offset = -scale * sums[0] - slope * mean
+                scale, slope, offset = (factor.view(1, -1, 1, 1) for factor in (scale, slope, offset))
+                dx = torch.addcmul(offset, dy, scale).addcmul_(x, slope).to(x.dtype)
         return dx, grad_weight, grad_bias, None, None, None, None, None
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 # Parameters of mallopt(3).
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def use_huge_pages() -> None:
@@ -27,16 +27,17 @@ def use_huge_pages() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep memory that it frees: up to a sixth less time for a network on a processor.
+    """Let this process keep memory that it frees: up to a quarter less time for a network on a processor.
 
     By default glibc hands large blocks back to the system, which has to clear them anew for the next layer. For
-    processes that do nothing but that. At most 256 MiB a thread stay; elsewhere than under glibc nothing changes.
+    processes that do nothing but that: as much as they ever used at once stays with them. Elsewhere than under glibc
+    nothing changes.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
-            mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that glibc allows
-            mallopt(_TRIM_THRESHOLD, 256 << 20)
+            mallopt(_MMAP_MAX, 0)  # a block of its own would go back at once
+            mallopt(_TRIM_THRESHOLD, -1)
 
 
 def pick_device(name: str) -> torch.device:

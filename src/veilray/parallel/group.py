@@ -93,17 +93,21 @@ class Group:
         """
         if not self.joined:
             return lambda: tensor
+        import torch
         import torch.distributed as dist
 
+        on_cpu = tensor.device.type == "cpu"
+        # Between two ranks a sum takes two messages each, one after the other, and a gathering one, of the same bytes.
+        parts = [torch.empty_like(tensor) for _ in range(2)] if on_cpu and self.world_size == 2 else []
         with lost_ranks_explained():
-            work = dist.all_reduce(tensor, async_op=True)
+            work = dist.all_gather(parts, tensor, async_op=True) if parts else dist.all_reduce(tensor, async_op=True)
 
         def wait() -> Tensor:
             with lost_ranks_explained():
-                if tensor.device.type == "cpu" and self.local_world_size <= _cores():
+                if on_cpu and self.local_world_size <= _cores():
                     _stay_awake(work)
                 work.wait()
-            return tensor
+            return torch.add(*parts, out=tensor) if parts else tensor
 
         return wait
 
