@@ -70,6 +70,7 @@ def main() -> None:
     print(table(["images", "released (extrapolated), MB", "veilray, MB", "ratio"], rows))
     print(f"released as measured: {RELEASED[0]}: {small / MB:,.0f} MB, {RELEASED[1]}: {large / MB:,.0f} MB")
     print(f"the libraries alone, with no data: {nothing / MB:,.0f} MB")
+    print("The aim is a twentieth of the released style, the same for any number of images.")
     print(f"veilray from {OURS[0]:,} to {OURS[1]:,} images: {(ours[OURS[1]] - ours[OURS[0]]) / MB:+.1f} MB")
     if options.save:
         record = {

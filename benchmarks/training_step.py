@@ -88,6 +88,7 @@ def main() -> None:
             }
     header = ["U-Net", "released ms/step", "Veilray ms/step", "Veilray images/s", "ratio", "ratio to other layout"]
     print(table(header, rows))
+    print("The aim is 2.3 times as fast, at both widths.")
     if options.save:
         launch = resolved(load_config("default"), torch.device("cpu")).launch
         chosen = {"precision": launch.precision, "layout": launch.layout}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -84,8 +85,18 @@ def done(*words: object) -> Finished:
     return result
 
 
-def start(*words: object, folder: Path | None = None, program: Sequence[str] = PROCESS) -> subprocess.Popen[str]:
-    """Start the command line as a process of its own, one thread, its output in pipes."""
+def start(
+    *words: object, folder: Path | None = None, program: Sequence[str] = PROCESS, largest_file: int | None = None
+) -> subprocess.Popen[str]:
+    """Start the command line as a process of its own, one thread, its output in pipes.
+
+    Writing a file beyond `largest_file` bytes fails, as it does on a full disk.
+    """
+
+    def limit() -> None:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
     return subprocess.Popen(
         [*program, *(str(word) for word in words)],
         stdout=subprocess.PIPE,
@@ -93,12 +104,13 @@ def start(*words: object, folder: Path | None = None, program: Sequence[str] = P
         text=True,
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        preexec_fn=limit,
     )
 
 
-def veilray_process(*words: object, folder: Path | None = None) -> Finished:
+def veilray_process(*words: object, folder: Path | None = None, largest_file: int | None = None) -> Finished:
     """Run a command of Veilray as a process of its own."""
-    process = start(*words, folder=folder)
+    process = start(*words, folder=folder, largest_file=largest_file)
     out, err = process.communicate(timeout=240)
     return Finished(process.returncode, out, err)
 

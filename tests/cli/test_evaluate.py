@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.command_line import SMALL, done, make_cohort, veilray
+from tests.command_line import SMALL, done, make_cohort, veilray, veilray_process
 
 from veilray.cohort.cohort import Cohort
 from veilray.errors import RunError
@@ -119,6 +119,14 @@ def test_one_run_makes_a_report(flow_run: Path, tmp_path: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
+def test_a_full_disk_leaves_no_report(flow_run: Path, tmp_path: Path) -> None:
+    result = veilray_process("compare", flow_run, "--out", tmp_path / "report.html", largest_file=4096)
+    assert (result.status, len(result.lines)) == (1, 1)
+    assert "free some space" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_is_no_report(flow_run: Path, tmp_path: Path) -> None:
     result = veilray("compare", flow_run, "--out", tmp_path)
     assert (result.status, len(result.lines)) == (2, 1)
@@ -175,4 +183,6 @@ def test_runs_that_cannot_be_compared(own_run: Path, flow_run: Path, flow_cohort
     missing = veilray("compare", own_run, "--out", out)
     assert (missing.status, len(missing.lines)) == (3, 1)
     assert f"veilray evaluate {own_run}" in missing.err
+    nowhere = veilray("compare", tmp_path / "nowhere", "--out", out)
+    assert (nowhere.status, nowhere.lines) == (3, [f"veilray: {tmp_path / 'nowhere'} does not exist"])
     assert not out.exists()

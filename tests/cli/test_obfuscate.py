@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
-from tests.command_line import done, veilray
+from tests.command_line import done, veilray, veilray_process
 from typer.testing import CliRunner, Result
 
 from veilray.cli.obfuscate import obfuscate_command
@@ -33,6 +33,14 @@ def cohort(tmp_path: Path) -> Path:
         Image.fromarray(levels).save(folder / f"{number // 2:08}_{number % 2:03}.png")
     import_radiographs([folder], tmp_path / "cohort", size=None, workers=1)
     return tmp_path / "cohort"
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_no_release(cohort: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = veilray_process("obfuscate", cohort, "--out", tmp_path / "release", "--std", "0.2", largest_file=1024)
+    assert (result.status, result.lines[-1].count("free some space")) == (1, 1)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def _run(*words: object) -> Result:

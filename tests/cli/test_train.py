@@ -135,7 +135,7 @@ def test_a_mistyped_key_in_a_file_is_named_with_the_file(flow_cohort: Path, tmp_
 def test_a_configuration_is_needed_unless_a_run_goes_on(flow_cohort: Path, tmp_path: Path) -> None:
     result = veilray("train", "--data", flow_cohort, "--out", tmp_path / "run")
     assert result.status == 2
-    assert "`default`, `paper`" in result.err
+    assert "default, dncnn, dncnn3, paper, tnrd" in result.err
     result = veilray("train", "--resume", "--data", flow_cohort, "--out", tmp_path / "run")
     assert result.status in (2, 3)
     assert str(tmp_path / "run") in result.err

@@ -129,6 +129,29 @@ def test_constant_images_leave_the_luminance_term(window: Window) -> None:
 
 
 @pytest.mark.parametrize("window", WINDOWS)
+def test_flat_regions_of_any_two_levels_keep_their_digits(window: Window) -> None:
+    levels = torch.linspace(0.0, 1.0, 21)
+    dark, bright = torch.cartesian_prod(levels, levels).unbind(1)
+    x, y = (flat.view(-1, 1, 1, 1).expand(-1, 1, 18, 40).contiguous() for flat in (dark, bright))
+    x[:, :, :, :3] = y[:, :, :, :3] = 1.0  # a border, as a collimated radiograph's
+    single, double = ssim(x, y, window=window), ssim(x.double(), y.double(), window=window)
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("shape", [(11, 300), (300, 11), (40, 41)])
+def test_cut_in_any_way_images_keep_their_scores(
+    shape: tuple[int, int], window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, target = (torch.from_numpy(a)[:, None].float() for a in _images("smooth", shape, images=5))
+    whole = ssim(output, target, window=window)
+    for pixels in (200, 2 * shape[0] * shape[1]):  # less than a row; two images, and one that is left over
+        for module in (ssim_module, ssim_cpu):
+            monkeypatch.setattr(module, "CPU_PIXELS", pixels)
+        torch.testing.assert_close(ssim(output, target, window=window), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
 def test_equal_images_score_exactly_one_and_order_does_not_matter(window: Window) -> None:
     output, target = (torch.from_numpy(a)[:, None].float() for a in _images("random", (40, 40)))
     assert (ssim(target, target, window=window) == 1.0).all()
@@ -153,10 +176,12 @@ def test_batches_have_the_gradient_of_their_images() -> None:
         torch.testing.assert_close(output.grad[index : index + 1], expected.float(), rtol=1e-3, atol=1e-7)
 
 
-def test_one_bad_image_spoils_no_other_and_autocast_no_digit() -> None:
+@pytest.mark.parametrize("place", [(0, 0), (3, 3), (23, 19)])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -1e20])
+def test_one_bad_image_spoils_no_other_and_autocast_no_digit(bad: float, place: tuple[int, int]) -> None:
     output, target = (torch.from_numpy(a)[:, None].float() for a in _images("smooth", (24, 20), images=9))
     expected = ssim(output, target)
-    output[4, 0, 3, 3] = torch.nan
+    output[4, 0, *place] = bad
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = ssim(output, target)
     assert result.isnan().nonzero().flatten().tolist() == [4]

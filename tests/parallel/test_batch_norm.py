@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from veilray.models.build import build_model
 from veilray.models.config import ModelConfig
+from veilray.parallel import batch_norm
 from veilray.parallel.batch_norm import SynchronisedBatchNorm2d, exchanged_bytes, synchronised
 from veilray.parallel.group import ALONE, Group
 
@@ -181,17 +182,20 @@ def test_the_bytes_of_its_exchanges_are_those_that_are_said() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_its_gradient_is_exact_to_the_rounding_of_its_input(dtype: torch.dtype) -> None:
+def test_its_gradient_is_exact_to_one_rounding(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = synchronised(nn.Sequential(nn.BatchNorm2d(3)), Group(0, 2)).train()[0]  # no process group: its own images
-    nn.init.uniform_(layer.weight, 0.5, 2.0)
-    x, upstream = torch.randn(2, 4, 3, 9, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
-    x, upstream = (3.0 * x + 1.0).requires_grad_(), upstream + 0.5 * x.square()  # no part of the gradient is nothing
+    nn.init.constant_(layer.weight, 1.7)
+    monkeypatch.setattr(batch_norm, "_CPU_VALUES", 400)  # two images at a time
+    x, upstream = torch.randn(2, 5, 3, 9, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+    # A mean, along which no part of the gradient is left, and some that goes with x.
+    x, upstream = (3.0 * x + 1.0).requires_grad_(), upstream + 0.5 * x.square() + 5.0
     (gradient,) = torch.autograd.grad(layer(x), x, upstream)
     exact = x.detach().double().requires_grad_()
     output = nn.functional.batch_norm(exact, None, None, layer.weight.double(), layer.bias.double(), training=True)
     (expected,) = torch.autograd.grad(output, exact, upstream.double())
     assert gradient.dtype == dtype
-    assert (gradient - expected).norm() <= torch.finfo(dtype).eps * expected.norm()
+    assert (gradient - expected).norm() <= 0.5 * max(torch.finfo(dtype).eps, 1e-5) * expected.norm()
+    assert gradient.double().mean((0, 2, 3)).abs().max() < 1e-3 * expected.std()
 
 
 def test_one_value_in_all_is_refused() -> None:

@@ -31,11 +31,12 @@ with joined(torch.device("cpu"), timeout=60) as group:
     total = group.sum_(torch.tensor([group.rank + 1.0, 10.0], dtype=torch.float64))
     first = group.sum_later_(torch.ones(3) * group.rank)
     second = group.sum_later_(torch.ones(2))
+    turned = group.sum_((torch.arange(6).view(2, 3) * (group.rank + 1)).t())
     gathered = group.gather({"rank": group.rank, "text": "\\u00e9" * (100 * group.rank)})
     said = group.broadcast(["lead", None] if group.is_lead else "other")
     group.barrier()
     print(json.dumps([group.rank, group.world_size, group.local_rank, group.local_world_size, group.backend,
-                      total.tolist(), second().tolist(), first().tolist(), gathered, said]))
+                      total.tolist(), second().tolist(), first().tolist(), turned.tolist(), gathered, said]))
 """
 
 FAILURE = """
@@ -153,15 +154,19 @@ def _lines(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_ranks_exchange_tensors_and_json() -> None:
-    results = run_ranks(EXCHANGE, ranks=2)
-    assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
+@pytest.mark.parametrize("ranks", [2, 3])  # two exchange sums another way
+def test_ranks_exchange_tensors_and_json(ranks: int) -> None:
+    results = run_ranks(EXCHANGE, ranks=ranks)
+    assert [result.status for result in results] == [0] * ranks, "".join(result.err for result in results)
+    added = sum(range(ranks))
     for rank, result in enumerate(results):
         report = json.loads(_lines(result.out)[-1])
-        assert report[:5] == [rank, 2, rank, 2, "gloo"]
-        assert report[5:8] == [[3.0, 20.0], [2.0, 2.0], [1.0, 1.0, 1.0]]
-        assert report[8] == [{"rank": 0, "text": ""}, {"rank": 1, "text": "é" * 100}]
-        assert report[9] == ["lead", None]
+        assert report[:5] == [rank, ranks, rank, ranks, "gloo"]
+        assert report[5:8] == [[added + ranks, 10.0 * ranks], [ranks, ranks], [added, added, added]]
+        times = added + ranks
+        assert report[8] == [[0, 3 * times], [times, 4 * times], [2 * times, 5 * times]]
+        assert report[9] == [{"rank": other, "text": "é" * (100 * other)} for other in range(ranks)]
+        assert report[10] == ["lead", None]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import resource
@@ -178,8 +179,23 @@ def test_weights_of_another_network_are_refused(cohort: Path, tmp_path: Path) ->
     for path in checkpoints(tmp_path / "run" / "checkpoints"):
         (tmp_path / "other" / "checkpoints" / path.name).write_bytes(path.read_bytes())
     images = TrainingImages.open(cohort, other)
-    with pytest.raises(RunError, match="another network"):
+    with pytest.raises(RunError, match=r"another network \(size mismatch for .*shape"):
         loop.train(other, images, RunFolder(tmp_path / "other"), device=torch.device("cpu"), watcher=Recorder())
+
+
+def test_a_compiled_objective_trains_the_same(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    plain, compiled = Recorder(), Recorder()
+    train_here(small_config(), cohort, tmp_path / "plain", plain)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    train_here(small_config(launch={"compile": True}), cohort, tmp_path / "compiled", compiled)
+    assert graphs
+    assert compiled.losses == plain.losses
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ def demo_command(
 
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; remove it or name another folder with --out")
+    began = time.monotonic()
     if data is None:
         data = out / "phantoms"
         _make_phantoms(data)
@@ -55,7 +57,7 @@ def demo_command(
     notes = ["--note", _held_back(held_back, len(released))] if held_back else []
     _veilray("compare", *runs, "--out", report, *notes)
     _veilray("denoise", release, "--out", out / "denoised", "--model", runs[0])
-    typer.echo(f"\nThe report is in {report}")
+    typer.echo(f"\nAll of it took {(time.monotonic() - began) / 60:.1f} minutes. The report is in {report}")
 
 
 def _held_back(images: int, released: int) -> str:

@@ -74,10 +74,11 @@ def evaluate_command(
     from veilray.parallel.group import fails_together
     from veilray.training.data import TrainingImages
 
-    keep_freed_memory()
     with working_group() as group:
         with fails_together(group):
             subject, where = open_subject(run), rank_device(group, pick_device(device))
+            if where.type == "cpu":
+                keep_freed_memory()
             target = _target(subject, out, levels=std is not None)
             classical = _classical(
                 methods, cache or _cache(target, levels=std is not None), workers, shared=group.joined

@@ -67,12 +67,12 @@ def train_command(
 
 def _configuration(named: str | None, overrides: Sequence[str], out: Path, resume: bool, ranks: Group) -> RunConfig:
     """The configuration that was named, or the one in the run folder, which the lead alone need see."""
-    from veilray.training.config import load_config, parse_config
+    from veilray.training.config import load_config, parse_config, preset_names
 
     text, path = "", out / "config.toml"
     with fails_together(ranks):
         if named is None and not resume:
-            raise UsageError("name a configuration: `default`, `paper` or a TOML file")
+            raise UsageError(f"name a configuration: a TOML file, or one of {', '.join(preset_names())}")
         if named is None and ranks.is_lead:
             if not path.is_file():
                 raise RunError(

@@ -129,10 +129,16 @@ def write_results(
         (run / BASELINES).unlink(missing_ok=True)
 
 
+def _not_evaluated(run: Path) -> RunError:
+    if not run.is_dir():
+        return RunError(f"{run} does not exist")
+    return RunError(f"{run} has not been evaluated; run: veilray evaluate {run} --data COHORT")
+
+
 def read_summary(run: Path) -> Summary:
     """The summary of a run's evaluation; RunError where there is none or it is damaged."""
     if not (run / SUMMARY).is_file():
-        raise RunError(f"{run} has not been evaluated; run: veilray evaluate {run} --data COHORT")
+        raise _not_evaluated(run)
     try:
         return Summary.model_validate(read_json(run / SUMMARY))
     except ValidationError as error:
@@ -143,7 +149,7 @@ def read_scores(run: Path) -> list[ImageScore]:
     """The per-image scores of a run's evaluation; RunError where there are none or they are damaged."""
     path = run / PER_IMAGE
     if not path.is_file():
-        raise RunError(f"{run} has not been evaluated; run: veilray evaluate {run} --data COHORT")
+        raise _not_evaluated(run)
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             return [_score(row) for row in csv.DictReader(stream)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 # One decoder a transfer syntax, so that the same file gives the same values everywhere. GDCM is the only one for JPEG
-# Lossless. Nothing here reads JPEG Extended with 12 bits (PS3.5 10.4).
+# Lossless. JPEG Extended with 12 bits (PS3.5 10.4) pydicom leaves to none of these.
 _DECODERS = {
     "1.2.840.10008.1.2.4.50": "pillow",  # JPEG Baseline
     "1.2.840.10008.1.2.4.51": "pillow",  # JPEG Extended

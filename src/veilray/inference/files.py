@@ -35,6 +35,7 @@ from veilray.parallel.sharding import Listing, merged, owner
 ENDINGS = ("png", "jpg", "jpeg", "dcm", "dicom")
 """Endings that are not part of an image's name."""
 
+_OWN = "the output would take its own place; name another folder as --out"
 _PATHS = "to take names from the folders too, add --id-from path"
 
 
@@ -181,7 +182,9 @@ def _file(
         advice = "rename one of the two files" if name == by_path else _PATHS
         return Denoised(source=item.name, target=None, reason=f"{first} gave {target} already; {advice}")
     if target.exists():
-        return Denoised(source=item.name, target=None, reason=f"{target} exists already; remove it to denoise again")
+        own = item.path is not None and target.samefile(item.path)
+        reason = f"{target} exists already; remove it to denoise again"
+        return Denoised(source=item.name, target=None, reason=_OWN if own else reason)
     try:
         if item.path is not None:
             radiograph = read_radiograph(item.path)

@@ -7,7 +7,7 @@ With s = x + y and d = x - y, of window means us, ud and variances vs, vd: us^2 
     (us^2 - ud^2 + 2 C1) (vs - vd + 2 C2) / ((us^2 + ud^2 + 2 C1) (vs + vd + 2 C2)),
 
 and four window means are enough: of s, s^2 + 2 C2, d and d^2. Variances being small differences of large means, the
-image's mean is taken off s before, and put back on its window means.
+means of s and d over the image are taken off before, and put back on their window means.
 
 A window's mean goes across and then down. Across, all maps are one line of numbers: an output is a weighted mean of
 those that follow it, and what runs over the end of a row is cut away with the columns that have no whole window. Down,
@@ -32,8 +32,8 @@ _LANES = 16
 
 
 def is_fast(dtype: torch.dtype) -> bool:
-    """Whether this build of torch has fast convolutions of `dtype` on a CPU."""
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    """Whether convolutions of `dtype` are fast on a CPU: oneDNN has them in float32, and nothing else has."""
+    return dtype == torch.float32 and bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)  # type: ignore[no-untyped-call]
 
 
 def score_by_convolutions(x: Tensor, y: Tensor, weights: tuple[float, ...], *, c1: float, c2: float) -> Tensor:
@@ -46,12 +46,10 @@ def score_by_convolutions(x: Tensor, y: Tensor, weights: tuple[float, ...], *, c
     margin = 2 * len(weights)
     rows = height - margin
     at_once = max(1, CPU_PIXELS // (height * width))
-    strips = -(-rows * width // CPU_PIXELS)
+    strips = min(rows, -(-rows * width // CPU_PIXELS))
     bounds = [rows * strip // strips for strip in range(strips + 1)]
-    centres = x.mean((1, 2), keepdim=True).add_(y.mean((1, 2), keepdim=True))
-    finite = centres.isfinite()
-    if not finite.all():  # a weight of zero times what is not finite would spoil other images
-        x, y, centres = (values.where(finite, 0.0) for values in (x, y, centres))
+    mean_x, mean_y = x.mean((1, 2), keepdim=True), y.mean((1, 2), keepdim=True)
+    centres = torch.stack([mean_x + mean_y, mean_x - mean_y])
     spaces: dict[tuple[int, int], _Space] = {}
     totals = x.new_zeros(len(x))
     with torch.autocast("cpu", enabled=False):
@@ -62,8 +60,12 @@ def score_by_convolutions(x: Tensor, y: Tensor, weights: tuple[float, ...], *, c
                 size = len(strip[0]), bottom - top
                 if size not in spaces:
                     spaces[size] = _Space(*size, width, weights, c1=c1, c2=c2, like=x)
-                totals[images] += spaces[size].total(*strip, centres[images])
-    return totals.div_(rows * (width - margin)).where(finite.view(-1), torch.nan)
+                totals[images] += spaces[size].total(*strip, centres[:, images])
+    if len(x) > 1 and not totals.isfinite().all():
+        # An image's numbers meet its neighbours' with a weight of zero, which infinities and NaN outlast.
+        alone = zip(torch.split(x, 1), torch.split(y, 1), strict=True)
+        return torch.cat([score_by_convolutions(a, b, weights, c1=c1, c2=c2) for a, b in alone])
+    return totals / (rows * (width - margin))
 
 
 class _Space:
@@ -80,7 +82,7 @@ class _Space:
         margin = len(taps) - 1
         self._read, self._written = (4, images, rows + margin, width), (4, images, rows, width)
         self._columns = width - margin
-        # An output depends on the vector of lanes in its place and on those that follow.
+        # An output depends on the vector of lanes in its place and on those that follow: the last map's on zeros.
         vectors = -(-math.prod(self._read) // _LANES) + (1 if self._across is None else self._across.shape[-1] - 1)
         self._line = like.new_zeros(vectors * _LANES)
         self._maps = self._line[: math.prod(self._read)].view(self._read).unbind()
@@ -89,18 +91,21 @@ class _Space:
         self._differences = like.new_empty(2, *self._written[1:])
 
     def total(self, x: Tensor, y: Tensor, centres: Tensor) -> Tensor:
-        """SSIM summed over the windows of a strip of images (B, rows, W) -> (B,). `centres` (B, 1, 1): means of s."""
+        """SSIM summed over the windows of a strip of images (B, rows, W) -> (B,).
+
+        `centres` (2, B, 1, 1): means of s and d over each image.
+        """
         s, ss, d, dd = self._maps
-        torch.add(x, y, out=s).sub_(centres)
+        torch.add(x, y, out=s).sub_(centres[0])
         torch.addcmul(self._c2, s, s, out=ss)
-        torch.sub(x, y, out=d)
+        torch.sub(x, y, out=d).sub_(centres[1])
         torch.mul(d, d, out=dd)
         means = self._means()
         s, ss, d, dd = means.unbind()
-        ss.addcmul_(s, s, value=-1)
-        torch.addcmul(self._c1, s.add_(centres), s, out=s)
-        dd.sub_(d.square_())
-        # (us^2 + 2 C1, vs + 2 C2) -+ (ud^2, vd)
+        ss.addcmul_(s, s, value=-1)  # vs + 2 C2
+        dd.addcmul_(d, d, value=-1)  # vd
+        torch.addcmul(self._c1, s.add_(centres[0]), s, out=s)  # us^2 + 2 C1
+        d.add_(centres[1]).square_()  # ud^2
         luminance, structure = torch.sub(means[:2], means[2:], out=self._differences)
         ratio = luminance.mul_(structure)
         luminance, structure = means[:2].add_(means[2:])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Network = TypeVar("Network", bound=nn.Module)
 Exchange = Callable[[Tensor], Tensor]
 """Adds up a tensor over all ranks, in place, and returns it."""
+_CPU_VALUES = 1 << 20
 
 
 def synchronised(model: Network, group: Group) -> Network:
@@ -144,31 +145,37 @@ class _Normalise(torch.autograd.Function):
         dx = weight / s * (dy - sum(dy) / n - u * sum(dy * u) / n).
         """
         x, weight, mean, variance, count = ctx.saved_tensors
-        halved = x.dtype in (torch.float16, torch.bfloat16) and ctx.needs_input_grad[0]
         if x.numel():
             # As in evaluation, where the statistics are constants, this gives the sums of this rank alone. The batch's
             # own statistics are not there: empty tensors say so to the kernels of CPU and CUDA, None only to the CPU's.
             none = mean.new_empty(0)
-            scaled, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                dy, x, weight, mean, variance, none, none, False, ctx.eps, [halved, True, True]
+            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                dy, x, weight, mean, variance, none, none, False, ctx.eps, [False, True, True]
             )
         else:
-            scaled, grad_weight, grad_bias = dy, torch.zeros_like(weight), torch.zeros_like(weight)
+            grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
         sums = ctx.exchange(torch.stack([grad_bias, grad_weight]).to(mean.dtype)) / count.to(mean.dtype)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            inverse = torch.rsqrt(variance + ctx.eps)
-            scale = weight * inverse
-            if halved and x.numel():
-                # In two parts of x's dtype, by the kernels of batch normalisation: a tensor of float32 between costs
-                # more than they, and the two roundings more than one are small beside that of dy.
-                dx = F.batch_norm(x, mean, variance, -scale * sums[1], -scale * sums[0], eps=ctx.eps).add_(scaled)
-            else:
-                slope = -scale * inverse * sums[1]
-                offset = -scale * sums[0] - slope * mean
-                scale, slope, offset = (factor.view(1, -1, 1, 1) for factor in (scale, slope, offset))
-                dx = torch.addcmul(offset, dy, scale).addcmul_(x, slope).to(x.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight, grad_bias, None, None, None, None, None
+        inverse = torch.rsqrt(variance + ctx.eps)
+        scale = weight * inverse
+        slope = -scale * inverse * sums[1]
+        offset = -scale * sums[0] - slope * mean
+        dx = _combined(dy, x, *(factor.view(1, -1, 1, 1) for factor in (scale, slope, offset)))
         return dx, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _combined(dy: Tensor, x: Tensor, scale: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+    """scale * dy + slope * x + offset of x's dtype, computed in that of the factors and rounded once."""
+    if x.dtype == scale.dtype or x.device.type != "cpu" or not x.numel():
+        return torch.addcmul(offset, dy, scale).addcmul_(x, slope).to(x.dtype)
+    # A few images at a time: a tensor of float32 as large as x would be fetched from memory and brought back.
+    at_once = max(1, _CPU_VALUES // x[0].numel())
+    dx = torch.empty_like(x)
+    parts = zip(*(torch.split(tensor, at_once) for tensor in (dx, dy, x)), strict=True)
+    for part, from_dy, from_x in parts:
+        part.copy_(torch.addcmul(offset, from_dy, scale).addcmul_(from_x, slope))
+    return dx
 
 
 def _normalise(*arguments: Any) -> Tensor:

@@ -97,7 +97,7 @@ class Group:
         import torch.distributed as dist
 
         on_cpu = tensor.device.type == "cpu"
-        # Between two ranks a sum takes two messages each, one after the other, and a gathering one, of the same bytes.
+        # Of two ranks, all_reduce has each send two messages in turn, and all_gather one, with as many bytes in all.
         parts = [torch.empty_like(tensor) for _ in range(2)] if on_cpu and self.world_size == 2 else []
         with lost_ranks_explained():
             work = dist.all_gather(parts, tensor, async_op=True) if parts else dist.all_reduce(tensor, async_op=True)
@@ -107,7 +107,8 @@ class Group:
                 if on_cpu and self.local_world_size <= _cores():
                     _stay_awake(work)
                 work.wait()
-            return torch.add(*parts, out=tensor) if parts else tensor
+            with torch.no_grad():
+                return torch.add(*parts, out=tensor) if parts else tensor
 
         return wait
 

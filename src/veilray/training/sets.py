@@ -73,4 +73,6 @@ def _why(data: Cohort | Release) -> str:
     if len(data) == 1:
         return ", and this is one image"
     patients = len({data.patient_id(row) for row in range(len(data))})
-    return f", and all its {len(data)} images are of one patient, who is in one set alone" if patients == 1 else ""
+    if patients == 1:
+        return f", and all its {len(data)} images are of one patient, who is in one set alone"
+    return f"; {patients} patients were shared out by chance: import again with other --shares or another --split-seed"

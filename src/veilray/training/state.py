@@ -214,7 +214,8 @@ class TrainingState:
                 self.discriminator.load_state_dict(discriminator)
             self._restore_optimizer(state)
         except (RuntimeError, LookupError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            first, *details = str(error).splitlines()
+            reason = details[0].strip() if details else first  # load_state_dict begins with what it was asked to do
             raise RunError(f"{source} holds the weights of another network ({reason})") from None
         if scalars["scaler"]:
             self.scaler.load_state_dict(scalars["scaler"])
