@@ -57,6 +57,37 @@ main.app = lambda **options: command()
 sys.exit(main._status([]))
 """
 
+# Rank 1 does what a launcher does once it has ended: it tells the lead to end, which has not come to telling yet.
+SLOW_TO_TELL = """
+import os, signal, sys, time, torch
+from veilray.cli import main
+from veilray.errors import CohortError
+from veilray.parallel.ending import interrupt_once
+from veilray.parallel.group import Group, fails_together
+from veilray.parallel.joining import joined
+
+interrupt_once()
+lead = []
+let_lead_tell = Group.let_lead_tell
+def slowly(group):
+    if group.is_lead:
+        time.sleep(1.0)
+    let_lead_tell(group)
+Group.let_lead_tell = slowly
+
+def command(**options):
+    with joined(torch.device("cpu"), timeout=60) as group:
+        lead.append(group.gather(os.getpid())[0])
+        with fails_together(group):
+            raise CohortError("the cohort is damaged")
+
+main.app = command
+status = main._status([])
+if os.getpid() not in lead:
+    os.kill(lead[0], signal.SIGTERM)
+sys.exit(status)
+"""
+
 ALONE_IN_ERROR = """
 import sys, torch
 from veilray.cli import main
@@ -167,6 +198,13 @@ def test_ranks_exchange_tensors_and_json(ranks: int) -> None:
         assert report[8] == [[0, 3 * times], [times, 4 * times], [2 * times, 5 * times]]
         assert report[9] == [{"rank": other, "text": "é" * (100 * other)} for other in range(ranks)]
         assert report[10] == ["lead", None]
+
+
+@pytest.mark.slow
+def test_a_lead_that_is_slow_to_tell_an_error_is_not_told_to_end_before() -> None:
+    results = run_ranks(SLOW_TO_TELL)
+    assert [result.status for result in results] == [3, 3]
+    assert [_lines(result.err) for result in results] == [["veilray: the cohort is damaged"], []]
 
 
 @pytest.mark.slow

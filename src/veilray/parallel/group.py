@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from veilray import errors
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
 from veilray.parallel import restart
-from veilray.parallel.rendezvous import LEFT, await_keys, await_leaving, ends_with_lead, unheard
+from veilray.parallel.ending import pass_over_signals
+from veilray.parallel.rendezvous import LEFT, POLL_SECONDS, await_keys, await_leaving, ends_with_lead, unheard
 from veilray.parallel.workers import available_cores
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Backend = Literal["none", "store", "gloo", "nccl"]
-SAID, GATHERED = "veilray/said", "veilray/gathered"
+SAID, GATHERED, TELLING = "veilray/said", "veilray/gathered", "veilray/telling"
+_TELLING_SECONDS = 10.0
 _AWAKE_SECONDS = 0.02
 _YIELD = getattr(os, "sched_yield", lambda: time.sleep(0.0))
 
@@ -198,6 +200,21 @@ class Group:
             with contextlib.suppress(RuntimeError), unheard():
                 restart.note_over(self._store, status)
 
+    def let_lead_tell(self) -> None:
+        """Of a failure that all ranks know: no rank ends before the lead is past being interrupted in telling it.
+
+        A launcher tells the lead to end as soon as another rank has ended, and on a busy machine that comes first.
+        """
+        pass_over_signals()
+        if self._store is None:
+            return
+        with contextlib.suppress(RuntimeError), unheard():
+            if self.is_lead:
+                self._store.set(TELLING, "")
+            deadline = time.monotonic() + _TELLING_SECONDS
+            while not self._store.check([TELLING]) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+
     def begin(self) -> None:
         """Tell processes that the launcher starts later that they go on with what is begun now."""
         if self._store is not None:
@@ -247,6 +264,7 @@ def fails_together(group: Group) -> Iterator[None]:
     if not failed:
         return
     first = faults[failed[0]]
+    group.let_lead_tell()
     group.end_for_good(first["status"])
     if not group.is_lead:
         raise ToldElsewhere(first["status"]) from failure
