@@ -155,7 +155,7 @@ def _measure(side: str, weights: Path) -> dict[str, float]:
 def _weights(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     """Weights to measure, by name: of the runs given, or of networks trained here."""
     if options.runs:
-        return {str(run): RunFolder(run).best_weights for run in options.runs}
+        return {run.name: RunFolder(run).best_weights for run in options.runs}
     clean = _images("train", IMAGES["train"])
     networks = {}
     for width in options.widths:

@@ -98,8 +98,11 @@ def test_bf16_stays_close_and_gives_float32(name: str, norm: str, block: str) ->
     assert 0 < error.abs().max() < 0.05
     # Neither the head nor the residual addition is rounded to bf16's eight digits.
     assert not torch.equal(output, output.bfloat16().float())
+    first = prepared._network.encoder[0] if name == "unet" else prepared._network.nodes["x0_0"]
+    packed = [layer._weight for layer in first.modules() if hasattr(layer, "_weight")]
+    assert {tensor.dtype for tensor in (*first.parameters(), *packed)} == {torch.float32}
     kept = [m for m in prepared._network.modules() if isinstance(m, CONVOLUTIONS) and m.weight.dtype == torch.float32]
-    assert len(kept) == (3 if name == "unet" else 4)  # the first, the last, and the heads
+    assert len(set(kept) - set(first.modules())) == (2 if name == "unet" else 3)  # the last, and the heads
     # In float32 from the start: none of them went through bf16.
     assert not any(torch.equal(module.weight, module.weight.bfloat16().float()) for module in kept)
 

@@ -40,7 +40,7 @@ def prepare(model: DenoisingNetwork, *, device: torch.device, dtype: torch.dtype
 
     It takes and gives float32. Each batch normalisation is folded into the convolution before it; on a processor that
     multiplies `dtype`, so are ReLUs between convolutions of `dtype`, and weights are laid out once. Under bf16 the
-    first and the last 3x3 convolution, the heads and the residual addition stay in float32: their rounding is nearly
+    first block, the last 3x3 convolution, the heads and the residual addition stay in float32: their rounding is nearly
     all that bf16 costs (benchmarks/inference.py measures what is left). Networks other than U-Net and U-Net++ compute
     their inner convolutions alone in bf16, and those that have none (TNRD) nothing.
     """
@@ -113,13 +113,17 @@ def _lower(network: DenoisingNetwork, dtype: torch.dtype) -> None:
             return
     assert isinstance(first, nn.Sequential)
     assert isinstance(last, nn.Sequential)
-    at_end = max(index for index, layer in enumerate(last) if isinstance(layer, nn.Conv2d))
-    exact = {first[0], last[at_end], *heads}
-    first[0] = nn.Sequential(first[0], _Cast(dtype))
+    (*_, into_levels), (*_, at_end) = _convolutions(first), _convolutions(last)
+    exact = {*(first[index] for index in _convolutions(first)), last[at_end], *heads}
+    first[into_levels] = nn.Sequential(first[into_levels], _Cast(dtype))
     last[at_end] = nn.Sequential(_Cast(torch.float32), last[at_end])
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module not in exact:
             module.to(dtype)
+
+
+def _convolutions(block: nn.Sequential) -> list[int]:
+    return [index for index, layer in enumerate(block) if isinstance(layer, nn.Conv2d)]
 
 
 def _lower_inner(network: nn.Module, dtype: torch.dtype) -> None:
