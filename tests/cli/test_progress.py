@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from veilray.cli import progress as module
-from veilray.cli.progress import progress
+from veilray.cli.progress import _rounded, progress
 
 
 def test_ends_with_the_whole_count(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,3 +49,7 @@ def test_what_was_done_before_counts_but_not_as_speed(
     assert last.startswith("training: 92 of 100 images, ")
     assert "90" not in last
     assert float(last.split("images, ")[1].split("/s")[0]) <= 2
+
+
+def test_speeds_are_written_out() -> None:
+    assert [_rounded(rate) for rate in (0.01234, 12.34, 2600.4)] == ["0.0123", "12.3", "2,600"]

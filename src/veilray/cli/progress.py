@@ -91,7 +91,11 @@ class _Lines:
             of = f" of {self._total:,}"
             left = f", {_clock((self._total - self._done) / rate)} left" if self._done < self._total else ""
         took = f", {_clock(seconds)}" if not left else ""
-        self.say(f"{self._description}: {self._done:,}{of} {self._unit}, {rate:,.3g}/s{left}{took}")
+        self.say(f"{self._description}: {self._done:,}{of} {self._unit}, {_rounded(rate)}/s{left}{took}")
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _columns(total: int | None, unit: str) -> list[str | ProgressColumn]:
@@ -102,7 +106,7 @@ def _columns(total: int | None, unit: str) -> list[str | ProgressColumn]:
         """Units a second."""
 
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.3g} {unit}/s" if task.speed else "")
+            return Text(f"{_rounded(task.speed)} {unit}/s" if task.speed else "")
 
     count = "{task.completed:,.0f}" if total is None else "{task.completed:,.0f} of {task.total:,.0f}"
     time_left = TimeElapsedColumn() if total is None else TimeRemainingColumn()
