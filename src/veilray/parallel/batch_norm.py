@@ -23,6 +23,7 @@ Network = TypeVar("Network", bound=nn.Module)
 Exchange = Callable[[Tensor], Tensor]
 """Adds up a tensor over all ranks, in place, and returns it."""
 _CPU_VALUES = 1 << 20
+"""Values that a CPU computes at a time: as float32 they stay in its caches."""
 
 
 def synchronised(model: Network, group: Group) -> Network:

@@ -75,4 +75,4 @@ def _why(data: Cohort | Release) -> str:
     patients = len({data.patient_id(row) for row in range(len(data))})
     if patients == 1:
         return f", and all its {len(data)} images are of one patient, who is in one set alone"
-    return f"; {patients} patients were shared out by chance: import again with other --shares or another --split-seed"
+    return f"; its {patients} patients are shared out when they are imported, by --shares and --split-seed"
