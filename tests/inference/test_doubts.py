@@ -67,6 +67,13 @@ def test_levels_far_outside_are_named(clean: FloatImage, std: float, trained: fl
     assert level == pytest.approx(std, rel=0.3)
 
 
+@pytest.mark.parametrize(("side", "judged"), [(32, False), (47, False), (48, True), (128, True)])
+def test_a_level_estimated_from_one_row_of_patches_gives_no_doubt(clean: FloatImage, side: int, judged: bool) -> None:
+    part = clean[40 : 40 + side, 40 : 40 + side]
+    assert bool(noise_doubts(part, NoiseConfig(std=0.4))) == judged
+    assert noise_doubts(part, NoiseConfig(std=0.4), std=0.1) != []  # a level that is known is judged at any size
+
+
 def test_a_clean_image_is_doubtful_only_where_training_began_far_above(clean: FloatImage) -> None:
     assert noise_doubts(clean, NoiseConfig(std=(0.01, 0.4))) == []
     assert noise_doubts(clean, NoiseConfig(std=0.2))

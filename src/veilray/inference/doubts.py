@@ -10,9 +10,12 @@ COLOURED = 0.04
 """Mean difference between a pixel's strongest and weakest channel from which an image counts as one in colour: a
 radiograph saved in colour has none, one with coloured marks or a tint little, a photograph several times as much."""
 
-# The estimate is right within 15 %; a level beside the training's is no cause for doubt either.
+# The estimate is right within 30 % from 48 pixels a side on; a level beside the training's is no cause for doubt either.
 _RATIO = 1.35
 _MARGIN = 0.02
+_JUDGED = 3 * PATCH
+"""Shorter side in pixels from which an estimated level may be called far off: smaller images have one row of patches,
+and what one patch says is now and then off by half."""
 _OBFUSCATED = 0.05
 """Std of an image's noise from which it was more likely obfuscated than taken with so little dose."""
 
@@ -47,7 +50,8 @@ def noise_doubts(
         return found
     level = estimate_noise_std(pixels, clip=noise.clip) if std is None else std
     low, high = noise.std_range
-    if not low / _RATIO - _MARGIN <= level <= high * _RATIO + _MARGIN:
+    judged = std is not None or min(pixels.shape) >= _JUDGED
+    if judged and not low / _RATIO - _MARGIN <= level <= high * _RATIO + _MARGIN:
         how = "about " if std is None else ""
         found.append(f"its noise has a std of {how}{level:.2g}, but the network was trained on {noise.std_text}")
     if mean is None and isinstance(noise.mean, tuple) and level > _OBFUSCATED:
