@@ -29,7 +29,7 @@ from veilray.training.config import Objective
 from veilray.training.data import TrainingImages
 from veilray.training.draws import draw
 from veilray.training.objectives.blind import _halves, blind_spot_losses, neighbour_losses, second_losses
-from veilray.training.objectives.build import build_objective
+from veilray.training.objectives.build import build_objective, noisy_only
 from veilray.training.objectives.recorrupted import recorrupted, recorrupted_losses, recorruption_log_likelihood
 from veilray.training.objectives.sure import sure_losses
 from veilray.training.run import RunFolder
@@ -184,7 +184,7 @@ def test_the_halves_are_of_neighbours(phantom: Tensor) -> None:
         return images
 
     neighbour_losses(network, numbers, _known(), places=_places("neighbor2neighbor"), clip=True)
-    whole, half = seen
+    half, whole = seen
     assert whole.shape[-2:] == (SIDE, SIDE)
     assert half.shape[-2:] == (SIDE // 2, SIDE // 2)
     rows, columns = half // SIDE, half % SIDE
@@ -223,6 +223,29 @@ def test_the_loss_of_neighbours_is_its_equation(phantom: Tensor, clip: bool) -> 
     torch.testing.assert_close(slope, (moved - truth).sum() / step, rtol=1e-2, atol=1e-3)
     constant = (expected(network(u, known)) - v).square().mean(dim=(1, 2, 3))
     assert bool((truth > 1.2 * constant).all())  # the second term counts
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_epochs_by_neighbours_are_compared_by_what_falls_as_the_network_improves(phantom: Tensor, clip: bool) -> None:
+    config = small_config(noise={"mean": MEAN, "std": STD, "clip": clip}, train={"objective": "neighbor2neighbor"})
+    objective = noisy_only(torch.nn.Identity(), config)
+    assert objective is not None
+    noisy, known = _noisy(phantom, clip=clip), _known()
+    drawn = draw("neighbor2neighbor", _names(), (SIDE, SIDE), weights=np.ones(DRAWS, dtype=np.float32))
+    criteria, losses = [], []
+    for kept in (1.0, 0.6, 0.3, 0.0):
+
+        class Blend(torch.nn.Module):
+            def forward(self, images: Tensor, kept: float = kept) -> Tensor:
+                noisy, told = images[:, :1], known[: len(images)]
+                return kept * (noisy - MEAN) + (1 - kept) * _smoothed(noisy, told)
+
+        objective.model = Blend()
+        criteria.append(objective.criterion(noisy, known, drawn).mean().item())
+        losses.append(objective(noisy, known, drawn).mean().item())
+    assert criteria == sorted(criteria, reverse=True)
+    assert criteria[-1] < 0.8 * criteria[0]
+    assert losses[-1] > losses[0]  # which is why they are not compared by the loss
 
 
 @pytest.mark.parametrize("clip", [True, False])

@@ -10,7 +10,7 @@ COLOURED = 0.04
 """Mean difference between a pixel's strongest and weakest channel from which an image counts as one in colour: a
 radiograph saved in colour has none, one with coloured marks or a tint little, a photograph several times as much."""
 
-# The estimate is right within 30 % from 48 pixels a side on; a level beside the training's is no cause for doubt either.
+# The estimate is right within 30 % from 48 pixels a side on; a level beside the training is no cause for doubt either.
 _RATIO = 1.35
 _MARGIN = 0.02
 _JUDGED = 3 * PATCH

@@ -47,7 +47,8 @@ def validate(
             stopped = 1.0
             break
         if objective is not None:
-            loss += objective(*batch.arguments(config.model)).double().sum().item()
+            assert batch.drawn is not None
+            loss += objective.criterion(batch.noisy, batch.known, batch.drawn).double().sum().item()
         if objective is None or images.holds_clean:
             if objective is None:
                 with autocast(config.launch, device):

@@ -16,7 +16,9 @@ At inference the network sees every pixel, of which it has learnt to make little
 go to two images of half the size, u and v,
     mean (g(f(u)) - v)^2 + GAMMA mean (g(f(u)) - v - (U g(f(y)) - V g(f(y))))^2,
 where U and V take the same pixels from the estimate of the whole image, without a gradient; the second term makes up
-for u and v not showing the same.
+for u and v not showing the same. What counts is its gradient, not its value: a network that returns what it is given
+makes the second term 0 and the first about 2 std^2, a perfect one makes each about std^2. So epochs are compared by the
+first alone.
 
 `noise2noise` (Lehtinen et al., ICML 2018): a second release of the same images, with noise of its own,
     mean (g(f(y)) - y')^2.
@@ -71,17 +73,33 @@ def neighbour_losses(network: Network, noisy: Tensor, known: Tensor, *, places: 
 
     `places`: (N, 1, H, W), whole numbers, evenly from 0 to DIRECTIONS - 1, of which one for each square counts.
     """
-    chosen = places[..., : noisy.shape[-2] // 2 * 2 : 2, : noisy.shape[-1] // 2 * 2 : 2].long()
-    u, v = _halves(noisy, chosen)
+    chosen = _one_each_square(places)
+    error = _neighbour_error(network, noisy, known, chosen=chosen, clip=clip)
     with torch.no_grad():
         whole_u, whole_v = _halves(_expected(network(noisy, known), known, clip=clip), chosen)
-    error = _expected(network(u, known), known, clip=clip) - v
     return (error.square() + GAMMA * (error - (whole_u - whole_v)).square()).mean(dim=(1, 2, 3))
+
+
+def neighbour_criterion(network: Network, noisy: Tensor, known: Tensor, *, places: Tensor, clip: bool) -> Tensor:
+    """What epochs are compared by: the first term of `neighbour_losses`, for each image, in units of g: (N,)."""
+    error = _neighbour_error(network, noisy, known, chosen=_one_each_square(places), clip=clip)
+    return error.square().mean(dim=(1, 2, 3))
 
 
 def second_losses(network: Network, noisy: Tensor, known: Tensor, *, second: Tensor, clip: bool) -> Tensor:
     """The squared error of each image against a second noisy one, (N, 1, H, W): (N,), in units of g."""
     return (_expected(network(noisy, known), known, clip=clip) - second).square().mean(dim=(1, 2, 3))
+
+
+def _one_each_square(places: Tensor) -> Tensor:
+    height, width = (side // 2 * 2 for side in places.shape[-2:])
+    return places[..., :height:2, :width:2].long()
+
+
+def _neighbour_error(network: Network, noisy: Tensor, known: Tensor, *, chosen: Tensor, clip: bool) -> Tensor:
+    """g(f(u)) - v: (N, 1, H / 2, W / 2)."""
+    u, v = _halves(noisy, chosen)
+    return _expected(network(u, known), known, clip=clip) - v
 
 
 def _expected(estimate: Tensor, known: Tensor, *, clip: bool) -> Tensor:

@@ -11,7 +11,7 @@ from veilray.models.unetpp import UNetPlusPlus
 from veilray.training.config import LaunchConfig, Objective
 from veilray.training.draws import Drawn
 from veilray.training.launch import autocast, laid_out
-from veilray.training.objectives.blind import blind_spot_losses, neighbour_losses, second_losses
+from veilray.training.objectives.blind import blind_spot_losses, neighbour_criterion, neighbour_losses, second_losses
 from veilray.training.objectives.pixel import image_losses
 from veilray.training.objectives.recorrupted import recorrupted, recorrupted_losses
 from veilray.training.objectives.sure import sure_losses
@@ -82,6 +82,13 @@ class NoisyOnlyObjective(nn.Module):
                 return second_losses(network, noisy, known, second=drawn.second, clip=clip)
             case "auto" | "supervised":
                 raise ValueError(f"{self._objective} is no objective without clean images")
+
+    def criterion(self, noisy: Tensor, known: Tensor, drawn: Drawn) -> Tensor:
+        """What epochs are compared by, of each image, (N,); smaller is better. The loss, where that tells."""
+        if self._objective != "neighbor2neighbor":
+            return self._losses(noisy, known, drawn)
+        assert drawn.places is not None
+        return neighbour_criterion(self._network, noisy, known, places=drawn.places, clip=self._clip)
 
     def estimates(self, noisy: Tensor, known: Tensor, drawn: Drawn) -> Tensor:
         """What the network makes of images as it sees them at inference, with one added noise: (N, 1, H, W)."""
