@@ -115,6 +115,17 @@ def veilray_process(*words: object, folder: Path | None = None, largest_file: in
     return Finished(process.returncode, out, err)
 
 
+def split_file(path: Path, images: Path, sets: Sequence[str]) -> Path:
+    """A file for `import --split`: the sets of NIH's images in a folder, patient by patient in turn.
+
+    Of a cohort without one, the pseudonyms of a release decide its sets, and they are drawn anew each time.
+    """
+    names = sorted(image.stem for image in images.iterdir())
+    lines = [f"{name},{sets[int(name[:8]) % len(sets)]}\n" for name in names]
+    path.write_text("image_id,split\n" + "".join(lines), encoding="utf-8")
+    return path
+
+
 def make_cohort(folder: Path, *, patients: int = 20, size: int = 32) -> Path:
     """A cohort of two images a patient, 60/20/20; the images stay beside it in `png`."""
     from tests.training.small import write_images

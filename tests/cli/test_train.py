@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tests.command_line import SLOW_EPOCHS, SMALL, done, start, veilray
+from tests.command_line import SLOW_EPOCHS, SMALL, done, split_file, start, veilray
 
 from veilray.cli import reporting, training
 from veilray.cli.watcher import TerminalWatcher
@@ -227,13 +227,9 @@ def test_a_damaged_cohort_is_refused(flow_cohort: Path, tmp_path: Path, name: st
 def test_a_release_without_clean_images_is_trained_on_by_the_default_preset(
     flow_cohort: Path, tmp_path: Path, options: tuple[str, ...], objective: str
 ) -> None:
-    # Sets from a file: else pseudonyms, which are drawn anew, decide them, and may leave one empty.
-    images = sorted(path.stem for path in (flow_cohort.parent / "png").iterdir())
-    sets = [("train", "validation", "test")[int(name[:8]) % 3] for name in images]
-    lines = [f"{name},{chosen}\n" for name, chosen in zip(images, sets, strict=True)]
-    (tmp_path / "split.csv").write_text("image_id,split\n" + "".join(lines), encoding="utf-8")
-    words = [flow_cohort.parent / "png", "--size", 32, "--split", tmp_path / "split.csv", "--workers", 1]
-    done("import", *words, "--out", tmp_path / "cohort")
+    png = flow_cohort.parent / "png"
+    sets = split_file(tmp_path / "split.csv", png, ("train", "validation", "test"))
+    done("import", png, "--size", 32, "--split", sets, "--workers", 1, "--out", tmp_path / "cohort")
     done("obfuscate", tmp_path / "cohort", "--out", tmp_path / "release", "--std", "0.3", *options)
     words = ["train", "default", "--data", tmp_path / "release", "--out", tmp_path / "run", *SMALL]
     result = veilray(*words)

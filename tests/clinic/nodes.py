@@ -7,18 +7,22 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from pydicom import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.events import EventHandlerType
 from tests.command_line import PROCESS
 from tests.images.clinical_files import ROOT, cr, dx
 
@@ -52,8 +56,10 @@ def write_model(path: Path, *, std: float | tuple[float, float] = (0.05, 0.2)) -
     return path
 
 
-def write_config(folder: Path, *, port: int, extra: str = "", node: str = "") -> Path:
-    """A node's configuration with one DICOM destination on loopback."""
+def write_config(
+    folder: Path, *, port: int, extra: str = "", node: str = "", waits: tuple[float, float] = (0.2, 0.5)
+) -> Path:
+    """A node's configuration with one DICOM destination on loopback; `waits`: the first and longest before a try."""
     (folder / "node.toml").write_text(
         f"""
 [node]
@@ -76,8 +82,8 @@ host = "127.0.0.1"
 port = {port}
 ae_title = "ARCHIVE"
 [retry]
-first_seconds = 0.2
-most_seconds = 0.5
+first_seconds = {waits[0]}
+most_seconds = {waits[1]}
 tries = 3
 [http]
 port = 0
@@ -128,24 +134,43 @@ def archive(port: int = 0, *, syntaxes: tuple[UID, ...] = (ExplicitVRLittleEndia
         server.shutdown()
 
 
+@contextmanager
+def associated(
+    entity: AE, port: int, *, called: str = "VEILRAY", handlers: tuple[EventHandlerType, ...] = (), **options: Any
+) -> Iterator[Association]:
+    """An association with a node, if it takes one, while the block runs; the connection is closed whatever happens.
+
+    pynetdicom leaves it open where the other side closed it first, be it before there was an association.
+    """
+    opened: list[socket.socket] = []
+
+    def note(event: evt.Event) -> None:
+        opened.append(event.assoc.dul.socket.socket)
+
+    noting = [(evt.EVT_CONN_OPEN, note), *handlers]
+    association = entity.associate("127.0.0.1", port, ae_title=called, evt_handlers=noting, **options)
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+        for connection in opened:
+            connection.close()
+
+
 def send_all(port: int, images: list[Dataset], *, title: str = "MODALITY", called: str = "VEILRAY") -> list[int | None]:
     """C-STORE images one after the other; the status of each, None where there was no answer."""
     entity = AE(ae_title=title)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
     for sop_class in {each.SOPClassUID for each in images}:
         entity.add_requested_context(sop_class, ExplicitVRLittleEndian)
-    association = entity.associate("127.0.0.1", port, ae_title=called)
-    connection = association.dul.socket.socket
     statuses: list[int | None] = []
-    for each in images:
-        try:
-            statuses.append(association.send_c_store(each).get("Status"))
-        except (RuntimeError, ValueError):
-            statuses.append(None)
-    if association.is_established:
-        association.release()
-    if connection is not None:
-        connection.close()  # which pynetdicom leaves open where the other side closed first
+    with associated(entity, port, called=called) as association:
+        for each in images:
+            try:
+                statuses.append(association.send_c_store(each).get("Status"))
+            except (RuntimeError, ValueError):
+                statuses.append(None)
     return statuses
 
 

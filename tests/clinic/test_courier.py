@@ -113,7 +113,7 @@ def _at_once(queue: Queue) -> None:
 @pytest.mark.slow
 def test_an_image_that_makes_the_archive_abort_lets_the_others_go_and_ends_as_a_dead_letter(folder: Path) -> None:
     with archive() as (found, port):
-        courier, queue = _courier(write_config(folder, port=port))
+        courier, queue = _courier(write_config(folder, port=port, waits=(60, 60)))
         _fill(queue, 2)
         found.deadly = image(1).SOPInstanceUID
         for _ in range(STRIKES):

@@ -19,7 +19,7 @@ pytest.importorskip("pynetdicom")
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.events import Event
-from tests.clinic.nodes import eventually, image, send_all
+from tests.clinic.nodes import associated, eventually, image, send_all
 
 from veilray.clinic.config import NodeConfig
 from veilray.clinic.counters import Counters
@@ -54,12 +54,8 @@ def _recorded(port: int) -> list[bytes]:
     dataset = image(0)
     entity = AE(ae_title="MODALITY")
     entity.add_requested_context(dataset.SOPClassUID, ExplicitVRLittleEndian)
-    association = entity.associate("127.0.0.1", port, ae_title="VEILRAY", evt_handlers=[(evt.EVT_DATA_SENT, note)])
-    connection = association.dul.socket.socket
-    assert association.send_c_store(dataset).Status == 0
-    association.release()
-    if connection is not None:
-        connection.close()
+    with associated(entity, port, handlers=((evt.EVT_DATA_SENT, note),)) as association:
+        assert association.send_c_store(dataset).Status == 0
     return units
 
 

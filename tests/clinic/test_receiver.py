@@ -13,13 +13,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE
-from tests.clinic.nodes import eventually, image, send_all
+from pynetdicom import AE, timer
+from tests.clinic.nodes import associated, eventually, image, send_all
 from tests.images.clinical_files import cr, dx
 
 from veilray.clinic import bounds
@@ -78,9 +79,8 @@ def test_images_are_on_the_disk_when_success_is_answered(listening: Callable[...
 def test_echo(listening: Callable[..., _Open]) -> None:
     entity = AE(ae_title="MODALITY")
     entity.add_requested_context("1.2.840.10008.1.1")
-    association = entity.associate("127.0.0.1", listening().port, ae_title="VEILRAY")
-    assert association.send_c_echo().Status == 0
-    association.release()
+    with associated(entity, listening().port) as association:
+        assert association.send_c_echo().Status == 0
 
 
 def test_its_own_objects_are_acknowledged_and_dropped(listening: Callable[..., _Open]) -> None:
@@ -126,9 +126,8 @@ def test_other_classes_are_refused_in_the_negotiation(listening: Callable[..., _
     )
     for uid in (*refused, "1.2.840.10008.1.1"):
         entity.add_requested_context(uid)
-    association = entity.associate("127.0.0.1", node.port, ae_title="VEILRAY")
-    assert {context.abstract_syntax for context in association.rejected_contexts} == set(refused)
-    association.release()
+    with associated(entity, node.port) as association:
+        assert {context.abstract_syntax for context in association.rejected_contexts} == set(refused)
     eventually(lambda: node.count("refused", "sop_class") == len(refused))
 
 
@@ -136,9 +135,8 @@ def test_every_syntax_that_can_be_decoded_is_taken(listening: Callable[..., _Ope
     entity = AE(ae_title="MODALITY")
     for syntax in (*TRANSFER_SYNTAXES, "1.2.840.10008.1.2.4.51"):
         entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1", syntax)
-    association = entity.associate("127.0.0.1", listening().port, ae_title="VEILRAY")
-    accepted = {context.transfer_syntax[0] for context in association.accepted_contexts}
-    association.release()
+    with associated(entity, listening().port) as association:
+        accepted = {context.transfer_syntax[0] for context in association.accepted_contexts}
     assert accepted == set(TRANSFER_SYNTAXES)
 
 
@@ -203,7 +201,7 @@ def test_a_sender_that_stalls_or_drips_is_cut_off(listening: Callable[..., _Open
 def test_every_end_against_the_sender_s_will_is_logged_and_counted(
     listening: Callable[..., _Open], caplog: pytest.LogCaptureFixture
 ) -> None:
-    node = listening(timeout_seconds=0.5)
+    node = listening(timeout_seconds=2.0)
     logging.getLogger("veilray.node").propagate = True
     entity = AE(ae_title="MODALITY")
     entity.add_requested_context(image(0).SOPClassUID, ExplicitVRLittleEndian)
@@ -211,36 +209,51 @@ def test_every_end_against_the_sender_s_will_is_logged_and_counted(
         for said in (b"", b"GET / HTTP/1.1\r\n\r\n", struct.pack(">BBL", 1, 0, 200) + b"\0\1"):
             client = stack.enter_context(socket.create_connection(("127.0.0.1", node.port), timeout=20))
             client.sendall(said)
-        idle, stalled = (entity.associate("127.0.0.1", node.port, ae_title="VEILRAY") for _ in range(2))
+        _, stalled = (stack.enter_context(associated(entity, node.port)) for _ in range(2))
         stalled.dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, 1000) + b"\0")
         # Whether a unit that stalls or the silence of its association is seen first is a matter of chance.
-        eventually(lambda: node.count("refused", "idle") + node.count("refused", "too_slow") == 3, 10)
-        eventually(lambda: node.count("refused", "no_request") == 2, 10)
+        eventually(lambda: node.count("refused", "idle") + node.count("refused", "too_slow") == 3)
+        eventually(lambda: node.count("refused", "no_request") == 2)
+        counted = {key: value for key, value in node.counters.values().items() if key[0] == "refused"}
+        assert sum(counted.values()) == 5
+        eventually(lambda: sum("closed: " in record.getMessage() for record in caplog.records) == 5)
         assert send_all(node.port, [image(0)]) == [0]
-    counted = {key: value for key, value in node.counters.values().items() if key[0] == "refused"}
-    assert sum(counted.values()) == 5 == sum("closed: " in record.getMessage() for record in caplog.records)
-    for association in (idle, stalled):
-        association.abort()
+
+
+@pytest.mark.slow
+def test_the_node_s_own_work_is_not_its_sender_s_silence(
+    listening: Callable[..., _Open], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, ahead = listening(timeout_seconds=20.0), [0.0]
+    accept = node.queue.accept
+
+    def slowly(uid: str, data: bytes) -> str:
+        ahead[0] += 60.0
+        return accept(uid, data)
+
+    monkeypatch.setattr(node.queue, "accept", slowly)
+    monkeypatch.setattr(timer, "time", SimpleNamespace(time=lambda: time.time() + ahead[0]))
+    assert send_all(node.port, [image(index) for index in range(3)]) == [0, 0, 0]
+    assert node.count("refused", "idle") == 0
 
 
 def _drip(port: int, seconds: float) -> bool:
     """Send a command in data units of one byte each, ten a second; gives whether the node ended the association."""
     entity = AE(ae_title="MODALITY")
     entity.add_requested_context(image(0).SOPClassUID, ExplicitVRLittleEndian)
-    association = entity.associate("127.0.0.1", port, ae_title="VEILRAY")
-    assert association.is_established
-    (context,) = association.accepted_contexts
-    connection = association.dul.socket.socket
-    # P-DATA-TF with one value: its length, the context, "a command, more follows" (PS3.8 9.3.5, annex E.2).
-    unit = struct.pack(">BBLLBB", 4, 0, 7, 3, context.context_id, 0x01) + b"\0"
-    until = time.monotonic() + seconds
-    with contextlib.suppress(OSError):
-        while association.is_established and time.monotonic() < until:
-            connection.sendall(unit)
-            time.sleep(0.1)
-    ended = time.monotonic() < until
-    association.abort()
-    connection.close()
+    with associated(entity, port) as association:
+        assert association.is_established
+        (context,) = association.accepted_contexts
+        connection = association.dul.socket.socket
+        # P-DATA-TF with one value: its length, the context, "a command, more follows" (PS3.8 9.3.5, annex E.2).
+        unit = struct.pack(">BBLLBB", 4, 0, 7, 3, context.context_id, 0x01) + b"\0"
+        until = time.monotonic() + seconds
+        with contextlib.suppress(OSError):
+            while association.is_established and time.monotonic() < until:
+                connection.sendall(unit)
+                time.sleep(0.1)
+        ended = time.monotonic() < until
+        association.abort()
     return ended
 
 
@@ -259,18 +272,18 @@ def test_an_object_that_drips_in_units_of_one_byte_is_cut_off_and_its_place_is_f
 def test_pauses_between_objects_count_for_none(
     listening: Callable[..., _Open], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "OBJECT_SECONDS", 2.0)
+    ahead = 0.0
+    monkeypatch.setattr(bounds, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead))
     node = listening()
     entity = AE(ae_title="MODALITY")
     for uid in ("1.2.840.10008.1.1", image(0).SOPClassUID):
         entity.add_requested_context(uid, ExplicitVRLittleEndian)
-    association = entity.associate("127.0.0.1", node.port, ae_title="VEILRAY")
-    for index in range(2):
-        assert association.send_c_echo().Status == 0
-        time.sleep(2.2)
-        assert association.send_c_store(image(index)).Status == 0
-        time.sleep(2.2)
-    association.release()
+    with associated(entity, node.port) as association:
+        for index in range(2):
+            assert association.send_c_echo().Status == 0
+            ahead += 2 * bounds.OBJECT_SECONDS
+            assert association.send_c_store(image(index)).Status == 0
+            ahead += 2 * bounds.OBJECT_SECONDS
     assert node.count("refused", "too_slow") == 0
 
 
@@ -382,11 +395,6 @@ def _over_tls(port: int, folder: Path, name: str | None) -> list[int | None]:
     dataset: Dataset = image(0)
     entity.add_requested_context(dataset.SOPClassUID, ExplicitVRLittleEndian)
     entity.acse_timeout = 10
-    association = entity.associate("127.0.0.1", port, ae_title="VEILRAY", tls_args=(context, "127.0.0.1"))
-    connection = association.dul.socket.socket
-    status = association.send_c_store(dataset).get("Status") if association.is_established else None
-    if association.is_established:
-        association.release()
-    if connection is not None:
-        connection.close()
+    with associated(entity, port, tls_args=(context, "127.0.0.1")) as association:
+        status = association.send_c_store(dataset).get("Status") if association.is_established else None
     return [status]

@@ -29,6 +29,8 @@ LIMIT = 300.0
 """Seconds after which a training has not ended at all: this only keeps a failing test from hanging."""
 STEPS = 20
 """Of the whole training: five epochs of 28 images."""
+BEFORE_THE_END = 18
+"""Step before which a training waits for what must come while it trains, however fast the machine is."""
 LATEST = 13
 """Step at which the last fault begins, at the latest: a rank that is killed at a random moment may get some further."""
 KILLS = ("killed", "killed inside an all-reduce", "killed inside a checkpoint", "hung")
@@ -36,7 +38,7 @@ KILLS = ("killed", "killed inside an all-reduce", "killed inside a checkpoint", 
 LOST = "veilray: another rank has ended or does not answer"
 TRACEBACK_CHARACTERS = 2000
 """Of each traceback, at most, that go on record."""
-PROGRAM = Path(__file__).with_name("faulty.py")
+PROGRAM, HELD = (Path(__file__).with_name(name) for name in ("faulty.py", "held.py"))
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,12 @@ def train(cohort: Path, out: Path, faults: Sequence[Fault] = (), *, resume: bool
 
 def interrupted(cohort: Path, out: Path, step: int) -> Finished:
     """Press Ctrl-C, which every process of the terminal gets, once the checkpoint of a step is there."""
-    process = start_torchrun(*words(cohort, out), options=["--max-restarts=1"])
+    process = start_torchrun(
+        *words(cohort, out),
+        options=["--max-restarts=1"],
+        environment={"HELD": "2", "HELD_BEFORE": str(BEFORE_THE_END)},
+        program=[str(HELD)],
+    )
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline and process.poll() is None:
         if any(_step(path) >= step for path in checkpoints(RunFolder(out).checkpoints)):

@@ -1,7 +1,7 @@
 """The command line of Veilray with a moment to wait for: `python held.py train ...`.
 
-With $HELD a rank that is alone waits in its first life before its third step until it is asked to stop. With $DIES it
-is killed in its first life once it has read its data, before it looks at the run folder.
+With $HELD a rank among so many waits in its first life before its third step, or that of $HELD_BEFORE, until it is
+asked to stop. With $DIES it is killed in its first life once it has read its data, before it looks at the run folder.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ def main() -> None:
     from veilray.cli.main import run
 
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    if "HELD" in os.environ and first and os.environ["WORLD_SIZE"] == "1":
-        _wait()
+    if first and os.environ.get("HELD") == os.environ["WORLD_SIZE"]:
+        _wait(int(os.environ.get("HELD_BEFORE", "3")))
     if "DIES" in os.environ and first:
         _die()
     run()
 
 
-def _wait() -> None:
+def _wait(step: int) -> None:
     from veilray.training import loop
     from veilray.training.interruption import Interruption
     from veilray.training.step import Stepper
@@ -40,7 +40,7 @@ def _wait() -> None:
             yield interruption
 
     def taken(self: Stepper, *arguments: Any, **options: Any) -> Any:
-        while self._number >= 2 and not interruptions[-1].requested:
+        while self._number >= step - 1 and not interruptions[-1].requested:
             time.sleep(0.01)
         return take(self, *arguments, **options)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.distributed.faults import (
+    LIMIT,
     STEPS,
     Fault,
     deaths,
@@ -27,6 +28,7 @@ from veilray.training.state import checkpoints
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="the faults are made by Linux's signals and limits"),
+    pytest.mark.timeout(3 * LIMIT),  # whichever training does not end, what its processes said is told
 ]
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.distributed.faults import STEPS, told, words
+from tests.distributed.faults import HELD, STEPS, told, words
 from tests.distributed.harness import finish, start_torchrun
 from tests.ports import free_port
 
@@ -20,9 +20,8 @@ from veilray.training.state import checkpoints
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="a launcher's ranks are found in Linux's /proc"),
+    pytest.mark.timeout(600),
 ]
-
-HELD = [str(Path(__file__).with_name("held.py"))]
 
 
 def _await_checkpoint(run: RunFolder, launcher: subprocess.Popen[str]) -> None:
@@ -50,14 +49,14 @@ def test_a_machine_that_joins_is_trained_on_from_the_checkpoint(small_cohort: Pa
                 *words(small_cohort, run.path),
                 ranks=1,
                 options=["--max-restarts=1"],
-                program=HELD,
+                program=[str(HELD)],
                 machines=[*machines, "--rdzv-conf=last_call_timeout=1"],
                 # Else torch 2.13's launchers do not find each other's store once one has come later.
                 environment={"HELD": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
             )
         ]
         _await_checkpoint(run, launchers[0])
-    ends = finish(launchers)
+    ends = finish(launchers, timeout=280)
     said = "".join(end.err for end in ends)
     assert [end.status for end in ends] == [0, 0], said
     (line,) = [line for end in ends for line in told(end)]
@@ -75,7 +74,7 @@ def test_a_rank_that_is_told_to_stop_as_when_machines_change_is_gone_on_with(
         *words(small_cohort, run.path),
         ranks=1,
         options=["--max-restarts=1"],
-        program=HELD,
+        program=[str(HELD)],
         environment={"HELD": "1"},
     )
     _await_checkpoint(run, launcher)
@@ -90,7 +89,8 @@ def test_a_rank_that_is_told_to_stop_as_when_machines_change_is_gone_on_with(
 
 def test_a_life_that_ends_before_it_comes_to_the_folder_opens_no_older_run(small_cohort: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    command, program = words(small_cohort, run.path), {"ranks": 1, "options": ["--max-restarts=1"], "program": HELD}
+    command = words(small_cohort, run.path)
+    program = {"ranks": 1, "options": ["--max-restarts=1"], "program": [str(HELD)]}
     (end,) = finish([start_torchrun(*command, **program)])
     assert end.status == 0, end.err
     before = run.environment()

@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from tests.distributed.faults import LOST, STEPS, told, words
+from tests.distributed.faults import BEFORE_THE_END, HELD, LOST, STEPS, told, words
 from tests.distributed.harness import finish, start_torchrun
 from tests.ports import free_port
 
@@ -21,11 +21,18 @@ from veilray.training.state import checkpoints
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="a launcher's ranks are found in Linux's /proc"),
+    pytest.mark.timeout(600),
 ]
 
 
 def _start(
-    cohort: Path, out: Path, *more: list[str], restarts: int, program: Sequence[str] = ("-m", "veilray"), host: int = 0
+    cohort: Path,
+    out: Path,
+    *more: list[str],
+    restarts: int,
+    program: Sequence[str] = ("-m", "veilray"),
+    host: int = 0,
+    environments: Sequence[Mapping[str, str]] = ({}, {}),
 ) -> list[subprocess.Popen[str]]:
     """Start a training under two launchers with a rank each; `more`: what each is told besides.
 
@@ -42,6 +49,7 @@ def _start(
             options=[*options, f"--rdzv-conf=is_host={int(number == host)}"],
             machines=machines,
             program=program,
+            environment=environments[number],
         )
         for number, own in enumerate(more or ([], []))
     ]
@@ -66,13 +74,14 @@ def _kill_rank(launcher: subprocess.Popen[str]) -> None:
 
 def test_a_rank_killed_on_one_machine_is_told_once_and_both_go_on(small_cohort: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    launchers = _start(small_cohort, run.path, restarts=2)
+    held = {"HELD": "2", "HELD_BEFORE": str(BEFORE_THE_END)}  # the one that is to be killed
+    launchers = _start(small_cohort, run.path, restarts=2, program=[str(HELD)], environments=[{}, held])
     deadline = time.monotonic() + 120
     while not checkpoints(run.checkpoints):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     _kill_rank(launchers[1])
-    ends = finish(launchers)
+    ends = finish(launchers, timeout=280)
     said = "".join(end.err for end in ends)
     assert [end.status for end in ends] == [0, 0], said
     lines = [line for end in ends for line in told(end)]
@@ -89,7 +98,8 @@ def test_machines_that_are_told_different_things_end_with_one_message(small_coho
     late = tmp_path / "late.py"
     late.write_text(_LATE)
     different = ([], ["--set", "train.learning_rate=0.0005"])
-    ends = finish(_start(small_cohort, tmp_path / "run", *different, restarts=1, program=[str(late)], host=1))
+    launchers = _start(small_cohort, tmp_path / "run", *different, restarts=1, program=[str(late)], host=1)
+    ends = finish(launchers, timeout=280)
     assert all(end.status != 0 for end in ends)
     (line,) = [line for end in ends for line in told(end)]
     assert "has train.learning_rate = 0.0005" in line or "has 0.0005: give every rank" in line

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.command_line import done, make_cohort
-from tests.training.small import small_config
+from tests.command_line import done, split_file
+from tests.training.small import small_config, write_images
 
 from veilray.cohort.cohort import Cohort
 from veilray.cohort.matching import with_originals
@@ -27,9 +27,11 @@ STD = 0.2
 def sites(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A cohort, and a release of it that is not clamped."""
     root = tmp_path_factory.mktemp("sites")
-    cohort = make_cohort(root / "made", patients=60)
-    done("obfuscate", cohort, "--out", root / "release", "--std", STD, "--no-clip")
-    return cohort, root / "release"
+    write_images(root / "png", patients=60)
+    sets = split_file(root / "split.csv", root / "png", ("train", "train", "train", "validation", "test"))
+    done("import", root / "png", "--out", root / "cohort", "--size", 32, "--split", sets, "--workers", 1)
+    done("obfuscate", root / "cohort", "--out", root / "release", "--std", STD, "--no-clip")
+    return root / "cohort", root / "release"
 
 
 @pytest.mark.parametrize("recorruption", [None, Recorruption(strength=0.5, count=3)])
@@ -49,6 +51,6 @@ def test_it_is_the_squared_error_of_the_network_as_it_is_used(
     for batch in TrainingImages(paired, small_config()).held_out_batches("validation", CPU, batch_size=8):
         output = denoiser.denoise(batch.noisy, mean=batch.known[:, 0], std=batch.known[:, 1])
         errors += (output - batch.clean).square().mean(dim=(1, 2, 3)).tolist()
-    assert len(errors) >= 10
+    assert len(errors) == 24
     assert criterion == pytest.approx(sum(errors) / len(errors), rel=0.05)
     assert noisy_criterion(denoiser, images, CPU) == criterion, "its draws never change"

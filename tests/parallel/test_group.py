@@ -156,15 +156,17 @@ sys.exit(main._status([]))
 """
 
 
-# With a meeting that may take 2 seconds; rank 1 comes to the exchange after 4, or never.
+# With a store that waits for 2 seconds; rank 1 comes to the exchange after 4, or never.
 SLOW_TO_PREPARE = """
 import os, signal, sys, time
+from datetime import timedelta
 from veilray.cli import main
 from veilray.parallel.joining import met
 
 def command(**options):
-    with met(timeout=2) as ranks:
+    with met(timeout=60) as ranks:
         ranks.gather("here")
+        ranks._store.set_timeout(timedelta(seconds=2))
         if not ranks.is_lead:
             if sys.argv[1] == "told to end":
                 os.kill(int(ranks.gather("")[0]), signal.SIGTERM)

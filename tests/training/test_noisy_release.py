@@ -16,6 +16,8 @@ from tests.training.small import Recorder, small_config, train_here, write_image
 
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.cohort import Cohort
+from veilray.cohort.leaving import Contents, Leaving
+from veilray.cohort.noise_source import seeded_noise
 from veilray.cohort.obfuscate import write_release
 from veilray.cohort.records import RELEASE_FILE, ReleaseRecord, with_digest
 from veilray.cohort.release import Release
@@ -32,13 +34,24 @@ from veilray.training.suspicion import noise_warnings
 CPU = torch.device("cpu")
 
 
+def _release(path: Path, out: Path, noise: NoiseConfig, *, pairs: bool = False) -> None:
+    """A release whose noise and names, which decide the order of its images, are the same each time."""
+    cohort = Cohort.open(path)
+    patients = sorted(set(cohort.patient_ids))
+    images = [
+        Leaving(row=row, image=f"{row:032x}", patient=f"{patients.index(patient):032x}")
+        for row, patient in enumerate(cohort.patient_ids)
+    ]
+    source = seeded_noise(noise, cohort=cohort, seed=1)
+    write_release(cohort, out, noise=noise, source=source, contents=Contents(images=images), pairs=pairs)
+
+
 @pytest.fixture(scope="session")
 def releases(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Releases of one cohort, by name."""
     folder = tmp_path_factory.mktemp("releases")
     for name, clip, pairs in (("clamped", True, False), ("open", False, False), ("pairs", True, True)):
-        noise = NoiseConfig(mean=0.1, std=0.2, clip=clip)
-        write_release(Cohort.open(cohort), folder / name, noise=noise, pairs=pairs)
+        _release(cohort, folder / name, NoiseConfig(mean=0.1, std=0.2, clip=clip), pairs=pairs)
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -205,7 +218,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
         [folder / "png"], folder / "cohort", size=128, workers=1, shares=Shares(train=60, validation=20, test=20)
     )
     for clip in (True, False):
-        write_release(Cohort.open(folder / "cohort"), folder / str(clip), noise=NoiseConfig(std=0.2, clip=clip))
+        _release(folder / "cohort", folder / str(clip), NoiseConfig(std=0.2, clip=clip))
     return {clip: folder / str(clip) for clip in (True, False)}
 
 

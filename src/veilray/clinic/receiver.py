@@ -193,6 +193,8 @@ def _whole(event: Event) -> None:
     connection = event.assoc.dul.socket
     if isinstance(connection, BoundedSocket):
         connection.whole()
+    # pynetdicom counts its sender's silence from the last unit that came, and so all of this node's own work.
+    event.assoc.dul._idle_timer.restart()
 
 
 def _caller(event: Event) -> str:

@@ -27,8 +27,9 @@ from tests.images.dicom_files import build, compressed, save
 
 from veilray.exchange.keys.folder import KeyFolder
 
-MARK = "CNRY"
-"""In every canary that may be text; the others are numbers, dates and UIDs, listed one by one."""
+MARK = "CNRYBIRD"
+"""In every canary that may be text; the others are numbers, dates and UIDs, listed one by one. With a tag it is as long
+as an application entity's title may be."""
 
 # What decides whether a file is read at all, or how its pixels are; and group lengths, which writers drop.
 _NEEDED = {
@@ -125,9 +126,10 @@ def _dicom(folder: Path, number: int, *, jpeg: bool = False) -> list[str]:
     dataset.SOPInstanceUID = f"1.2.99.123456789.{number}"
     dataset.PatientID = f"{MARK}{number}"
     dataset.PatientAge, dataset.PatientSex, dataset.ViewPosition = "063Y", "F", "PA"
-    dataset.ImagerPixelSpacing = [f"0.143{1234567 + number}", f"0.143{1234567 + number}"]
+    spacing = f"{12_345_678_901 + number}"
+    dataset.ImagerPixelSpacing = [f"0.143{spacing}", f"0.143{spacing}"]
     dataset.BurnedInAnnotation = "NO"
-    canaries += [dataset.SOPInstanceUID, f"{1234567 + number}", "063Y"]
+    canaries += [dataset.SOPInstanceUID, spacing, "063Y"]
     data = save(dataset, JPEGBaseline8Bit) if jpeg else _with_meta(dataset)
     (folder / f"{MARK}file{number}.dcm").write_bytes(data)
     return canaries
@@ -140,7 +142,7 @@ def _with_meta(dataset: Dataset) -> bytes:
     meta.ImplementationClassUID, meta.ImplementationVersionName = "1.2.99.6.71", f"{MARK}META"
     meta.SourceApplicationEntityTitle = f"{MARK}AE"
     meta.PrivateInformationCreatorUID, meta.PrivateInformation = "1.2.99.7.71", f"{MARK} meta".encode() + b"\0"
-    dataset.file_meta, dataset.preamble = meta, (MARK * 32).encode()
+    dataset.file_meta, dataset.preamble = meta, (MARK * 16).encode()
     stream = io.BytesIO()
     dcmwrite(stream, dataset, enforce_file_format=True)
     return stream.getvalue()
@@ -206,14 +208,28 @@ def _shapes(canary: str) -> Iterator[bytes]:
             yield inner
 
 
-def _found(content: bytes, canaries: list[str]) -> list[str]:
-    return [canary for canary in canaries if any(shape in content for shape in _shapes(canary))]
+# Names and digests, drawn anew each time: any few digits come up in them.
+_DRAWN = re.compile(rb"(?<![0-9a-f])(?=[0-9]*[a-f])[0-9a-f]{12,}(?![0-9a-f])")
+# Bytes from which on a shape does not come up in noise by itself.
+_LEAST_IN_NOISE = 8
+
+
+def _found(content: bytes, canaries: list[str], *, noise: bytes = b"") -> list[str]:
+    """The canaries in a content, and in noise beside it, where those of a few bytes are not looked for."""
+    undrawn = _DRAWN.sub(b" ", content)
+
+    def told(shape: bytes) -> bool:
+        where = undrawn if shape.isdigit() and len(shape) <= 8 else content
+        return shape in where or (len(shape) >= _LEAST_IN_NOISE and shape in noise)
+
+    return [canary for canary in canaries if any(told(shape) for shape in _shapes(canary))]
 
 
 def _numbers_in(said: str, release: Path | None) -> list[str]:
     """Binary numbers that were told in decimal, or stand in a file; of 2 and 4 bytes not looked for among pixels."""
     files = [] if release is None else sorted(release.rglob("*.*"))
     texts = [said, *(path.read_text() for path in files if path.suffix in (".json", ".csv"))]
+    texts = [_DRAWN.sub(b" ", text.encode()).decode() for text in texts]
     found = []
     for vr, (number, code) in _NUMBERS.items():
         decimal = re.compile(rf"(?<![\d.]){re.escape(str(number))}(?!\d)")
@@ -226,8 +242,16 @@ def _numbers_in(said: str, release: Path | None) -> list[str]:
     return found
 
 
-def _all_bytes(folder: Path) -> bytes:
-    return b"\n".join(path.name.encode() + b"\n" + path.read_bytes() for path in sorted(folder.rglob("*")))
+def _all_bytes(folder: Path) -> tuple[bytes, bytes]:
+    """Names and contents of all files, and the noisy pixels, which are apart from their files' headers."""
+    content, pixels = [], []
+    for path in sorted(folder.rglob("*")):
+        data = path.read_bytes()
+        # NPY 1.0: ten bytes, the last two of which are the length of what the header says.
+        header = 10 + int.from_bytes(data[8:10], "little") if path.suffix == ".npy" else len(data)
+        content += [path.name.encode(), data[:header]]
+        pixels.append(data[header:])
+    return b"\n".join(content), b"\n".join(pixels)
 
 
 def _secrets(cohort: Path) -> list[bytes]:
@@ -240,11 +264,12 @@ def _secrets(cohort: Path) -> list[bytes]:
 
 def _check(said: Finished, release: Path | None, seeded: tuple[Path, list[str], str], *, clean: bool = False) -> None:
     cohort, canaries, _ = seeded
-    content = (said.out + said.err).encode() + (_all_bytes(release) if release is not None else b"")
-    assert _found(content, [MARK, *canaries]) == []
+    content, pixels = (b"", b"") if release is None else _all_bytes(release)
+    content += (said.out + said.err).encode()
+    assert _found(content, [MARK, *canaries], noise=pixels) == []
     assert _numbers_in(said.out + said.err, release) == []
     if not clean:
-        assert [secret for secret in _secrets(cohort) if secret in content] == []
+        assert [secret for secret in _secrets(cohort) if secret in content or secret in pixels] == []
 
 
 def test_the_search_finds_what_it_looks_for() -> None:
@@ -253,11 +278,30 @@ def test_the_search_finds_what_it_looks_for() -> None:
     assert _found("CNRY".encode("utf-16"), ["CNRY"])
     assert _found(b"434e5259", ["CNRY"])
     assert not _found(b"CNR Y", ["CNRY"])
+    drawn = b"00ff" * 4
+    for text in (b"18010203", b"day18010203", b"(1801020318010203)", b"18010203,%s" % drawn):
+        assert _found(text, ["18010203"]), text
+    assert not _found(drawn + b"18010203" + drawn, ["18010203"])
+
+
+def test_the_search_finds_what_is_planted_in_a_release(tmp_path: Path) -> None:
+    (tmp_path / "index.csv").write_text(f"image_id,age\n{'00ff' * 8},063Y\n")
+    pixels = np.zeros((2, 64), np.uint8)
+    for row, planted in enumerate((f"{MARK}00100010".encode(), base64.b64encode(b"18010203"))):
+        pixels[row, 3 : 3 + len(planted)] = list(planted)
+    np.save(tmp_path / "noisy.npy", pixels)
+    content, noise = _all_bytes(tmp_path)
+    assert pixels.tobytes() in noise
+    assert _found(content, ["063Y", "fortran_order", MARK, "18010203"]) == ["063Y", "fortran_order"]
+    assert _found(b"", ["063Y", "fortran_order", MARK, "18010203"], noise=noise) == [MARK, "18010203"]
+    assert _found(content, ["19010203"], noise=noise) == []
 
 
 def test_the_search_finds_numbers(tmp_path: Path) -> None:
     assert _numbers_in("a 61331, b", None) == ["US"]
     assert _numbers_in("161331 or 613310", None) == []
+    assert _numbers_in("a61331f 00ff00ff00ff", None) == ["US"]
+    assert _numbers_in("00ff00ff00ff61331ff00", None) == []
     (tmp_path / "index.csv").write_text("a\n731337.125\n")
     (tmp_path / "noisy.npy").write_bytes(b"xx" + struct.pack("<Q", _NUMBERS["UV"][0]))
     assert _numbers_in("", tmp_path) == ["UV, raw", "FD"]
@@ -329,7 +373,7 @@ def test_no_canary_leaves_with_keys_or_in_a_refusal(
 def test_what_dicognito_would_change_does_not_survive(seeded: tuple[Path, list[str], str], tmp_path: Path) -> None:
     """What an independent de-identifier replaces or deletes, where it is long enough to look for."""
     done("obfuscate", seeded[0], "--out", tmp_path / "release", "--fields", "view,spacing,sex,age,days,study")
-    content = _all_bytes(tmp_path / "release")
+    content, pixels = _all_bytes(tmp_path / "release")
     before = dcmread(seeded[0].parent / f"{MARK}folder" / f"{MARK}file0.dcm")
     after = dcmread(seeded[0].parent / f"{MARK}folder" / f"{MARK}file0.dcm")
     # It cannot shift what is no time, and stops there.
@@ -341,4 +385,4 @@ def test_what_dicognito_would_change_does_not_survive(seeded: tuple[Path, list[s
     changed = [element for element in before if element.VR != "SQ" and after.get(element.tag) != element]
     assert len(changed) > 30
     values = [str(element.value) for element in changed if element.VR not in _BYTES and len(str(element.value)) >= 6]
-    assert [value for value in values if value.encode() in content] == []
+    assert _found(content, values, noise=pixels) == []

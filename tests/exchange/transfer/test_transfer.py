@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -241,11 +242,10 @@ def test_two_uploads_of_one_bundle_at_once(place: Place, large: Path, monkeypatc
             assert web.put(path, params={"offset": 0}, content=data[:60_000]).status_code == 423
             first.sendall(data[100:60_000])
             assert status_of(first) == 200
-        senders = [threading.Thread(target=send, args=(place, large, address)) for _ in range(3)]
-        for sender in senders:
-            sender.start()
-        for sender in senders:
-            sender.join(timeout=60)
+        # With the pauses of a real sender, or a slow disk makes one give up that the others are ahead of.
+        with ThreadPoolExecutor(3) as pool:
+            sending = [pool.submit(send, place, large, address, pause=time.sleep) for _ in range(3)]
+            assert {each.result(timeout=120).size for each in sending} == {len(data)}
     assert whole(place) == [data]
     assert not leftovers(place)
 
@@ -487,7 +487,7 @@ def _proxy() -> Iterator[tuple[str, list[bytes]]]:
         inside.close()
         outside.close()
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", asked
