@@ -181,6 +181,31 @@ def test_a_wrong_setting_is_told_once(small_cohort: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mistyped_option_is_told_once_over_all_restarts(small_cohort: Path, tmp_path: Path) -> None:
+    words = ["train", "default", "--data", small_cohort, "--out", tmp_path / "run", "--nonsense"]
+    end = torchrun(*words, options=["--max-restarts=2"])
+    (line,) = [line for line in end.err.splitlines() if line.startswith("veilray:")]
+    assert "No such option: --nonsense" in line
+    assert "train --help" in line
+    assert end.err.count("--nonsense") == 1
+    assert set(re.findall(r"exitcode\s*: (\d+)", end.err)) == {"2"}
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_what_one_rank_alone_was_told_wrongly_is_told_once(small_cohort: Path, tmp_path: Path, wrong: int) -> None:
+    for words in (["train", "default"], ["denoise", small_cohort.parent]):
+        right = [*words, "--data", small_cohort, "--out", tmp_path / "out"]
+        right = right if words[0] == "train" else [*words, "--model", "default", "--out", tmp_path / "out"]
+        commands = [[*PROCESS, *map(str, right), *(["--nonsense"] if rank == wrong else [])] for rank in (0, 1)]
+        ends = finish(start_ranks(commands))
+        assert [end.status for end in ends] == [2, 2]
+        (line,) = [line for end in ends for line in end.err.splitlines()]
+        assert line.startswith("veilray: ")
+        assert "No such option: --nonsense" in line
+        assert ("rank 1 on" in line) == (wrong == 1)
+        assert not (tmp_path / "out").exists()
+
+
 def test_what_fails_before_the_ranks_join_is_told_once_over_all_restarts(small_cohort: Path, tmp_path: Path) -> None:
     words = _words(small_cohort, tmp_path)
     finished = torchrun(*words, "--set", "train.epoch=5", options=["--max-restarts=1"], timeout=280)

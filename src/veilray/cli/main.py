@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -32,14 +32,17 @@ from veilray.cli.seal import seal_command
 from veilray.cli.send import send_command
 from veilray.cli.serve import serve_command
 from veilray.cli.train import train_command
-from veilray.errors import ToldElsewhere, VeilrayError
+from veilray.errors import ToldElsewhere, UsageError, VeilrayError
 from veilray.parallel.devices import is_out_of_memory, use_huge_pages
 from veilray.parallel.ending import SIGNALS, interrupt_once
+from veilray.parallel.joining import has_met, raise_together
 from veilray.parallel.restart import counted
 from veilray.parallel.spawn import under_launcher
 
 # What typer makes of Ctrl-C.
 INTERRUPTED = 130
+# Click's UsageError, which typer brings along under a name of its own.
+_WRONG_WORDS = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 app = typer.Typer(
     help="Obfuscate chest radiographs, train denoisers on them, and measure what both really achieve. "
@@ -123,8 +126,7 @@ def _status(arguments: list[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     debug = "--debug" in arguments
     try:
-        # Ends in SystemExit, 2 for wrong usage. A command that starts others hands on what it was given, `obj`.
-        app(args=[word for word in arguments if word != "--debug"], obj=arguments)
+        _run_command([word for word in arguments if word != "--debug"], given=arguments)
         return 0
     except SystemExit as end:
         if end.code == INTERRUPTED:
@@ -143,6 +145,25 @@ def _status(arguments: list[str]) -> int:
             return _fail("out of memory: try smaller images, a smaller batch or a smaller tile", 1, debug)
         reason = str(error).splitlines()[0] if str(error) else ""
         return _fail(f"unexpected {type(error).__name__}: {reason} (run with --debug for the traceback)", 1, debug)
+
+
+def _run_command(words: list[str], *, given: list[str]) -> None:
+    """Run a command; may end in SystemExit, 2 for wrong usage. One that starts others hands on what it was `given`.
+
+    What is wrong with a rank's words is told once, as all that is found later is.
+    """
+    if not under_launcher():
+        app(args=words, obj=given)
+        return
+    try:
+        raise SystemExit(app(args=words, obj=given, standalone_mode=False))
+    except _WRONG_WORDS as error:
+        command = error.ctx.command_path if error.ctx is not None else "veilray"
+        raise_together(UsageError(f"{error.format_message()} ({command} --help tells what there is)"))
+    except VeilrayError as error:
+        if has_met():
+            raise
+        raise_together(error)
 
 
 def _fail(message: str, status: int, debug: bool) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
 from veilray.parallel.ending import explained, uninterrupted_end
@@ -26,6 +27,24 @@ STORE_SECONDS = 60.0
 """Longest wait for a launcher's store: no signal interrupts it."""
 
 
+_tried = threading.Event()
+
+
+def has_met() -> bool:
+    """Whether this process has met the other ranks, or tried to."""
+    return _tried.is_set()
+
+
+def raise_together(error: VeilrayError) -> NoReturn:
+    """Raise an error of a rank that has not met the others yet, as if it had: it is told once, whichever ranks have it.
+
+    Raises ToldElsewhere where another rank tells it, and what `met` raises.
+    """
+    with met() as ranks, fails_together(ranks):
+        raise error
+    raise AssertionError("ranks that have met fail together")
+
+
 @contextlib.contextmanager
 def met(*, timeout: float = MEETING_SECONDS) -> Iterator[Group]:
     """The ranks that `torchrun`'s environment (RANK, WORLD_SIZE, ...) describes, before they are `joined`.
@@ -41,6 +60,7 @@ def met(*, timeout: float = MEETING_SECONDS) -> Iterator[Group]:
         return
     import torch.distributed as dist
 
+    _tried.set()
     group = _meet(timeout)
     try:
         with uninterrupted_end(), lost_ranks_explained():
