@@ -75,9 +75,22 @@ def step_of_one(model: str, workload: Workload) -> tuple[StepOfOneDevice, str]:
         if record.get("scope") == "full" and found.get("status") == "measured":
             low, high = found["ms_per_step_10_90_percent"]
             spread = max(0.02, (high - low) / 2 / found["ms_per_step"])
-            step = measured_step(seconds=found["ms_per_step"] / 1000, batch=found["batch"], spread=spread)
+            seconds, in_training = found["ms_per_step"] / 1000, _in_training(record)
+            step = measured_step(seconds=seconds, batch=found["batch"], spread=spread, in_training=in_training)
             return step, f"measured on one {record['hardware']['device']} ({path.name}, {WAY})"
     return assumed_step(workload), f"assumed, not measured: 20 to 50 % of 989 TFLOP/s ({PEAK_SOURCE})"
+
+
+def _in_training(record: dict[str, Any]) -> float:
+    """How many times as long a U-Net's image took in the epoch of the paper's size as in a step by itself; 1 if unknown.
+
+    There images are loaded and noise is drawn, and there are 16 of them a step.
+    """
+    epoch, alone = record.get("paper_epoch", {}).get("unet eager", {}), record["throughput"]["unet"][WAY]
+    if epoch.get("status") != "measured" or alone.get("status") != "measured":
+        return 1.0
+    seconds = sum(epoch["parts_s"][part] for part in ("data", "forward", "backward", "update"))
+    return float(seconds / epoch["images"]["train"] / (alone["ms_per_step"] / 1000 / alone["batch"]))
 
 
 def write_pages(record: dict[str, Any]) -> None:

@@ -243,6 +243,12 @@ def test_predictions_are_ranges_and_bigger_clusters_are_not_more_efficient(betwe
         before = found.efficiency.middle
 
 
+@pytest.mark.parametrize(("in_training", "slow"), [(1.0, 1.05), (1.02, 1.05), (1.4, 1.4)])
+def test_what_a_whole_training_took_bounds_the_slow_end_of_a_measured_step(in_training: float, slow: float) -> None:
+    image = measured_step(seconds=0.032, batch=32, spread=0.05, in_training=in_training).image_s
+    assert (image.best, image.middle, image.worst) == pytest.approx((0.00095, 0.001, 0.001 * slow))
+
+
 def test_half_the_bytes_are_worth_half_the_batch() -> None:
     workload = Workload(
         name="U-Net 64", gradient_bytes=124e6, flop_per_image=288e9, backward_flop=192e9, activation_bytes=352e6

@@ -116,9 +116,13 @@ def assumed_step(workload: Workload) -> StepOfOneDevice:
     return StepOfOneDevice(overhead_s=ASSUMED_OVERHEAD, image_s=image, measured=False)
 
 
-def measured_step(*, seconds: float, batch: int, spread: float) -> StepOfOneDevice:
-    """A step of `batch` images that took `seconds` on a real device, give or take `spread`, a share of it."""
-    image = Range(*(seconds * factor / batch for factor in (1.0 - spread, 1.0, 1.0 + spread)))
+def measured_step(*, seconds: float, batch: int, spread: float, in_training: float = 1.0) -> StepOfOneDevice:
+    """A step of `batch` images that took `seconds` on a real device, give or take `spread`, a share of it.
+
+    `in_training`: how many times as long an image took there in a whole training, 1 or more; it bounds the slow end.
+    """
+    slow = max(1.0 + spread, in_training)
+    image = Range(*(seconds * factor / batch for factor in (1.0 - spread, 1.0, slow)))
     return StepOfOneDevice(overhead_s=Range(best=0.0, middle=0.0, worst=0.0), image_s=image, measured=True)
 
 
