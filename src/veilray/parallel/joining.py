@@ -7,14 +7,15 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from veilray.errors import LostRankError, ToldElsewhere, UsageError, VeilrayError
 from veilray.parallel.ending import explained, uninterrupted_end
 from veilray.parallel.group import ALONE, Backend, Group, fails_together, first_line, lost_ranks_explained
-from veilray.parallel.rendezvous import LEAVING_SECONDS, ends_with_lead, new_life
+from veilray.parallel.rendezvous import LEAVING_SECONDS, ends_with_lead, new_life, unheard
 from veilray.parallel.restart import comes_back, leave_if_over
 
 if TYPE_CHECKING:
@@ -38,10 +39,13 @@ def has_met() -> bool:
 def raise_together(error: VeilrayError) -> NoReturn:
     """Raise an error of a rank that has not met the others yet, as if it had: it is told once, whichever ranks have it.
 
-    Raises ToldElsewhere where another rank tells it, and what `met` raises.
+    Raises ToldElsewhere where another rank tells it. Where the others cannot be reached it is told at once.
     """
-    with met() as ranks, fails_together(ranks):
-        raise error
+    try:
+        with met(timeout=STORE_SECONDS) as ranks, fails_together(ranks):
+            raise error
+    except LostRankError:
+        raise error from None
     raise AssertionError("ranks that have met fail together")
 
 
@@ -110,19 +114,47 @@ def joined(
 
 
 def _meet(timeout: float) -> Group:
-    from torch.distributed.rendezvous import rendezvous
-
     place = {name: _number(name, default) for name, default in _PLACE.items()}
+    rank, world_size = place["RANK"], place["WORLD_SIZE"]
     try:
-        # A launcher's store is there before its ranks are; that of a batch system's rank 0 comes when that one does.
-        wait = timedelta(seconds=timeout if ends_with_lead() else min(timeout, STORE_SECONDS))
-        store, rank, world_size = next(rendezvous("env://", place["RANK"], place["WORLD_SIZE"], timeout=wait))
+        store = _store(rank, world_size, timeout)
         store.set_timeout(timedelta(seconds=timeout))
         leave_if_over(store, local_rank=place["LOCAL_RANK"], world_size=world_size)
         store = new_life(store, rank=rank, world_size=world_size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise _no_group(error) from error
     return Group(rank, world_size, place["LOCAL_RANK"], place["LOCAL_WORLD_SIZE"], "store", store)
+
+
+def _store(rank: int, world_size: int, timeout: float) -> Any:
+    """torch.distributed's store that the environment names, where ranks meet. RuntimeError where it is not there."""
+    from torch.distributed.rendezvous import rendezvous
+
+    def found(seconds: float) -> Any:
+        return next(rendezvous("env://", rank, world_size, timeout=timedelta(seconds=seconds)))[0]
+
+    if not ends_with_lead():  # a launcher's store is there before its ranks are
+        return found(min(timeout, STORE_SECONDS))
+    if rank == 0:
+        return found(timeout)
+    # That of a batch system's rank 0 comes when that one does. Where another program has the port and says nothing,
+    # torch waits for ever, whatever its timeout, and in any case hears no signal meanwhile.
+    answer: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(found(2 * timeout))  # of the two waits the one below ends first
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    with unheard():
+        try:
+            return answer.result(timeout)
+        except TimeoutError:
+            raise RuntimeError(
+                f"rank 0 did not answer within {timeout:.0f} s; it has not started, or another program has the port"
+            ) from None
 
 
 def _join(ranks: Group, device: torch.device, *, timeout: float, shared: bool) -> Group:

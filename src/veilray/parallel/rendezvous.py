@@ -81,7 +81,7 @@ def await_keys(store: Any, keys: Sequence[str]) -> None:
 def unheard() -> Iterator[None]:
     """Let nothing through to standard error meanwhile: torch's C++ writes a stack trace there when the store is gone.
 
-    For moments at the end of a process, since it holds for all threads.
+    For moments in which no other thread has anything to say, since it holds for all of them.
     """
     try:
         kept = os.dup(2)
