@@ -6,11 +6,8 @@ says nothing of the speed on two GPUs.
 
 from __future__ import annotations
 
-import os
-import socket
+import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,11 @@ from torch import Tensor, nn
 
 from gpu_record import Record, Scope
 from gpu_throughput import timed, training_step
+from ranks import run_ranks
 from veilray.models.build import build_model
 from veilray.parallel.group import Group, share
 from veilray.parallel.joining import joined
+from veilray.parallel.workers import available_cores
 from veilray.training.config import RunConfig
 from veilray.training.objectives import SupervisedObjective
 from veilray.training.setup import Setup
@@ -32,29 +31,17 @@ FLOOR = 1e-9
 
 
 def measure(record: Record, scope: Scope, device: torch.device, *, arguments: list[str]) -> None:
-    """Start the ranks, each a process of gpu.py, and wait for them; rank 0 writes the record."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place: dict[str, Any] = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    place |= {"WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    script = str(Path(__file__).parent / "gpu.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, "--section", "rank", *arguments],
-            env={**os.environ, **{key: str(value) for key, value in (place | _rank(rank)).items()}},
-        )
-        for rank in range(RANKS)
-    ]
-    failed = [rank for rank, process in enumerate(processes) if process.wait()]
-    if failed:
-        raise RuntimeError(f"rank {failed[0]} ended with status {processes[failed[0]].returncode}")
+    """Start the ranks, each a process of gpu.py; rank 0 records what it finds, and hands back its rate."""
+    words = ["--section", "rank", *arguments]
+    threads = max(1, available_cores() // RANKS)
+    rate = run_ranks(str(Path(__file__).parent / "gpu.py"), words, ranks=RANKS, threads=threads)
+    record.put(rate, "two_ranks", "images_per_s", "two ranks sharing the device, gloo")
     alone = training_step(_config("bf16", scope), Setup(), device, batch=RANKS * scope.batch_of_a_rank, size=scope.size)
     record.put(_rate(alone, scope, device), "two_ranks", "images_per_s", "one process")
 
 
 def rank(record: Record, scope: Scope, device: torch.device) -> None:
-    """One rank: compare gradients, then time steps."""
+    """One rank: compare gradients, then time steps; rank 0 prints the images a second of all."""
     with joined(device, shared=True, timeout=60.0) as group:
         own = group.device(device, shared=True)
         for dtype in (torch.float64, torch.float32):
@@ -66,8 +53,7 @@ def rank(record: Record, scope: Scope, device: torch.device) -> None:
         # As many steps on every rank: each waits for the others.
         seconds = [value for _ in range(3) for value in timed(step, own, scope, at_least=0.0)]
         if group.is_lead:
-            rate = RANKS * scope.batch_of_a_rank / statistics.median(seconds)
-            record.put(rate, "two_ranks", "images_per_s", "two ranks sharing the device, gloo")
+            print(json.dumps(RANKS * scope.batch_of_a_rank / statistics.median(seconds)))
 
 
 def _gradient_difference(group: Group, device: torch.device, dtype: torch.dtype, scope: Scope) -> dict[str, Any]:
@@ -118,7 +104,3 @@ def _config(precision: str, scope: Scope, *, norm: str = "batch") -> RunConfig:
             "launch": {"setup": "auto", "precision": precision, "layout": "channels_last"},
         }
     )
-
-
-def _rank(number: int) -> dict[str, int]:
-    return {"RANK": number, "LOCAL_RANK": number}

@@ -7,14 +7,19 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any
+
+GRACE_SECONDS = 5.0
+"""Longest that ranks go on after one has failed: for their own last words."""
 
 
 def run_ranks(script: str, arguments: Sequence[str], *, ranks: int, threads: int = 1) -> Any:
     """Run `python SCRIPT ARGUMENTS` on every rank and return what rank 0 printed last, which is JSON.
 
-    Raises RuntimeError where a rank fails; the others are ended then.
+    Raises RuntimeError where a rank fails, whichever it is; the others are ended then.
     """
     place = {
         "WORLD_SIZE": str(ranks),
@@ -26,25 +31,38 @@ def run_ranks(script: str, arguments: Sequence[str], *, ranks: int, threads: int
     }
     if sys.platform == "linux":
         place["GLOO_SOCKET_IFNAME"] = "lo"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, *arguments],
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        said, _ = processes[0].communicate()
-        failed = [rank for rank, process in enumerate(processes) if process.wait()]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-    if failed:
-        raise RuntimeError(f"rank {failed[0]} of {ranks} failed; its own message says why")
-    return json.loads(said.splitlines()[-1])
+    with tempfile.TemporaryFile("w+") as said:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, script, *arguments],
+                env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=said if rank == 0 else subprocess.DEVNULL,
+            )
+            for rank in range(ranks)
+        ]
+        try:
+            failed = _first_failed(processes)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+        if failed is not None:
+            raise RuntimeError(f"rank {failed} of {ranks} failed; its own message says why")
+        said.seek(0)
+        return json.loads(said.read().splitlines()[-1])
+
+
+def _first_failed(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Wait until all have ended, or until one has failed and the others have had time to end; which one it was."""
+    failed, deadline = None, float("inf")
+    while True:
+        states = [process.poll() for process in processes]
+        if failed is None and any(states):
+            failed = next(rank for rank, status in enumerate(states) if status)
+            deadline = time.monotonic() + GRACE_SECONDS
+        if None not in states or time.monotonic() > deadline:
+            return failed
+        time.sleep(0.05)
 
 
 def _free_port() -> int:
