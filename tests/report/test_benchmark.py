@@ -16,6 +16,7 @@ from veilray.evaluation.benchmark.plan import SETTING_OF, BenchmarkPlan
 from veilray.evaluation.benchmark.record import RunRecord
 from veilray.metrics.interval import Interval
 from veilray.report.benchmark import benchmark_html, render_benchmark
+from veilray.report.benchmark_limits import benchmark_limits
 
 INTERVAL = Interval(mean=30.123, low=29.5, high=30.75)
 NOISY = Interval(mean=17.5, low=17.0, high=18.0)
@@ -172,6 +173,24 @@ def test_one_run_alone_makes_a_report_without_effects(tmp_path: Path) -> None:
     assert "savings" not in parsed.cells
     assert "missing-runs" not in parsed.cells
     assert len(parsed.cells["scores"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"threads": 2, "cores": 2, "world_size": 1}, "One process already uses every core."),
+        ({"threads": 1, "cores": 8, "world_size": 1}, "One process computed with 1 thread on 8 cores."),
+        ({"threads": 4, "cores": 8, "world_size": 2}, "One process uses every core where nothing limits it."),
+        ({"threads": 2, "world_size": 1}, "One process uses every core where nothing limits it."),
+        ({}, "One process uses every core where nothing limits it."),
+    ],
+)
+def test_what_one_process_leaves_idle_is_not_said_to_be_used(environment: dict[str, int], said: str) -> None:
+    record = make_record()
+    record = record.model_copy(update={"environment": record.environment | environment})
+    told = dict(benchmark_limits(_analysis([record])))
+    (explanation,) = [told[heading] for heading in told if "on one processor" in heading]
+    assert explanation.startswith(said)
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from veilray.evaluation.benchmark.groups import BUSY, Analysis
-from veilray.evaluation.benchmark.record import done
+from veilray.evaluation.benchmark.record import RunRecord, done
 from veilray.report.text import count, listed, number
 
 
@@ -42,13 +44,7 @@ def _of_this_one(analysis: Analysis) -> list[tuple[str, str]]:
             )
         )
     if any(record.environment.get("device") == "cpu" for record in finished):
-        found.append(
-            (
-                "Several processes on one processor are no speed-up",
-                "One process already uses every core. Several share the same cores: their figure shows what "
-                "distribution costs, not what more devices would save.",
-            )
-        )
+        found.append(_of_processors(finished))
     epochs = {record.timings.epochs for record in finished if record.timings is not None}
     shared = max((int(record.environment.get("shared_patients") or 0) for record in finished), default=0)
     if shared:
@@ -68,6 +64,27 @@ def _of_this_one(analysis: Analysis) -> list[tuple[str, str]]:
             )
         )
     return found
+
+
+def _of_processors(finished: Sequence[RunRecord]) -> tuple[str, str]:
+    """What several processes on a CPU say, by the cores that one process left idle, where that is recorded."""
+    alone = [record.environment for record in finished if record.environment.get("world_size") == 1]
+    used = {(int(one["threads"]), int(one["cores"])) for one in alone if "threads" in one and "cores" in one}
+    idle = next(((threads, cores) for threads, cores in sorted(used) if threads < cores), None)
+    if idle:
+        threads, cores = idle
+        return (
+            "Several processes on one processor are not several devices",
+            f"One process computed with {count(threads, 'thread')} on {count(cores, 'core')}. Several find cores idle "
+            "that it could have used, too: their figure is that gain less what distribution costs, not what more "
+            "devices would save.",
+        )
+    whole = "One process already uses every core" if used else "One process uses every core where nothing limits it"
+    return (
+        "Several processes on one processor are no speed-up",
+        f"{whole}. Several share the same cores: their figure shows what distribution costs, not what more devices "
+        "would save.",
+    )
 
 
 def _of_any() -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ import veilray
 from veilray.errors import RunError, UsageError
 from veilray.files import read_json, write_json, write_text
 from veilray.parallel.devices import describe_device
+from veilray.parallel.workers import available_cores
 from veilray.training.config import SCHEMA_VERSION, RunConfig, dump_config, load_config
 
 
@@ -168,6 +169,7 @@ def _here(device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "device_name": describe_device(device),
         "threads": torch.get_num_threads(),
+        "cores": available_cores(),
         "git_commit": _git_commit(),
     }
 

@@ -18,7 +18,7 @@ from veilray.errors import DataError, UsageError
 from veilray.evaluation.benchmark import hardware as benchmark_hardware
 from veilray.evaluation.benchmark.groups import analyse
 from veilray.evaluation.benchmark.plan import expand
-from veilray.evaluation.benchmark.process import Ended, locked, run_process
+from veilray.evaluation.benchmark.process import Ended, count_start, locked, run_process
 from veilray.evaluation.benchmark.record import read_record
 from veilray.evaluation.benchmark.run import run_folder
 from veilray.evaluation.results import MODEL, read_scores, read_summary
@@ -109,6 +109,36 @@ def test_a_failed_run_ends_nothing_and_is_tried_again(scored_cohort: Path, tmp_p
     second = run_here(plan, scored_cohort, tmp_path / "out")
     assert [(record.status, record.attempts) for record in second] == [("done", 2)] * 2
     assert len(here.commands) == 4
+
+
+def test_a_start_that_was_stopped_and_left_no_record_counts_as_an_attempt(
+    scored_cohort: Path, tmp_path: Path, here: InProcess
+) -> None:
+    plan = tiny_plan(tmp_path)
+
+    def stop(words: list[str]) -> Ended:
+        raise KeyboardInterrupt
+
+    here.before = stop
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_here(plan, scored_cohort, tmp_path / "out")
+    assert not (tmp_path / "out" / "records").exists()
+    here.before = lambda words: Ended(status=1, seconds=0.1, message="no more")
+    (record,) = run_here(plan, scored_cohort, tmp_path / "out")
+    assert record.attempts == 3
+
+
+def test_starts_are_counted_in_a_log_that_a_kill_has_broken_off(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "run.log"
+    assert count_start(log) == 1
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write("epoch 1 of 2\nepoch 2")
+    assert count_start(log) == 2
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert [line.partition(", ")[2][:9] for line in lines] == ["attempt 1", "", "", "attempt 2"]
+    # A folder of a version that wrote no such lines has records alone.
+    assert count_start(tmp_path / "old.log", earlier=3) == 4
 
 
 def test_what_this_machine_cannot_do_is_skipped_with_the_reason(
@@ -236,7 +266,7 @@ def test_a_benchmark_that_is_killed_goes_on_where_it_was(
     record = read_record(out, name)
     assert record is not None
     assert record.timings is not None
-    assert (record.status, record.timings.epochs) == ("done", EPOCHS)
+    assert (record.status, record.timings.epochs, record.attempts) == ("done", EPOCHS, 2)
     assert "going on from step" in (out / "logs" / f"{name}.log").read_text(encoding="utf-8")
     assert (out / "report.html").is_file()
     done(

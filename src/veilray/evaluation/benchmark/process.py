@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 from veilray.errors import UsageError
 
+_STARTED = "-- training started by veilray benchmark, "
+"""What a log says before each training, and nothing else in it does."""
 _SECONDS_TO_STOP = 120.0
 _TAIL_BYTES = 4096
 
@@ -68,6 +71,21 @@ def locked(folder: Path, *, wait_s: float, note: Callable[[str], None]) -> Itera
                     told = True
                 time.sleep(0.2)
         yield stream
+
+
+def count_start(log: Path, *, earlier: int = 0) -> int:
+    """Write into a training's log that it is about to start, and return how often it has been started with this time.
+
+    What was killed leaves no record, but its line. `earlier`: how often at least it was started before.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    said = log.read_bytes() if log.is_file() else b""
+    number = 1 + max(earlier, said.count(_STARTED.encode()))
+    with log.open("ab") as stream:
+        line_end = "\n" if said and not said.endswith(b"\n") else ""  # of a line that a kill has broken off
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        stream.write(f"{line_end}{_STARTED}attempt {number}, {now}\n".encode())
+    return number
 
 
 def run_process(arguments: Sequence[str], *, log: Path, lock: IO[bytes]) -> Ended:

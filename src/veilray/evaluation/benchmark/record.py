@@ -29,7 +29,8 @@ class Timings(BaseModel):
     """Training from its first step to its last, validation and checkpoints included, interruptions left out."""
     epochs: int
     process_seconds: float
-    """The whole process, from its start to its end: imports, start-up and training; of the last attempt."""
+    """The whole process, from its start to its end: imports, start-up and training; of the last attempt alone, so that
+    it may be shorter than `seconds` where there were more."""
     images_per_second: float
     """Training images a second, validation and checkpoints left out: median over the epochs after the first, which
     also warms up and compiles; of the first where it is the only one."""
@@ -66,7 +67,7 @@ class RunRecord(BaseModel):
     reason: str = ""
     """Why it failed or was skipped."""
     attempts: int = 0
-    """How often the training was started; more than one where it was resumed."""
+    """How often the training was started, also where it was killed; more than one where it was resumed."""
     config: dict[str, Any]
     """The resolved configuration."""
     config_digest: str

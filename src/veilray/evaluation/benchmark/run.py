@@ -17,7 +17,7 @@ from veilray.cohort.release import Release
 from veilray.errors import CohortError, UsageError, VeilrayError
 from veilray.evaluation.benchmark.hardware import impossible, load_per_core, peak_of
 from veilray.evaluation.benchmark.plan import BenchmarkPlan, PlannedRun, expand, write_plan
-from veilray.evaluation.benchmark.process import Ended, locked, run_process
+from veilray.evaluation.benchmark.process import Ended, count_start, locked, run_process
 from veilray.evaluation.benchmark.record import (
     Arithmetic,
     RunRecord,
@@ -113,6 +113,10 @@ def run_folder(out: Path, name: str) -> Path:
     return out / "runs" / name
 
 
+def _log(out: Path, name: str) -> Path:
+    return out / "logs" / f"{name}.log"
+
+
 def describe(record: RunRecord) -> str:
     """How a run ended, in one line."""
     if record.timings is None:
@@ -156,7 +160,7 @@ def _record(planned: PlannedRun, earlier: RunRecord | None, bench: Bench) -> Run
     if reason := impossible(planned, bench.device):
         return begin_record(planned, cohort_digest=digest, status="skipped", reason=reason)
     load = load_per_core()
-    attempts = 1 + (earlier.attempts if earlier is not None else 0)
+    attempts = count_start(_log(bench.out, planned.name), earlier=earlier.attempts if earlier is not None else 0)
     try:
         ended = _train(planned, bench)
         if ended.status:
@@ -175,7 +179,7 @@ def _train(planned: PlannedRun, bench: Bench) -> Ended:
         words += ["--devices", str(planned.devices)]
     if (folder / "config.toml").is_file():
         words.append("--resume")
-    return run_process(words, log=bench.out / "logs" / f"{planned.name}.log", lock=bench.lock)
+    return run_process(words, log=_log(bench.out, planned.name), lock=bench.lock)
 
 
 def _scored(planned: PlannedRun, ended: Ended, attempts: int, bench: Bench) -> RunRecord:
