@@ -198,8 +198,9 @@ def test_a_compiled_objective_trains_the_same(cohort: Path, tmp_path: Path, monk
     assert compiled.losses == plain.losses
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_rate(
-    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("precision", "wider"), [("fp32", set()), ("bf16", {"fp32"}), ("fp16", {"bf16", "fp32"})])
+def test_a_loss_that_is_not_finite_stops_with_step_and_rate_and_names_wider_arithmetic(
+    precision: str, wider: set[str], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
 
@@ -210,8 +211,10 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(
         return error * math.nan if calls == 3 else error
 
     monkeypatch.setattr("veilray.training.objectives.supervised.image_losses", sour)
-    with pytest.raises(TrainingError, match=r"loss is nan at step 3, learning rate 0\.00.*in a new --out$"):
-        train_here(small_config(), cohort, tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"loss is nan at step 3, learning rate 0\.00.*in a new --out$") as told:
+        train_here(small_config(launch={"precision": precision}), cohort, tmp_path / "run")
+    advice = str(told.value).partition("launch.precision")[2]
+    assert {name for name in ("fp32", "bf16", "fp16") if name in advice} == wider
 
 
 @pytest.mark.slow

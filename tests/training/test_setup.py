@@ -44,7 +44,7 @@ def test_the_set_up_is_what_is_asked_for_or_what_the_launcher_implies(setup: str
         (_config("ddp"), ALONE, None, "add --devices N, or start under torchrun"),
         (_config("single"), TWO, None, "torchrun started 2"),
         (_config("dp"), TWO, None, "torchrun started 2"),
-        (_config("dp"), ALONE, 2, "this machine has 1 cpu device"),
+        (_config("dp"), ALONE, 2, "spreads each batch over GPUs, and there is none in use: the device is cpu"),
         (_config("single"), ALONE, 2, "launch.setup = 'single' is one device"),
         (_config("auto"), TWO, 2, "torchrun has started 2 ranks already"),
         (_config(train={"batch_size": 7}), TWO, None, "train.batch_size = 7 .* 2 devices; take 6 or 8"),

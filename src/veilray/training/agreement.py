@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import socket
 from collections.abc import Mapping
@@ -17,7 +18,22 @@ from veilray.training.config import RunConfig
 from veilray.training.run import RunFolder
 from veilray.training.setup import Setup, launch_id
 
-PACKAGES = {"veilray": veilray.__version__, "torch": torch.__version__, "numpy": np.__version__}
+
+def _installed(package: str) -> str:
+    """The version of a package, without importing it; `(none)` where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(none)"
+
+
+PACKAGES = {
+    "veilray": veilray.__version__,
+    "torch": torch.__version__,
+    "numpy": np.__version__,
+    **{package: _installed(package) for package in ("scipy", "safetensors", "pydantic")},
+}
+"""What can change the results of a training and of its scores, with versions."""
 
 ROUNDING = ("device", "precision", "layout", "compile", "compression")
 """Settings of the launch that change the last bits of a step, or more of them."""

@@ -207,7 +207,8 @@ class LaunchConfig(BaseModel):
     """Arithmetic of the forward and backward pass; weights and optimiser stay fp32. fp16 scales the loss. `auto` takes
     bf16 where the device multiplies it natively, and fp32 elsewhere, where bf16 is emulated and ten times slower."""
     layout: Literal["auto", "channels_last", "contiguous"] = "auto"
-    """Memory format of images: NHWC or NCHW. `auto` takes channels_last but on CPUs in fp32, where it is no faster."""
+    """Memory format of images: NHWC or NCHW. `auto` takes channels_last, except in fp32 on a CPU without
+    AVX-512, where it is no faster."""
     perceptual_backbone: str = ""
     """File of AlexNet's convolutions, as .safetensors, for train.loss = 'perceptual'; here, because where it lies does
     not decide what is learnt: what it holds does, `train.perceptual_sha256`."""

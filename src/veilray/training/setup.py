@@ -213,10 +213,13 @@ def launch_id() -> str | None:
 
 def _gpus(device: torch.device, wanted: int | None) -> tuple[int, ...]:
     """GPUs of DataParallel; none where it would be one device."""
-    there = torch.cuda.device_count() if device.type == "cuda" else 1
+    on_gpus = device.type == "cuda"
+    there = torch.cuda.device_count() if on_gpus else 1
     if wanted is not None and wanted > there:
-        kind = "GPUs" if device.type == "cuda" else f"{device.type} device"
-        raise UsageError(f"launch.setup = 'dp' with --devices {wanted}: this machine has {there} {kind}")
+        why = f"this machine has {there}" if on_gpus else f"there is none in use: the device is {device.type}"
+        raise UsageError(
+            f"launch.setup = 'dp' with --devices {wanted}: nn.DataParallel spreads each batch over GPUs, and {why}"
+        )
     count = there if wanted is None else wanted
     return tuple(range(count)) if count > 1 else ()
 

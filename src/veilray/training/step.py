@@ -68,7 +68,8 @@ class Stepper:
         for group in self._state.optimizer.param_groups:
             group["lr"] = rate * group.get("pace", 1.0)
         self._state.optimizer.zero_grad(set_to_none=True)
-        taken = self._agreed(self._gradients(batch, signals)(), batch.images, signals, rate)
+        agreement = self._gradients(batch, signals)
+        taken = self._agreed(agreement(), batch.images, signals, rate)
         self._clock.lap("all_reduce" if self._setup.group.joined else "backward")
         self._update(rate)
         self._clock.lap("update")
@@ -119,8 +120,8 @@ class Stepper:
         loss = total / images
         if not math.isfinite(loss):
             raise self._told_by_lead(
-                f"the loss is {loss} at step {self._number}, learning rate {rate:g}: lower train.learning_rate, set "
-                f"train.clip_norm, or try launch.precision = 'bf16' or 'fp32', {ANEW}"
+                f"the loss is {loss} at step {self._number}, learning rate {rate:g}: "
+                f"{_remedy(self._config.launch.precision)}, {ANEW}"
             )
         return Taken(loss=loss, interrupted=bool(interrupted))
 
@@ -158,3 +159,14 @@ class Stepper:
     def _told_by_lead(self, message: str) -> VeilrayError:
         """An error that every rank comes upon in the same step."""
         return TrainingError(message) if self._setup.group.is_lead else ToldElsewhere(TrainingError.exit_status)
+
+
+def _remedy(precision: str) -> str:
+    """What may help where a loss in this arithmetic is not finite: a wider one among others, where there is any."""
+    match precision:
+        case "fp16":
+            return "lower train.learning_rate, set train.clip_norm, or try launch.precision = 'bf16' or 'fp32'"
+        case "bf16":
+            return "lower train.learning_rate, set train.clip_norm, or try launch.precision = 'fp32'"
+        case _:
+            return "lower train.learning_rate or set train.clip_norm"
