@@ -82,7 +82,7 @@ def step_of_one(model: str, workload: Workload) -> tuple[StepOfOneDevice, str]:
 
 
 def _in_training(record: dict[str, Any]) -> float:
-    """How many times as long a U-Net's image took in the epoch of the paper's size as in a step by itself; 1 if unknown.
+    """How many times as long a U-Net image took in the epoch of the paper's size as in a step by itself; 1 if unknown.
 
     There images are loaded and noise is drawn, and there are 16 of them a step.
     """
