@@ -32,20 +32,18 @@ def run_ranks(script: str, arguments: Sequence[str], *, ranks: int, threads: int
     if sys.platform == "linux":
         place["GLOO_SOCKET_IFNAME"] = "lo"
     with tempfile.TemporaryFile("w+") as said:
-        processes = [
-            subprocess.Popen(
-                [sys.executable, script, *arguments],
-                env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=said if rank == 0 else subprocess.DEVNULL,
-            )
-            for rank in range(ranks)
-        ]
+        processes: list[subprocess.Popen[bytes]] = []
         try:
+            for rank in range(ranks):
+                own = {**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                out = said if rank == 0 else subprocess.DEVNULL
+                processes.append(subprocess.Popen([sys.executable, script, *arguments], env=own, stdout=out))
             failed = _first_failed(processes)
         finally:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
+                    process.wait()
         if failed is not None:
             raise RuntimeError(f"rank {failed} of {ranks} failed; its own message says why")
         said.seek(0)

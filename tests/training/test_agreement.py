@@ -10,7 +10,7 @@ from tests.training.small import small_config
 
 from veilray.errors import UsageError
 from veilray.parallel.group import Group
-from veilray.training import agreement
+from veilray.training import agreement, packages
 
 
 @dataclass
@@ -41,7 +41,7 @@ def test_a_rank_with_another_version_is_named(package: str) -> None:
 
 
 def test_a_package_that_is_missing_everywhere_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = agreement._installed("no-such-package")
+    missing = packages._installed("no-such-package")
     monkeypatch.setitem(agreement.PACKAGES, "scipy", missing)
     _check(Pair({}))
     with pytest.raises(UsageError, match=r"runs scipy 1\.0, rank 0 on .* runs \(none\)"):

@@ -184,7 +184,7 @@ def test_the_halves_are_of_neighbours(phantom: Tensor) -> None:
         return images
 
     neighbour_losses(network, numbers, _known(), places=_places("neighbor2neighbor"), clip=True)
-    half, whole = seen
+    whole, half = seen
     assert whole.shape[-2:] == (SIDE, SIDE)
     assert half.shape[-2:] == (SIDE // 2, SIDE // 2)
     rows, columns = half // SIDE, half % SIDE

@@ -41,6 +41,8 @@ from veilray.parallel.spawn import under_launcher
 
 # What typer makes of Ctrl-C.
 INTERRUPTED = 130
+# Commands whose ranks meet and share their work.
+_SHARED = ("import", "train", "evaluate", "denoise")
 # Click's UsageError, which typer brings along under a name of its own.
 _WRONG_WORDS = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
@@ -152,14 +154,14 @@ def _run_command(words: list[str], *, given: list[str]) -> None:
 
     What is wrong with a rank's words is told once, as all that is found later is.
     """
-    if not under_launcher():
+    if not (under_launcher() and words and words[0] in _SHARED):
         app(args=words, obj=given)
         return
     try:
         raise SystemExit(app(args=words, obj=given, standalone_mode=False))
     except _WRONG_WORDS as error:
-        command = error.ctx.command_path if error.ctx is not None else "veilray"
-        raise_together(UsageError(f"{error.format_message()} ({command} --help tells what there is)"))
+        help_ = f"veilray {words[0]} --help tells what there is"
+        raise_together(UsageError(f"{error.format_message()} ({help_})"))
     except VeilrayError as error:
         if has_met():
             raise

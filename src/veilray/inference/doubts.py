@@ -10,12 +10,12 @@ COLOURED = 0.04
 """Mean difference between a pixel's strongest and weakest channel from which an image counts as one in colour: a
 radiograph saved in colour has none, one with coloured marks or a tint little, a photograph several times as much."""
 
-# The estimate is right within 30 % from 48 pixels a side on; a level beside the training is no cause for doubt either.
+# The estimate is right within 15 % on larger images; a level beside the training's is no cause for doubt either.
 _RATIO = 1.35
 _MARGIN = 0.02
-_JUDGED = 3 * PATCH
-"""Shorter side in pixels from which an estimated level may be called far off: smaller images have one row of patches,
-and what one patch says is now and then off by half."""
+_JUDGED = 3 * PATCH + 2
+"""Shorter side in pixels from which an estimated level may be called far off: smaller images have at most two rows of
+patches, and the median of so few is now and then off by more than that."""
 _OBFUSCATED = 0.05
 """Std of an image's noise from which it was more likely obfuscated than taken with so little dose."""
 

@@ -39,12 +39,13 @@ def has_met() -> bool:
 def raise_together(error: VeilrayError) -> NoReturn:
     """Raise an error of a rank that has not met the others yet, as if it had: it is told once, whichever ranks have it.
 
-    Raises ToldElsewhere where another rank tells it. Where the others cannot be reached it is told at once.
+    Raises ToldElsewhere where another rank tells it. Where the others cannot be reached it is told
+    all the same.
     """
     try:
         with met(timeout=STORE_SECONDS) as ranks, fails_together(ranks):
             raise error
-    except LostRankError:
+    except (LostRankError, KeyboardInterrupt):
         raise error from None
     raise AssertionError("ranks that have met fail together")
 

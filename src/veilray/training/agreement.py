@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import socket
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-
-import veilray
 from veilray.errors import ToldElsewhere, UsageError, VeilrayError
 from veilray.parallel.group import Group
 from veilray.training.config import RunConfig
+from veilray.training.packages import PACKAGES
 from veilray.training.run import RunFolder
 from veilray.training.setup import Setup, launch_id
 
-
-def _installed(package: str) -> str:
-    """The version of a package, without importing it; `(none)` where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "(none)"
-
-
-PACKAGES = {
-    "veilray": veilray.__version__,
-    "torch": torch.__version__,
-    "numpy": np.__version__,
-    **{package: _installed(package) for package in ("scipy", "safetensors", "pydantic")},
-}
-"""What can change the results of a training and of its scores, with versions."""
-
+COMPUTING = ("veilray", "torch", "numpy", "scipy")
+"""Packages that compute: other versions may round in another way."""
 ROUNDING = ("device", "precision", "layout", "compile", "compression")
 """Settings of the launch that change the last bits of a step, or more of them."""
 
@@ -91,9 +72,9 @@ def changes(run: RunFolder, config: RunConfig, setup: Setup) -> list[str]:
         f"launch.{key} was {launch.get(key)!r}, is {own[key]!r}" for key in ROUNDING if launch.get(key) != own[key]
     ]
     others += [
-        f"{name} was {before[name]}, is {version}"
-        for name, version in PACKAGES.items()
-        if before.get(name, version) != version
+        f"{name} was {before[name]}, is {PACKAGES[name]}"
+        for name in COMPUTING
+        if before.get(name, PACKAGES[name]) != PACKAGES[name]
     ]
     if others:
         said.append(f"{'; '.join(others)}: from here on numbers are rounded in another way; environment.json says so")

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-import veilray
 from veilray.errors import RunError, UsageError
 from veilray.files import read_json, write_json, write_text
 from veilray.parallel.devices import describe_device
 from veilray.parallel.workers import available_cores
 from veilray.training.config import SCHEMA_VERSION, RunConfig, dump_config, load_config
+from veilray.training.packages import PACKAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +162,7 @@ class RunFolder:
 def _here(device: torch.device) -> dict[str, Any]:
     """Versions and hardware of this process."""
     return {
-        "veilray": veilray.__version__,
-        "torch": torch.__version__,
+        **PACKAGES,
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "device": device.type,

@@ -209,7 +209,7 @@ def _shapes(canary: str) -> Iterator[bytes]:
 
 
 # Names and digests, drawn anew each time: any few digits come up in them.
-_DRAWN = re.compile(rb"(?<![0-9a-f])(?=[0-9]*[a-f])[0-9a-f]{12,}(?![0-9a-f])")
+_DRAWN = re.compile(rb"(?<![0-9a-f])([0-9a-f]{16}|[0-9a-f]{32}|[0-9a-f]{64})(?![0-9a-f])")
 # Bytes from which on a shape does not come up in noise by itself.
 _LEAST_IN_NOISE = 8
 
@@ -278,10 +278,11 @@ def test_the_search_finds_what_it_looks_for() -> None:
     assert _found("CNRY".encode("utf-16"), ["CNRY"])
     assert _found(b"434e5259", ["CNRY"])
     assert not _found(b"CNR Y", ["CNRY"])
-    drawn = b"00ff" * 4
-    for text in (b"18010203", b"day18010203", b"(1801020318010203)", b"18010203,%s" % drawn):
+    drawn = b"00ff" * 8
+    for text in (b"18010203", b"day18010203", b"aa18010203bb99", b"18010203,%s" % drawn):
         assert _found(text, ["18010203"]), text
-    assert not _found(drawn + b"18010203" + drawn, ["18010203"])
+    assert _found(b"PatientAge 063Y".hex().encode(), ["063Y"])
+    assert not _found(drawn[:12] + b"18010203" + drawn[:12], ["18010203"])
 
 
 def test_the_search_finds_what_is_planted_in_a_release(tmp_path: Path) -> None:
@@ -300,8 +301,8 @@ def test_the_search_finds_what_is_planted_in_a_release(tmp_path: Path) -> None:
 def test_the_search_finds_numbers(tmp_path: Path) -> None:
     assert _numbers_in("a 61331, b", None) == ["US"]
     assert _numbers_in("161331 or 613310", None) == []
-    assert _numbers_in("a61331f 00ff00ff00ff", None) == ["US"]
-    assert _numbers_in("00ff00ff00ff61331ff00", None) == []
+    assert _numbers_in(f"a61331f {'00ff' * 8}", None) == ["US"]
+    assert _numbers_in("00ff" * 6 + "61331fff", None) == []
     (tmp_path / "index.csv").write_text("a\n731337.125\n")
     (tmp_path / "noisy.npy").write_bytes(b"xx" + struct.pack("<Q", _NUMBERS["UV"][0]))
     assert _numbers_in("", tmp_path) == ["UV, raw", "FD"]

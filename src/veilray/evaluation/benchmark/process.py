@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,7 +81,8 @@ def count_start(log: Path, *, earlier: int = 0) -> int:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     said = log.read_bytes() if log.is_file() else b""
-    number = 1 + max(earlier, said.count(_STARTED.encode()))
+    line = re.compile(rb"^%sattempt (\d+)" % re.escape(_STARTED.encode()), re.MULTILINE)
+    number = 1 + max(earlier, 0, *(int(attempt) for attempt in line.findall(said)))
     with log.open("ab") as stream:
         line_end = "\n" if said and not said.endswith(b"\n") else ""  # of a line that a kill has broken off
         now = datetime.now(UTC).isoformat(timespec="seconds")

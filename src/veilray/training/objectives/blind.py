@@ -74,9 +74,9 @@ def neighbour_losses(network: Network, noisy: Tensor, known: Tensor, *, places: 
     `places`: (N, 1, H, W), whole numbers, evenly from 0 to DIRECTIONS - 1, of which one for each square counts.
     """
     chosen = _one_each_square(places)
-    error = _neighbour_error(network, noisy, known, chosen=chosen, clip=clip)
     with torch.no_grad():
         whole_u, whole_v = _halves(_expected(network(noisy, known), known, clip=clip), chosen)
+    error = _neighbour_error(network, noisy, known, chosen=chosen, clip=clip)
     return (error.square() + GAMMA * (error - (whole_u - whole_v)).square()).mean(dim=(1, 2, 3))
 
 
