@@ -144,8 +144,11 @@ def trained(folder: Path, images: TrainingImages, name: str) -> RunFolder:
 
 
 def _scored_on(config: RunConfig) -> RunConfig:
-    """The same with the noise that the release decides."""
-    return config.model_copy(update={"noise": config.noise.model_copy(update={"fresh": False})})
+    """The same with the noise that the release decides, and without a second release."""
+    noise = config.noise.model_copy(update={"fresh": False})
+    objective = BEST[noise.clip] if config.train.objective == "noise2noise" else config.train.objective
+    train_ = config.train.model_copy(update={"objective": objective})
+    return config.model_copy(update={"noise": noise, "train": train_})
 
 
 def _facts(cell: Cell, run: RunFolder) -> dict[str, Any]:
