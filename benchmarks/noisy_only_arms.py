@@ -288,6 +288,7 @@ def setting() -> dict[str, Any]:
         "crop": CROP,
         "epochs_of_a_supervised_run": EPOCHS,
         "epochs_of_the_start": START_EPOCHS,
+        "rate_of_the_start": RATE_OF_THE_START,
         "search": {"epochs_of_a_supervised_run": SEARCH_EPOCHS, "crop": SEARCH_CROP},
         "probe_every": PROBE_EVERY,
         "learning_rates": {**CHOSEN, "started": START_RATE},
