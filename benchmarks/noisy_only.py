@@ -17,7 +17,7 @@ the measured processor seconds of a step (`Arm.work` in noisy_only_arms.py).
 the criterion that Site Two has). The chosen ones are constants of noisy_only_arms.py. The weights scored are those of
 the epoch that the run itself chose, after each of its passes: by the squared error where it sees clean images, else by
 its own criterion. The choice is judged on the validation images at Site One: true PSNR of the best epoch less that
-of the chosen one. The test patients are looked at once, at the end; `--split validation` is for trying.
+of the chosen one. Nothing is chosen by the test patients; `--split validation` is for trying.
 
 Everything can be cut short: runs go on from their last pass, and what is in DIR already is taken from there. `--save`
 keeps the scores of all cells, in results/noisy_only_cells.json, and what is kept is not run again, wherever that was.

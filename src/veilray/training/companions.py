@@ -27,12 +27,6 @@ def matching_rows(first: Release, second: Release) -> Rows:
     Raises UsageError where their noise is not independent, or one is clamped and the other not; CohortError where they
     are not of the same images.
     """
-    secret = [release.path for release in (first, second) if release.record.noise_source == "secret"]
-    if len(secret) == 2:
-        raise UsageError(
-            f"{first.path} and {second.path} have noise from a site's secret, which is nested: the stronger noise "
-            "holds the weaker; 'noise2noise' needs independent noise, so set train.objective = 'auto'"
-        )
     if first.noise.clip != second.noise.clip:
         raise UsageError(f"one of {first.path} and {second.path} is clamped and the other is not")
     if (first.noise.mean, first.noise.std) != (second.noise.mean, second.noise.std):
@@ -50,8 +44,8 @@ def matching_rows(first: Release, second: Release) -> Rows:
     if missing:
         raise CohortError(
             f"{len(missing)} of {len(first)} images of {first.path} are not in {second.path} by name: releases for "
-            "'noise2noise' are made with --keys for one receiver, so that names last, the second with --override-name "
-            "and --override-reason, because two draws weaken each other's noise"
+            "'noise2noise' are made with --keys for one receiver, so that names last, and another noise key for the "
+            "second (veilray keys rotate KEYS noise)"
         )
     matched = np.array([rows[name] for name in first.image_ids], dtype=np.int64)
     for row, other in enumerate(matched):
@@ -74,7 +68,7 @@ def _check_own_draws(first: Release, second: Release, matched: Rows, *, std: flo
     if np.median(differences) < 0.5 * std:
         raise UsageError(
             f"{first.path} and {second.path} have the same noise, or nearly: 'noise2noise' needs a draw of its own for "
-            "each, with another --seed"
+            "each; a site's keys give another after veilray keys rotate KEYS noise"
         )
 
 

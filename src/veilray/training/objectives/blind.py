@@ -4,8 +4,7 @@ Noisy pixels are independent given x, and E[y | x] = g(x) (`obfuscation.mean_map
 i, and whose output there goes through g, is drawn to
     g(f_i) = E[g(x_i) | what it saw],   f_i = g^-1(E[g(x_i) | what it saw]):
 it estimates g(x), with g inverted at the end, and the inversion is in the network: its output is an estimate of x, and
-nothing is left to invert at inference. All hold for clamped releases and for others, where g(x) is x + mean; there
-`sure` loses less.
+nothing is left to invert at inference. All hold for clamped releases and for others, where g(x) is x + mean.
 
 `blind_spot` (Krull, Buchholz and Jug, "Noise2Void", CVPR 2019): one pixel in SPACING is replaced by one of its eight
 neighbours, and the loss is taken there alone,

@@ -61,8 +61,8 @@ def _check(objective: Objective, config: RunConfig, *, clip: bool, clean: bool, 
         )
     if objective in CLAMPED and not clip:
         raise UsageError(
-            f"train.objective = '{objective}' is for clamped noise, and that of {path} is not, where objectives "
-            "hold that lose less: set 'sure', or 'auto'"
+            f"train.objective = '{objective}' is for clamped noise, and that of {path} is not: it would take all "
+            "that lies outside [0, 1] for clamped; set 'sure', or 'auto'"
         )
     if train.loss in LOSS_WEIGHTS:
         raise UsageError(
