@@ -135,7 +135,7 @@ def check_data(subject: Subject, data: Cohort | Release) -> str:
     if subject.kind == "run":
         raise CohortError(
             f"{subject.folder} was trained on data with digest {str(expected)[:12]}, but {data.path} has "
-            f"{data.digest[:12]}: its test images may have been trained on; give the original cohort"
+            f"{data.digest[:12]}: its test images may have been trained on; give the data that it was trained on"
         )
     trained = subject.environment.get("cohort")
     return f"{subject.title} was trained on other data ({trained}); whether some images are in both is not known."
