@@ -24,9 +24,10 @@ EPOCHS = 25
 """Passes of a supervised run; of another, as many as cost the same."""
 SEARCH_EPOCHS = 8
 """The same of the runs that choose a learning rate."""
-START_EPOCHS, RATE_OF_THE_START = 600, 1.35e-2
-"""Passes of the run that started arms begin from, over another hospital's images: a quarter as many as a release's. And
-its learning rate."""
+START_EPOCHS = 600
+"""Passes of the run that started arms begin from, over another hospital's images: a quarter as many as a release's."""
+RATE_OF_THE_START = 1.35e-2
+"""The learning rate of that run."""
 BATCH, CROP, SEARCH_CROP = 8, 96, 64
 """Crops of twice the network's receptive radius of 47 pixels, so that a pixel may see all round it."""
 PROBE_EVERY = 2

@@ -18,6 +18,8 @@ from veilray.training.state import ANEW, TrainingState
 from veilray.training.timing import PartClock
 
 MAX_SKIPS = 20
+_WIDER = {"fp16": ", or try launch.precision = 'bf16' or 'fp32'", "bf16": ", or try launch.precision = 'fp32'"}
+"""What may help besides where a loss in this arithmetic is not finite."""
 
 
 @dataclass(kw_only=True)
@@ -120,8 +122,8 @@ class Stepper:
         loss = total / images
         if not math.isfinite(loss):
             raise self._told_by_lead(
-                f"the loss is {loss} at step {self._number}, learning rate {rate:g}: "
-                f"{_remedy(self._config.launch.precision)}, {ANEW}"
+                f"the loss is {loss} at step {self._number}, learning rate {rate:g}: lower train.learning_rate or set "
+                f"train.clip_norm{_WIDER.get(self._config.launch.precision, '')}, {ANEW}"
             )
         return Taken(loss=loss, interrupted=bool(interrupted))
 
@@ -159,14 +161,3 @@ class Stepper:
     def _told_by_lead(self, message: str) -> VeilrayError:
         """An error that every rank comes upon in the same step."""
         return TrainingError(message) if self._setup.group.is_lead else ToldElsewhere(TrainingError.exit_status)
-
-
-def _remedy(precision: str) -> str:
-    """What may help where a loss in this arithmetic is not finite: a wider one among others, where there is any."""
-    match precision:
-        case "fp16":
-            return "lower train.learning_rate, set train.clip_norm, or try launch.precision = 'bf16' or 'fp32'"
-        case "bf16":
-            return "lower train.learning_rate, set train.clip_norm, or try launch.precision = 'fp32'"
-        case _:
-            return "lower train.learning_rate or set train.clip_norm"
