@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.command_line import SMALL, done, veilray
+from tests.command_line import SMALL, done, split_file, veilray
 from tests.exchange.sites import make_sites
 from tests.training.small import write_images
 
@@ -18,7 +18,9 @@ def test_noise2noise_trains_on_two_releases_of_two_noise_keys_that_may_leave(tmp
     make_sites(tmp_path / "keys")
     keys = tmp_path / "keys/one"
     write_images(tmp_path / "png", patients=20)
-    done("import", tmp_path / "png", "--out", tmp_path / "cohort", "--size", 32, "--workers", 1)
+    sets = split_file(tmp_path / "sets.csv", tmp_path / "png", ["train", "train", "validation", "test"])
+    options = ["--size", 32, "--split", sets, "--workers", 1]
+    done("import", tmp_path / "png", "--out", tmp_path / "cohort", *options)
 
     def release(name: str, *more: str) -> list[object]:
         words = ["--keys", keys, "--receiver", "two", "--std", "0.2", clamp, *more]
