@@ -31,6 +31,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from common import RESULTS, save
+from hospitals import write_patients
 from veilray.files import sha256_file
 from veilray.privacy.audit import code_digest
 from veilray.privacy.results import AttackResult, Audit, read_audit
@@ -148,12 +149,7 @@ def import_radiographs(options: argparse.Namespace, cohort: Path) -> None:
     if options.hospital == "nih":
         words += ["--split", HERE / "splits" / "nih256.csv"]
     else:  # the names of the files do not say it in NIH's way
-        with (options.real / "data" / "index.csv").open(newline="", encoding="utf-8") as stream:
-            lines = [line for line in csv.DictReader(stream) if line["file"].startswith(f"{folder}/")]
-        patients = options.work / f"{folder}-patients.csv"
-        patients.parent.mkdir(parents=True, exist_ok=True)
-        known = "".join(f"{Path(line['file']).stem},{line['patient_id']}\n" for line in lines)
-        patients.write_text(f"image_id,patient_id\n{known}", encoding="utf-8")
+        patients = write_patients(options.real / "data", folder, options.work / f"{folder}-patients.csv")
         words += ["--patients", patients]
     veilray(*words)
 

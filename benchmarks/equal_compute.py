@@ -120,13 +120,15 @@ def run_script(
     *,
     minutes: float,
     measure: Callable[[argparse.Namespace, Path], None],
+    data: str = "folder of the NIH radiographs at 256 px",
+    seeds: Sequence[int] = (1, 2, 3),
 ) -> None:
-    """The command line of a script: `measure` gets its options and the folder for its runs."""
+    """The command line of a script: `measure` gets its options and the folder for its runs; `data` explains --data."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the NIH radiographs at 256 px")
+    parser.add_argument("--data", type=Path, help=data)
     parser.add_argument("--lpips-backbone", type=Path)
     parser.add_argument("--minutes", type=float, default=minutes, help="of two cores, for each run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--out", type=Path, help="keeps the runs there, and goes on with what is there already")
     parser.add_argument("--save", action="store_true", help="write the record in results/")
     parser.add_argument("--split", choices=["test", "validation"], default="test")
@@ -221,14 +223,15 @@ def record(
                 "differences": {
                     metric: scores.difference(name, reference, metric) for metric in METRICS if name != reference
                 },
-                "runs": [_run_record(path) for path in paths],
+                "runs": [run_record(path) for path in paths],
             }
             for name, paths in runs.items()
         },
     }
 
 
-def _run_record(path: Path) -> dict[str, Any]:
+def run_record(path: Path) -> dict[str, Any]:
+    """What a run was: its configuration, the processor time it took, its last epoch."""
     run = RunFolder(path)
     return {
         **json.loads((path / "processor.json").read_text()),

@@ -1,4 +1,4 @@
-"""breaks.py and frontier.py measure what a closed form says; their pages and that of recipe.py show their records."""
+"""breaks.py and frontier.py measure what a closed form says; pages show what their scripts recorded."""
 
 from __future__ import annotations
 
@@ -268,9 +268,58 @@ def test_the_recipe_is_told_as_it_was_recorded(script: Any, tmp_path: Path) -> N
     assert "Not on record yet" not in text
 
 
+def test_what_one_network_for_all_costs_is_told_as_it_was_recorded(script: Any, tmp_path: Path) -> None:
+    metrics = {"psnr": _mean(32.5), "ssim": _mean(0.5), "lpips": None}
+    record = {
+        "hardware": {"device": "a processor", "date": "2026-01-01"},
+        "minutes_of_two_cores": 3.0,
+        "split": "test",
+        "mean": 0.1,
+        "seeds": [1],
+        "nih": {
+            "0.2": {
+                "images": 119,
+                "patients": 78,
+                "metrics": {"default": metrics, "every_noise": metrics, "only_0.2": metrics},
+                "against": "every_noise",
+                "differences": {"default": {"psnr": _mean(-0.5)}, "only_0.2": {"psnr": _mean(0.25)}},
+            }
+        },
+        "hannover": {
+            "0.2": {
+                "images": 60,
+                "patients": 20,
+                "metrics": {"default": metrics, "on_hannover": metrics},
+                "against": "default",
+                "differences": {"on_hannover": {"psnr": _mean(0.5)}},
+            }
+        },
+        "runs": {"every_noise": [{"epochs": 6}], "only_0.2": [{"epochs": 7}], "on_hannover": [{"epochs": 30}]},
+    }
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / "docs" / "explanation" / "comparison.md").read_text(encoding="utf-8"))
+    script("specialists_pages").write_page(record, page)
+    text = page.read_text(encoding="utf-8")
+    scores = "32.50 [32.25, 32.75] | 0.5000 [0.2500, 0.7500] | –"
+    for line in (
+        "119 test images of 78 patients of NIH, 60 test images of 20 patients of Hannover; mean 0.1",
+        "one seed. Each network was trained on for 180 seconds of two cores (6 to 7 epochs of NIH, 30 epochs of",
+        f"| NIH | 0.2 | trained on, every noise | {scores} | what the others are compared with |",
+        f"| NIH | 0.2 | trained on, this noise alone | {scores} | +0.25 [+0.00, +0.50] |",
+        f"| Hannover | 0.2 | trained on, at Hannover | {scores} | +0.50 [+0.25, +0.75] |",
+    ):
+        assert line in text
+    assert "Not on record yet" not in text
+
+
 @pytest.mark.parametrize(
     ("name", "page", "tables"),
-    [("breaks", "where-it-breaks", 4), ("frontier", "frontier", 2), ("recipe", "recipe", 1)],
+    [
+        ("breaks", "where-it-breaks", 4),
+        ("frontier", "frontier", 2),
+        ("recipe", "recipe", 1),
+        ("specialists", "comparison", 1),
+    ],
 )
 def test_a_page_holds_its_record_or_says_that_there_is_none(
     script: Any, tmp_path: Path, name: str, page: str, tables: int
