@@ -40,7 +40,6 @@ from veilray.training.run import EpochRecord, RunFolder
 
 SPLIT = Path(__file__).parent / "splits" / "nih256.csv"
 CORES = 2
-TRIAL_STEPS = 24
 LOWER_IS_BETTER = {"lpips"}
 
 
@@ -51,6 +50,8 @@ class Recipe:
     preset: str
     settings: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    trial_steps: int = 24
+    """So many steps tell what one costs; the first half is for warming up."""
 
 
 def make_cohort(folder: Path, data: Path) -> Path:
@@ -99,7 +100,7 @@ def train_one(recipe: Recipe, *, name: str, seed: str, cohort: str, folder: str,
     torch.set_num_threads(1)
     settings = [*recipe.settings, f"seed={seed}"]
     budget = 60 * minutes * CORES
-    epochs = max(1, int(budget / _epoch_cost(load_config(recipe.preset, settings), cohort)))
+    epochs = max(1, int(budget / _epoch_cost(load_config(recipe.preset, settings), cohort, recipe.trial_steps)))
     config = load_config(recipe.preset, [*settings, f"train.epochs={epochs}"])
     images = TrainingImages.open(cohort, config)
     path = Path(folder) / f"{name}-{seed}"
@@ -269,10 +270,10 @@ class _TrialOverError(Exception):
     pass
 
 
-def _epoch_cost(config: RunConfig, cohort: str) -> float:
+def _epoch_cost(config: RunConfig, cohort: str, trial_steps: int) -> float:
     """Processor seconds of an epoch: its steps, by a trial, and its validation, at a third of the cost an image."""
     images = TrainingImages.open(cohort, config)
-    watch = Quiet(stop_after=TRIAL_STEPS)
+    watch = Quiet(stop_after=trial_steps)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder.create(Path(folder) / "trial", config)
         with contextlib.suppress(_TrialOverError):

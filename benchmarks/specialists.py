@@ -15,30 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common import RESULTS, save
-from equal_compute import Recipe, Scores, make_cohort, run_record, run_script, train_all
+from equal_compute import Recipe, make_cohort, run_record, run_script, train_all
 from hospitals import write_patients
-from specialists_pages import write_page
+from side_by_side import LEVELS, MEAN, SHIPPED, compared
+from side_by_side_pages import write_specialists
 from veilray.cohort.build import import_radiographs
 from veilray.cohort.split import Shares
-from veilray.evaluation.evaluate import evaluate
-from veilray.evaluation.levels import at_noise
-from veilray.evaluation.results import METRICS
-from veilray.evaluation.scoring import Perceptual
-from veilray.evaluation.subject import open_subject
-from veilray.metrics.lpips import load_lpips
-from veilray.obfuscation.config import NoiseConfig
-from veilray.training.data import TrainingImages
 
-LEVELS = ("0.1", "0.2", "0.3")
-MEAN = 0.1
-SHIPPED = "shipped:default"
 EVERY_NOISE = "every_noise"
 THERE = "on_hannover"
 CONFIG = Path(__file__).parent / "models" / "default-eighth.toml"
@@ -81,59 +69,20 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
     timed = {"seeds": options.seeds, "folder": folder, "minutes": options.minutes}
     runs = train_all(__file__, AT_NIH, cohort=nih, **timed)
     runs |= train_all(__file__, AT_HANNOVER, cohort=hannover, **timed)
+    where = {"options": options, "folder": folder}
     found: dict[str, Any] = {"nih": {}, "hannover": {}}
     for level in LEVELS:
-        arms: dict[str, Sequence[str | Path]] = {
-            "default": [SHIPPED],
-            **{n: runs[n] for n in (EVERY_NOISE, only(level))},
-        }
-        found["nih"][level] = _compared(_scored(arms, nih, level, options, folder), arms, against=EVERY_NOISE)
+        trained = {name: runs[name] for name in (EVERY_NOISE, only(level))}
+        arms: dict[str, Sequence[str | Path]] = {"default": [SHIPPED], **trained}
+        found["nih"][level] = compared(arms, nih, level, against=EVERY_NOISE, **where)
         arms = {"default": [SHIPPED], THERE: runs[THERE]}
-        found["hannover"][level] = _compared(_scored(arms, hannover, level, options, folder), arms, against="default")
+        found["hannover"][level] = compared(arms, hannover, level, against="default", **where)
         print(level, json.dumps({place: found[place][level]["differences"] for place in found}))
     if options.save:
         found["runs"] = {name: [run_record(path) for path in paths] for name, paths in runs.items()}
         facts = {"minutes_of_two_cores": options.minutes, "split": options.split, "mean": MEAN, "seeds": options.seeds}
         save("specialists", {**facts, **found})
-        write_page(json.loads((RESULTS / "specialists.json").read_text(encoding="utf-8")))
-
-
-def _scored(
-    arms: Mapping[str, Sequence[str | Path]], cohort: Path, level: str, options: argparse.Namespace, folder: Path
-) -> Scores:
-    """Every network of every arm on the set that the options name, at one level."""
-    perceptual = Perceptual(network=None, note="LPIPS was not computed: no backbone was given.")
-    if options.lpips_backbone:
-        perceptual = Perceptual(network=load_lpips(options.lpips_backbone))
-    noise = NoiseConfig(mean=MEAN, std=float(level))
-    results: dict[str, list[Path]] = {}
-    for name, sources in arms.items():
-        for number, source in enumerate(sources):
-            subject = open_subject(source)
-            out = folder / "scores" / cohort.name / level / f"{name}-{number}"
-            evaluate(
-                subject,
-                TrainingImages.open(cohort, at_noise(subject.config, noise)),
-                out=out,
-                split=options.split,
-                perceptual=perceptual,
-                device=torch.device("cpu"),
-            )
-            results.setdefault(name, []).append(out)
-    return Scores(results)
-
-
-def _compared(scores: Scores, arms: Mapping[str, object], *, against: str) -> dict[str, Any]:
-    others = [name for name in arms if name != against]
-    return {
-        "images": len(scores.image_ids),
-        "patients": len(set(scores.patients)),
-        "metrics": {name: {metric: scores.mean(name, metric) for metric in METRICS} for name in arms},
-        "against": against,
-        "differences": {
-            name: {metric: scores.difference(name, against, metric) for metric in METRICS} for name in others
-        },
-    }
+        write_specialists(json.loads((RESULTS / "specialists.json").read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -165,6 +165,21 @@ def test_no_patient_that_was_trained_on_is_scored(script: Any, real_data: Path) 
         assert not {case.patient for case in cases} & trained
 
 
+@pytest.mark.parametrize("name", ["rivals", "specialists"])
+def test_a_table_of_the_comparison_holds_its_record_or_says_that_there_is_none(
+    script: Any, tmp_path: Path, name: str
+) -> None:
+    text = (ROOT / "docs" / "explanation" / "comparison.md").read_text(encoding="utf-8")
+    record = RESULTS / f"{name}.json"
+    if not record.exists():
+        assert f"made by benchmarks/{name}.py -->\nNot on record yet" in text
+        return
+    copy = tmp_path / "page.md"
+    copy.write_text(text, encoding="utf-8")
+    getattr(script("side_by_side_pages"), f"write_{name}")(json.loads(record.read_text(encoding="utf-8")), copy)
+    assert copy.read_text(encoding="utf-8") == text
+
+
 def _mean(value: float) -> dict[str, float]:
     return {"mean": value, "low": value - 0.25, "high": value + 0.25}
 
@@ -298,18 +313,50 @@ def test_what_one_network_for_all_costs_is_told_as_it_was_recorded(script: Any, 
     }
     page = tmp_path / "page.md"
     page.write_text((ROOT / "docs" / "explanation" / "comparison.md").read_text(encoding="utf-8"))
-    script("specialists_pages").write_page(record, page)
+    script("side_by_side_pages").write_specialists(record, page)
     text = page.read_text(encoding="utf-8")
     scores = "32.50 [32.25, 32.75] | 0.5000 [0.2500, 0.7500] | –"
     for line in (
         "119 test images of 78 patients of NIH, 60 test images of 20 patients of Hannover; mean 0.1",
-        "one seed. Each network was trained on for 180 seconds of two cores (6 to 7 epochs of NIH, 30 epochs of",
-        f"| NIH | 0.2 | trained on, every noise | {scores} | what the others are compared with |",
-        f"| NIH | 0.2 | trained on, this noise alone | {scores} | +0.25 [+0.00, +0.50] |",
-        f"| Hannover | 0.2 | trained on, at Hannover | {scores} | +0.50 [+0.25, +0.75] |",
+        "one seed. a processor, 2026-01-01. Each network was trained on for 180 seconds of two cores",
+        "(6 to 7 epochs of NIH, 30 of Hannover)",
+        f"| NIH | 0.2 | trained on, every noise | {scores} | – | – | – |",
+        f"| NIH | 0.2 | trained on, this noise alone | {scores} | +0.25 [+0.00, +0.50] | – | – |",
+        f"| Hannover | 0.2 | trained on, at Hannover | {scores} | +0.50 [+0.25, +0.75] | – | – |",
     ):
         assert line in text
-    assert "Not on record yet" not in text
+
+
+def test_rivals_are_told_as_they_were_recorded(script: Any, tmp_path: Path) -> None:
+    metrics = {"psnr": _mean(30.5), "ssim": None, "lpips": _mean(0.5)}
+    level = {
+        "images": 119,
+        "patients": 78,
+        "metrics": dict.fromkeys(("default", "unet", "dncnn3"), metrics),
+        "against": "default",
+        "differences": {"unet": {"psnr": _mean(-3.0)}, "dncnn3": {"psnr": _mean(-1.0), "lpips": _mean(0.25)}},
+    }
+    record = {
+        "hardware": {"device": "a processor", "date": "2026-01-01"},
+        "minutes_of_two_cores": 10.0,
+        "split": "test",
+        "mean": 0.1,
+        "seeds": [1, 2],
+        "nih": {"0.1": level},
+        "runs": {"unet_0.1": [{"epochs": 6}, {"epochs": 5}], "unet_0.2": [{"epochs": 9}], "dncnn3": [{"epochs": 30}]},
+    }
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / "docs" / "explanation" / "comparison.md").read_text(encoding="utf-8"))
+    script("side_by_side_pages").write_rivals(record, page)
+    text = page.read_text(encoding="utf-8")
+    scores = "30.50 [30.25, 30.75] | – | 0.5000 [0.2500, 0.7500]"
+    for line in (
+        "2 seeds. a processor, 2026-01-01. Each rival was trained for 600 seconds of two cores; `default` for longer.",
+        f"| 0.1 | `default` | – | {scores} | – | – | – |",
+        f"| 0.1 | U-Net, width 32 | 5 to 6 | {scores} | -3.00 [-3.25, -2.75] | – | – |",
+        f"| 0.1 | DnCNN-3, every noise | 30 | {scores} | -1.00 [-1.25, -0.75] | – | +0.2500 [+0.0000, +0.5000] |",
+    ):
+        assert line in text
 
 
 @pytest.mark.parametrize(
@@ -318,7 +365,6 @@ def test_what_one_network_for_all_costs_is_told_as_it_was_recorded(script: Any, 
         ("breaks", "where-it-breaks", 4),
         ("frontier", "frontier", 2),
         ("recipe", "recipe", 1),
-        ("specialists", "comparison", 1),
     ],
 )
 def test_a_page_holds_its_record_or_says_that_there_is_none(
