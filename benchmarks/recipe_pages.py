@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,21 @@ def write_page(record: dict[str, Any], page: Path = PAGE) -> None:
 
 def _table(record: dict[str, Any]) -> str:
     reference = next(iter(record["recipes"].values()))
-    rows = [["**the reference**", *_cells(reference["metrics"], signed=False), _epochs(reference), ""]]
+    rows = [["**the reference**", *_cells(reference["metrics"], signed=False), *_cost(reference), ""]]
     for name, one in record["recipes"].items():
         if one is not reference:
             seeds = ", ".join(f"{value:+.2f}" for value in one["differences"]["psnr"]["by_seed"])
-            rows.append([name.replace("_", " "), *_cells(one["differences"]), _epochs(one), seeds])
+            rows.append([name.replace("_", " "), *_cells(one["differences"]), *_cost(one), seeds])
     if "self_ensemble" in record:
-        rows.append(["self-ensemble at test", *_cells(record["self_ensemble"]), "", ""])
+        rows.append(["self-ensemble at test", *_cells(record["self_ensemble"]), "", "", ""])
     facts = (
         f"{record['images']} {record['split']} images of {record['patients']} patients, noise "
         f"{record['noise']['std']}, mean {record['noise']['mean']}; 95 % intervals by patient; "
-        f"{len(reference['runs'])} seeds. **Each run had {60 * record['minutes_of_two_cores']:.0f} seconds of two "
-        "cores.** "
+        f"{len(reference['runs'])} seeds. **Each run was given {60 * record['minutes_of_two_cores']:.0f} seconds of "
+        "two cores**, in whole epochs; the table says how many it took. "
         f"{record['hardware']['device']}, {record['hardware']['date']}."
     )
-    header = ["changed", "PSNR, dB", "SSIM", "LPIPS", "epochs", "dB by seed"]
+    header = ["changed", "PSNR, dB", "SSIM", "LPIPS", "epochs", "seconds", "dB by seed"]
     return f"{facts}\n\n{markdown(header, rows)}"
 
 
@@ -44,6 +45,13 @@ def _cells(found: dict[str, Any], *, signed: bool = True) -> list[str]:
     return ["–" if not found.get(metric) else with_interval(found[metric], form) for metric, form in forms.items()]
 
 
-def _epochs(recipe: dict[str, Any]) -> str:
-    counts = sorted({run["epochs"] for run in recipe["runs"]})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+def _cost(recipe: dict[str, Any]) -> list[str]:
+    """Epochs, and seconds of two cores that they took."""
+    epochs = [run["epochs"] for run in recipe["runs"]]
+    seconds = [round(60 * run["minutes_of_two_cores"]) for run in recipe["runs"]]
+    return [_range(epochs), _range(seconds)]
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"

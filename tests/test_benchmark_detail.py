@@ -254,7 +254,7 @@ def test_the_frontier_is_told_as_it_was_recorded(script: Any, tmp_path: Path) ->
 
 
 def test_the_recipe_is_told_as_it_was_recorded(script: Any, tmp_path: Path) -> None:
-    runs = [{"epochs": 4}, {"epochs": 5}]
+    runs = [{"epochs": 4, "minutes_of_two_cores": 0.4}, {"epochs": 5, "minutes_of_two_cores": 0.5}]
     lost = {**_mean(-0.5), "by_seed": [-0.25, -0.75]}
     record = {
         "hardware": {"device": "a processor", "date": "2026-01-01"},
@@ -274,10 +274,10 @@ def test_the_recipe_is_told_as_it_was_recorded(script: Any, tmp_path: Path) -> N
     script("recipe_pages").write_page(record, page)
     text = page.read_text(encoding="utf-8")
     for line in (
-        "**Each run had 30 seconds of two cores.**",
-        "| **the reference** | 28.50 [28.25, 28.75] | 0.5000 [0.2500, 0.7500] | – | 4 to 5 |  |",
-        "| fixed noise | -0.50 [-0.75, -0.25] | – | – | 4 | -0.25, -0.75 |",
-        "| self-ensemble at test | +0.25 [+0.00, +0.50] | +0.0000 [-0.2500, +0.2500] | – |  |  |",
+        "**Each run was given 30 seconds of two cores**",
+        "| **the reference** | 28.50 [28.25, 28.75] | 0.5000 [0.2500, 0.7500] | – | 4 to 5 | 24 to 30 |  |",
+        "| fixed noise | -0.50 [-0.75, -0.25] | – | – | 4 | 24 | -0.25, -0.75 |",
+        "| self-ensemble at test | +0.25 [+0.00, +0.50] | +0.0000 [-0.2500, +0.2500] | – |  |  |  |",
     ):
         assert line in text
     assert "Not on record yet" not in text
