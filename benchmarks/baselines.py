@@ -164,6 +164,7 @@ def _record(comparison: Comparison, folders: list[Path], options: argparse.Names
         "confidence": comparison.confidence,
         "threads": options.threads,
         "models": [Path(name).name for name in options.model],
+        "weights_sha256": [open_weights(open_subject(name).source).sha256 for name in options.model],
         "levels": [_level(level) for level in comparison.levels],
         "tuning": tuned,
         "notes": list(comparison.notes),

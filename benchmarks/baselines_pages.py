@@ -42,9 +42,11 @@ def _scores(record: dict[str, Any]) -> str:
         for level in record["levels"]
         for method in level["methods"]
     ]
+    tuning = sorted({len(one["tuning_images"]) for one in record["tuning"].values()})
     facts = (
         f"{record['images']} {record['split']} images of {record['patients']} patients, mean {_means(record)}; in "
-        f"brackets {record['confidence']:.0%} intervals by patient. Seconds of one core on "
+        f"brackets {record['confidence']:.0%} intervals by patient. Strengths were chosen on "
+        f"{' to '.join(map(str, tuning))} validation images. Seconds of one core on "
         f"{record['hardware']['device']}, {record['hardware']['date']}; of {record['seconds_of']}."
     )
     header = ["noise", "method", *(_COLUMNS[metric][0] for metric in shown), "s an image"]

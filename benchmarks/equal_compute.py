@@ -121,10 +121,14 @@ def run_script(
     *,
     minutes: float,
     measure: Callable[[argparse.Namespace, Path], None],
+    page: Callable[[], None] | None = None,
     data: str = "folder of the NIH radiographs at 256 px",
     seeds: Sequence[int] = (1, 2, 3),
 ) -> None:
-    """The command line of a script: `measure` gets its options and the folder for its runs; `data` explains --data."""
+    """The command line of a script.
+
+    `measure` gets its options and the folder for its runs, `page` writes its page, `data` says what --data is.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help=data)
     parser.add_argument("--lpips-backbone", type=Path)
@@ -132,12 +136,17 @@ def run_script(
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--out", type=Path, help="keeps the runs there, and goes on with what is there already")
     parser.add_argument("--save", action="store_true", help="write the record in results/")
+    if page is not None:
+        parser.add_argument("--pages", action="store_true", help="write the page from the record that is there")
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--train", nargs=4, metavar=("RECIPE", "SEED", "COHORT", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
         name, seed, cohort, folder = options.train
         train_one(recipes[name], name=name, seed=seed, cohort=cohort, folder=folder, minutes=options.minutes)
+        return
+    if page is not None and options.pages:
+        page()
         return
     if options.data is None:
         parser.error("--data names the radiographs")

@@ -99,7 +99,9 @@ def main() -> None:
         "cohort_digest": images.data.digest,
         "noise": NOISE.model_dump(mode="json"),
         "common": COMMON,
-        "objectives": {name: _measured(name, one, images, lpips, options) for name, one in denoisers.items()},
+        "objectives": {
+            name: measured(name, one, images, lpips, split=options.split) for name, one in denoisers.items()
+        },
     }
     for name, run in runs.items():
         record["objectives"][name]["seconds"] = run.epochs()[-1].seconds
@@ -161,16 +163,14 @@ def _last(run: RunFolder) -> Denoiser:
     return Denoiser(state.average.model, noise=config.noise, device="cpu")
 
 
-def _measured(
-    name: str, denoiser: Denoiser, images: TrainingImages, lpips: LPIPS, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Scores and inventions of a network, means over the images with intervals by patient."""
-    rows = images.sets[options.split]
+def measured(name: str, denoiser: Denoiser, images: TrainingImages, lpips: LPIPS, *, split: str) -> dict[str, Any]:
+    """Scores and inventions of a network at the noise of `images`, means over a set with intervals by patient."""
+    rows = images.sets[split]
     found: dict[str, list[float]] = {}
     for row in rows:
         batch = images.held_out_batch(np.array([row]), torch.device("cpu"))
         clean, noisy = batch.clean[0, 0].numpy(), batch.noisy[0, 0].numpy()
-        output = denoiser(noisy, mean=NOISE.single_mean)
+        output = denoiser(noisy, mean=images.noise.single_mean)
         for key, value in {**scores_of(output, clean, lpips), **inventions(output, clean)}.items():
             found.setdefault(key, []).append(value)
     patients = [images.data.patient_id(int(row)) for row in rows]

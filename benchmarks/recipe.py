@@ -7,7 +7,7 @@ how equal compute is measured says equal_compute.py. All are scored at noise 0.2
 range. Differences are paired, image by image, seeds averaged first. Self-ensemble is the reference itself, whose output
 is averaged with that of the mirrored image. The test patients are looked at once, at the end; `--split validation` is
 for trying things out. With --out what is trained stays there, and a stopped script goes on with the rest. --save writes
-results/recipe.json and the table of docs/explanation/recipe.md.
+results/recipe.json and the table of docs/explanation/recipe.md; --pages writes the table from the record there is.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ SCORED = ("psnr", "ssim", "lpips")
 
 
 def main() -> None:
-    run_script(__doc__, RECIPES, minutes=5.0, measure=_measure)
+    run_script(__doc__, RECIPES, minutes=5.0, measure=_measure, page=_write_page)
+
+
+def _write_page() -> None:
+    write_page(json.loads((RESULTS / "recipe.json").read_text(encoding="utf-8")))
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> None:
@@ -74,7 +78,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
         found = record(runs, scores, reference=REFERENCE, minutes=options.minutes, split=options.split)
         ensemble = self_ensemble(runs[REFERENCE], cohort, split=options.split, noise=noise)
         save("recipe", {**found, "self_ensemble": ensemble})
-        write_page(json.loads((RESULTS / "recipe.json").read_text(encoding="utf-8")))
+        _write_page()
 
 
 def self_ensemble(runs: Sequence[Path], cohort: Path, *, split: str, noise: NoiseConfig) -> dict[str, dict[str, float]]:

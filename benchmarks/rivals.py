@@ -7,7 +7,7 @@ blind. All but the last are for one level of noise, and there is one of each for
 (equal_compute.py says how they are counted); `default` has had more, and is the network that ships. bf16 and
 channels-last where they are faster, which gets the rivals farther than their papers' formats would. With --out what is
 trained stays there, and a stopped script goes on with the rest. --save writes results/rivals.json and the table of
-docs/explanation/comparison.md.
+docs/explanation/comparison.md; --pages writes the table from the record that is there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ RECIPES = {
 
 
 def main() -> None:
-    run_script(__doc__, RECIPES, minutes=10.0, measure=_measure, seeds=[1])
+    run_script(__doc__, RECIPES, minutes=10.0, measure=_measure, page=_write_page, seeds=[1])
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> None:
@@ -72,7 +72,11 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
         trained = {name: [run_record(path) for path in paths] for name, paths in runs.items()}
         facts = {"minutes_of_two_cores": options.minutes, "split": options.split, "mean": MEAN, "seeds": options.seeds}
         save("rivals", {**facts, "nih": levels, "runs": trained})
-        write_rivals(json.loads((RESULTS / "rivals.json").read_text(encoding="utf-8")))
+        _write_page()
+
+
+def _write_page() -> None:
+    write_rivals(json.loads((RESULTS / "rivals.json").read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def _record() -> dict[str, Any]:
         ],
         "tuning": {
             "std-0.1-mean-0.1": {
+                "tuning_images": ["a", "b"],
                 "methods": {
                     "bm3d": {
                         "strength": strength,
@@ -68,6 +69,7 @@ def test_the_tables_are_those_of_the_record(pages: ModuleType, tmp_path: Path) -
     text = page.read_text(encoding="utf-8")
     for line in (
         "87 test images of 60 patients, mean 0.1",
+        "Strengths were chosen on 2 validation images.",
         "| 0.1 | BM3D | 31.26 [30.90, 31.60] | 3.9 |",
         "| 0.1 | Noisy input | 31.26 [30.90, 31.60] | – |",
         "| 0.1 | NAFNet, width 32 − BM3D | +1.23 [+1.10, -0.00] | < 0.001 | 97% |",

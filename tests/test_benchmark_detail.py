@@ -165,18 +165,25 @@ def test_no_patient_that_was_trained_on_is_scored(script: Any, real_data: Path) 
         assert not {case.patient for case in cases} & trained
 
 
-@pytest.mark.parametrize("name", ["rivals", "specialists"])
-def test_a_table_of_the_comparison_holds_its_record_or_says_that_there_is_none(
-    script: Any, tmp_path: Path, name: str
+@pytest.mark.parametrize(
+    ("name", "page", "pages"),
+    [
+        ("rivals", "comparison", "side_by_side_pages"),
+        ("specialists", "comparison", "side_by_side_pages"),
+        ("inventions", "frontier", "frontier_pages"),
+    ],
+)
+def test_a_table_holds_its_record_or_says_that_there_is_none(
+    script: Any, tmp_path: Path, name: str, page: str, pages: str
 ) -> None:
-    text = (ROOT / "docs" / "explanation" / "comparison.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "explanation" / f"{page}.md").read_text(encoding="utf-8")
     record = RESULTS / f"{name}.json"
     if not record.exists():
         assert f"made by benchmarks/{name}.py -->\nNot on record yet" in text
         return
     copy = tmp_path / "page.md"
     copy.write_text(text, encoding="utf-8")
-    getattr(script("side_by_side_pages"), f"write_{name}")(json.loads(record.read_text(encoding="utf-8")), copy)
+    getattr(script(pages), f"write_{name}")(json.loads(record.read_text(encoding="utf-8")), copy)
     assert copy.read_text(encoding="utf-8") == text
 
 
@@ -249,8 +256,37 @@ def test_the_frontier_is_told_as_it_was_recorded(script: Any, tmp_path: Path) ->
     assert "2 epochs of 43 steps" in text
     assert "| -20 % | 1.5 |" in text
     assert "| L1 | -0.250 [-0.500, +0.000] | 3.0 [2.8, 3.2] | 9.0 [8.8, 9.2] |" in text
-    assert "Not on record yet" not in text
+    assert "Not on record yet" not in text.partition("## What `default` invents")[0]
     assert "perceptual, 0.02" in figure.read_text(encoding="utf-8")
+
+
+def test_what_default_invents_is_told_as_it_was_recorded(script: Any, tmp_path: Path) -> None:
+    found = {"psnr": _mean(32.5), "ssim": _mean(0.85), "unsupported, 2 to 4 px": _mean(-0.25)}
+    found |= {"blobs invented": _mean(3.0), "blobs lost": _mean(9.0)}
+    record = {
+        "hardware": {"device": "a processor", "date": "2026-01-01"},
+        "split": "test",
+        "mean": 0.1,
+        "images": 119,
+        "patients": 78,
+        "levels": {
+            "0.2": {
+                "default": {**found, "lpips": _mean(0.5)},
+                "the same sitting, L1 alone": {**found, "lpips": _mean(0.8)},
+            }
+        },
+    }
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / "docs" / "explanation" / "frontier.md").read_text(encoding="utf-8"))
+    script("frontier_pages").write_inventions(record, page)
+    text = page.read_text(encoding="utf-8")
+    rest = "-0.250 [-0.500, +0.000] | 3.0 [2.8, 3.2] | 9.0 [8.8, 9.2] |"
+    for line in (
+        "119 test images of 78 patients, mean 0.1",
+        f"| 0.2 | `default` | 32.50 [32.25, 32.75] | 0.5000 [0.2500, 0.7500] |  | {rest}",
+        f"| 0.2 | the same sitting, L1 alone | 32.50 [32.25, 32.75] | 0.8000 [0.5500, 1.0500] | -38 % | {rest}",
+    ):
+        assert line in text
 
 
 def test_the_recipe_is_told_as_it_was_recorded(script: Any, tmp_path: Path) -> None:

@@ -298,6 +298,16 @@ def test_dicom_becomes_derived_dicom(flow_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize("mean", ["nan", "inf", "-inf"])
+def test_a_mean_that_is_no_number_is_wrong_usage(flow_run: Path, tmp_path: Path, mean: str) -> None:
+    Image.fromarray(_levels(32, 32)).save(tmp_path / "a.png")
+    words = ["denoise", tmp_path / "a.png", "--model", flow_run, "--device", "cpu"]
+    result = veilray(*words, f"--mean={mean}", "--out", tmp_path / "out")
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert f"a mean of {mean} was given" in result.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_std_goes_only_to_networks_that_take_it(flow_run: Path, tmp_path: Path) -> None:
     Image.fromarray(_levels(32, 32)).save(tmp_path / "a.png")
     words = ["denoise", tmp_path / "a.png", "--model", flow_run, "--device", "cpu"]

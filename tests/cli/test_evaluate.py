@@ -68,17 +68,32 @@ def test_best_weights_that_are_gone_are_not_called_still_to_come(own_run: Path, 
         open_weights(own_run)
 
 
-@pytest.mark.slow
-def test_where_images_are_too_small_for_lpips_it_is_not_computed(tmp_path: Path) -> None:
+def _grey_backbone(path: Path) -> Path:
+    """An AlexNet that sees nothing."""
     shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
     tensors = {f"features.{index}.weight": torch.zeros(shape) for index, shape in shapes.items()}
     tensors |= {f"features.{index}.bias": torch.zeros(shape[0]) for index, shape in shapes.items()}
-    save_file(tensors, tmp_path / "alexnet.safetensors")
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.slow
+def test_where_images_are_too_small_for_lpips_it_is_not_computed(tmp_path: Path) -> None:
+    backbone = _grey_backbone(tmp_path / "alexnet.safetensors")
     cohort = make_cohort(tmp_path, size=31)
     done("train", "default", "--data", cohort, "--out", tmp_path / "run", "--no-evaluate", *SMALL)
-    result = done("evaluate", tmp_path / "run", "--data", cohort, "--lpips-backbone", tmp_path / "alexnet.safetensors")
+    result = done("evaluate", tmp_path / "run", "--data", cohort, "--lpips-backbone", backbone)
     assert "LPIPS was not computed: it needs 32 x 32 pixels, and some images have 31 x 31" in result.out
     assert read_summary(tmp_path / "run").methods["model"]["lpips"] is None
+
+
+def test_an_altered_backbone_is_named_beside_its_figures(own_run: Path, flow_cohort: Path, tmp_path: Path) -> None:
+    backbone = _grey_backbone(tmp_path / "alexnet.safetensors")
+    result = done("evaluate", own_run, "--data", flow_cohort, "--lpips-backbone", backbone)
+    assert "other convolutions than torchvision's AlexNet" in result.out
+    summary = read_summary(own_run)
+    assert summary.methods["model"]["lpips"] is not None
+    assert any("other convolutions" in note for note in summary.notes)
 
 
 def test_what_is_no_run_and_what_is_half_of_one(own_run: Path, flow_cohort: Path, tmp_path: Path) -> None:

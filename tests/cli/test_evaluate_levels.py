@@ -103,6 +103,21 @@ def test_levels_go_elsewhere_and_keep_to_a_mean(own_run: Path, flow_cohort: Path
     assert not (own_run / "levels").exists()
 
 
+@pytest.mark.slow
+def test_noise_far_from_that_of_the_training_is_noted_level_by_level(own_run: Path, flow_cohort: Path) -> None:
+    words = ["evaluate", own_run, "--data", flow_cohort, "--no-download", "--std", "0.2,0.21,0.9"]
+    result = done(*words)
+    note = (
+        "unet was trained on noise of std 0.2 and mean 0.1, and scored on noise of std 0.9 and mean 0.1, "
+        "which is far from that."
+    )
+    assert [line for line in result.out.splitlines() if "was trained on noise" in line] == [note]
+    levels = own_run / "levels"
+    noted = [folder.name for folder in levels.glob("std-*") if note in read_summary(folder).notes]
+    assert noted == ["std-0.9-mean-0.1"]
+    assert note in (levels / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

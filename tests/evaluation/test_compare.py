@@ -12,8 +12,8 @@ import pytest
 from veilray.errors import RunError, UsageError
 from veilray.evaluation.compare import compare, panel_images
 from veilray.evaluation.comparison import Comparison
-from veilray.evaluation.results import METRICS, PER_IMAGE, read_scores, read_summary, write_results
-from veilray.files import write_text
+from veilray.evaluation.results import BASELINES, METRICS, PER_IMAGE, read_scores, read_summary, write_results
+from veilray.files import write_json, write_text
 from veilray.metrics.statistics import clustered_bootstrap, holm
 
 MakeRun = Callable[..., Path]
@@ -260,6 +260,48 @@ def test_classical_methods_are_judged_against_models_alone(make_run: MakeRun) ->
     }
     # The maker of runs lifts the model by 5 dB over classical methods, which are alike but for their noise.
     assert {arm.kind: "psnr" in arm.best for arm in level.arms} == {"noisy": False, "classical": False, "model": True}
+
+
+def _tune(run: Path, factor: float, images: list[str]) -> Path:
+    """Writes how the run's evaluation tuned total variation, as `evaluate` does."""
+    methods = {"tv": {"strength": {"factor": factor}}}
+    write_json(run / BASELINES, {"schema_version": 1, "tuning_images": images, "methods": methods})
+    return run
+
+
+@pytest.mark.parametrize(
+    ("factor", "images", "said"),
+    [
+        (1.0, ["a", "b"], ""),
+        (2.0, ["a", "b"], "at different strengths"),
+        (1.0, ["a", "c"], "after tuning on different images"),
+        (2.0, ["a"], "at different strengths and after tuning on different images"),
+    ],
+)
+def test_classical_methods_that_were_tuned_apart_are_named(
+    make_run: MakeRun, factor: float, images: list[str], said: str
+) -> None:
+    methods = ("noisy", "model", "tv")
+    first, second = (make_run(f"{seed}", seed=seed, methods=methods) for seed in (1, 2))
+    without, weaker = make_run("3", seed=3), make_run("4", seed=4, methods=methods, noise={"std": 0.1})
+    _tune(first, 1.0, ["a", "b"])
+    _tune(second, factor, images)
+    _tune(weaker, 5.0, ["d"])  # at another level, where nothing is to be compared
+    expected = (
+        f"Total variation was scored {said} in these evaluations at 20\N{NO-BREAK SPACE}%; "
+        f"the scores of {first} are shown."
+    )
+    comparison = compare([weaker, without, second, first])
+    assert comparison.notes == ((expected,) if said else ())
+    shown = next(arm for arm in comparison.levels[1].arms if arm.kind == "classical")
+    assert shown.metrics["psnr"] == read_summary(first).methods["tv"]["psnr"]
+
+
+def test_a_damaged_record_of_tuning_is_refused(make_run: MakeRun) -> None:
+    run = make_run("a", methods=("noisy", "model", "tv"))
+    write_json(run / BASELINES, {"methods": {"tv": {}}})
+    with pytest.raises(RunError, match=r"baselines\.json is damaged"):
+        compare([run])
 
 
 def test_results_that_lie_apart_from_their_run_are_read_with_its_configuration(

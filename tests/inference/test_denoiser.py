@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from veilray.errors import RunError, UsageError
+from veilray.errors import ImageError, RunError, UsageError
 from veilray.inference.denoiser import Denoiser
 from veilray.inference.engine import pick_precision
 from veilray.inference.tiling import tiling_difference
 from veilray.models.build import DenoisingNetwork, build_model
 from veilray.models.config import ModelConfig
 from veilray.models.weights import save_weights
-from veilray.obfuscation.config import NoiseConfig
+from veilray.obfuscation.config import NoiseConfig, Recorruption
 from veilray.parallel.devices import multiplies_bf16
 from veilray.training.config import RunConfig
 from veilray.training.run import RunFolder
@@ -296,6 +296,59 @@ def test_what_is_no_image_is_refused(shape: tuple[int, ...]) -> None:
 def test_pixels_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(UsageError, match="finite"):
         denoiser(network())(np.full((8, 8), np.nan, np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int64", "bool"])
+def test_pixels_of_whole_numbers_are_refused(dtype: str) -> None:
+    with pytest.raises(UsageError, match=rf"pixels of {dtype}; .*\[0, 1\]"):
+        denoiser(network())(np.ones((8, 8), dtype))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("extreme", [255.0, -255.0, 65535.0])
+def test_pixels_far_outside_the_range_are_refused_and_noise_that_was_not_clamped_is_not(extreme: float) -> None:
+    pixels = np.random.default_rng(1).normal(0.5, 0.5, (8, 8)).astype(np.float32)
+    for value in (5.0, -5.0):
+        pixels[3, 4] = value
+        assert np.isfinite(denoiser(network())(pixels, warn=False)).all()
+    pixels[3, 4] = extreme
+    with pytest.raises(UsageError, match=r"magnitude .*\[0, 1\]"):
+        denoiser(network())(pixels, warn=False)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_mean_that_is_no_number_is_refused(wrong: float) -> None:
+    with pytest.raises(UsageError, match=r"a mean of .* finite"):
+        denoiser(network())(np.full((32, 32), 0.5, np.float32), mean=wrong, warn=False)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
+def test_a_std_that_none_can_be_is_refused(wrong: float) -> None:
+    told, pixels = denoiser(network(inputs="image+mean+std")), np.full((2, 32, 32), 0.5, np.float32)
+    for std in (wrong, [0.1, wrong]):
+        with pytest.raises(UsageError, match=f"a std of {wrong:g} was given"):
+            told.several(pixels, std=std, warn=False)
+    assert np.isfinite(told.several(pixels, std=0.0, warn=False)).all()
+
+
+@pytest.mark.parametrize("warn", [True, False])
+def test_there_is_one_std_for_all_images_or_one_for_each(warn: bool) -> None:
+    told, pixels = denoiser(network(inputs="image+mean+std")), np.full((2, 32, 32), 0.5, np.float32)
+    for stds in ([0.1], [0.1, 0.2, 0.3]):
+        with pytest.raises(UsageError, match=f"{len(stds)} stds were given for 2 images"):
+            told.several(pixels, std=stds, warn=warn)
+    each = told.several(pixels, std=[0.2, 0.21], warn=warn)
+    np.testing.assert_allclose(each[1], told(pixels[1], std=0.21, warn=warn), atol=1e-6)
+    assert not np.array_equal(each[0], each[1])
+
+
+@pytest.mark.parametrize("recorruption", [None, Recorruption(strength=0.5, count=2)])
+def test_an_image_too_small_for_an_estimate_cannot_be_used_without_its_std(recorruption: Recorruption | None) -> None:
+    model = network(inputs="image" if recorruption else "image+mean+std")
+    prepared = denoiser(model, noise=NoiseConfig(std=(0.1, 0.3)), recorruption=recorruption)
+    pixels = np.full((3, 5), 0.5, np.float32)
+    with pytest.raises(ImageError, match="18 x 18 pixels on; give its std"):
+        prepared(pixels)
+    assert prepared(pixels, std=0.2).shape == (3, 5)
 
 
 def test_options_that_do_not_exist_are_refused() -> None:

@@ -31,9 +31,18 @@ def denoiser() -> Denoiser:
         return Denoiser(UNet(width=4, depth=3, residual=True).eval(), noise=NoiseConfig(), device="cpu")
 
 
-def _save(path: Path, seed: int = 0, *, bits: int = 8) -> Path:
+@pytest.fixture(scope="module")
+def told() -> Denoiser:
+    """One that is told the noise's std, too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet(width=4, depth=3, residual=True, inputs="image+mean+std").eval()
+    return Denoiser(network, noise=NoiseConfig(std=(0.1, 0.3)), device="cpu")
+
+
+def _save(path: Path, seed: int = 0, *, bits: int = 8, size: tuple[int, int] = (20, 26)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    levels = np.random.default_rng(seed).integers(0, 2**bits, (20, 26)).astype(np.uint8 if bits == 8 else np.uint16)
+    levels = np.random.default_rng(seed).integers(0, 2**bits, size).astype(np.uint8 if bits == 8 else np.uint16)
     Image.fromarray(levels).save(path)
     return path
 
@@ -83,6 +92,19 @@ def test_one_bad_file_does_not_stop_the_others(denoiser: Denoiser, tmp_path: Pat
     assert results[1].reason
 
 
+def test_an_image_too_small_for_an_estimate_of_its_noise_does_not_stop_the_others(
+    told: Denoiser, tmp_path: Path
+) -> None:
+    for name, size in (("a", (20, 26)), ("b", (3, 5)), ("c", (20, 26))):
+        _save(tmp_path / "in" / f"{name}.png", size=size)
+    results = _run(told, tmp_path / "out", tmp_path / "in")
+    assert [result.target is None for result in results] == [False, True, False]
+    assert "b.png" in results[1].source
+    assert "18 x 18 pixels" in results[1].reason
+    given = list(denoise_inputs([tmp_path / "in"], tmp_path / "given", denoiser=told, mean=0.1, std=0.2))
+    assert all(result.target is not None for result in given)
+
+
 def test_what_is_there_already_stays(denoiser: Denoiser, tmp_path: Path) -> None:
     source = _save(tmp_path / "in" / "a.png")
     (tmp_path / "out").mkdir()
@@ -130,14 +152,12 @@ def test_a_release_keeps_depth_and_brings_its_mean(denoiser: Denoiser, release: 
         assert own.target.read_bytes() == again.target.read_bytes() != different.target.read_bytes()
 
 
-def test_a_std_is_told_to_a_network_that_takes_it_and_refused_for_others(denoiser: Denoiser, tmp_path: Path) -> None:
+def test_a_std_is_told_to_a_network_that_takes_it_and_refused_for_others(
+    denoiser: Denoiser, told: Denoiser, tmp_path: Path
+) -> None:
     _save(tmp_path / "in" / "a.png")
     with pytest.raises(UsageError, match="not told the noise's std"):
         list(denoise_inputs([tmp_path / "in"], tmp_path / "out", denoiser=denoiser, mean=0.1, std=0.2))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = UNet(width=4, depth=3, residual=True, inputs="image+mean+std").eval()
-    told = Denoiser(network, noise=NoiseConfig(std=(0.1, 0.3)), device="cpu")
     with pytest.raises(UsageError, match="above 0"):
         list(denoise_inputs([tmp_path / "in"], tmp_path / "out", denoiser=told, mean=0.1, std=-0.1))
     pixels = read_radiograph(tmp_path / "in" / "a.png").pixels

@@ -102,6 +102,22 @@ def test_it_equals_torchmetrics_on_radiographs(
     assert (result > 0.5).all()
 
 
+@pytest.mark.real
+def test_torchvisions_convolutions_are_told_from_altered_ones(lpips_backbone: Path, tmp_path: Path) -> None:
+    assert load_lpips(lpips_backbone).published
+    weights = load_file(lpips_backbone)
+    weights["features.10.bias"][0] += 1e-4
+    save_file(weights, tmp_path / "altered.safetensors")
+    assert not load_lpips(tmp_path / "altered.safetensors").published
+
+
+def test_a_backbone_with_values_that_are_not_finite_is_refused(weights: Weights, tmp_path: Path) -> None:
+    damaged = {**weights, "features.3.bias": torch.full((192,), torch.nan)}
+    save_file(damaged, tmp_path / "damaged.safetensors")
+    with pytest.raises(DataError, match=r"damaged\.safetensors is damaged: features\.3\.bias"):
+        load_lpips(tmp_path / "damaged.safetensors")
+
+
 def test_equal_images_are_no_distance_apart_and_order_does_not_matter(backbone: Path) -> None:
     network, (output, target) = load_lpips(backbone), _pair(48, 48)
     assert (network(target, target) == 0).all()

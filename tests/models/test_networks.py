@@ -23,6 +23,7 @@ from veilray.models.nafnet import NAFNet
 from veilray.models.restormer import ChannelAttention, Restormer
 from veilray.models.tnrd import TNRD, Influence
 from veilray.models.unet import UNet
+from veilray.models.unetpp import UNetPlusPlus
 from veilray.obfuscation.config import NoiseConfig
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -388,6 +389,14 @@ def test_options_without_effect_are_refused(fields: dict[str, Any], words: str) 
     if fields["name"] == "tnrd" and "inputs" not in fields:
         with pytest.raises(UsageError, match="no such model: width = 64: 'tnrd' has 48"):
             TNRD(width=64)
+
+
+@pytest.mark.parametrize("kind", [UNet, UNetPlusPlus, AttentionUNet, NAFNet, Restormer, DnCNN, TNRD])
+def test_a_configuration_that_names_no_size_gets_the_size_of_the_class(kind: type[DenoisingNetwork]) -> None:
+    with torch.device("meta"):
+        own = kind().config
+    config = ModelConfig(name=own.name)
+    assert (config.width, config.depth) == (own.width, own.depth)
 
 
 @pytest.mark.slow

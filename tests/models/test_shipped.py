@@ -77,6 +77,13 @@ def test_the_card_of_another_network_is_refused(folder: Path) -> None:
         shipped_model("default")
 
 
+def test_the_networks_ship_and_are_small_enough_for_the_package() -> None:
+    sizes = {name: shipped_model(name).weights.stat().st_size for name in shipped_names()}
+    assert set(sizes) == {"default", "fast"}
+    assert 1_000_000 < sizes["default"] <= 8_000_000
+    assert 500_000 < sizes["fast"] <= 2_000_000
+
+
 @pytest.mark.slow
 def test_whatever_ships_is_what_its_card_says() -> None:
     for name in shipped_names():

@@ -114,6 +114,18 @@ def test_a_header_that_lies_is_refused(path: Path, change: dict[str, str], words
         load_weights(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", ["weight", "running_var"])
+def test_weights_that_are_not_finite_are_refused(path: Path, kind: str, value: float) -> None:
+    model = load_model(path)
+    name = next(name for name in model.state_dict() if name.endswith(kind))
+    with torch.no_grad():
+        model.state_dict()[name].view(-1)[-1] = value
+    save_weights(path, model)
+    with pytest.raises(RunError, match=rf"not finite in 1 of its tensors \({name} first\)"):
+        load_weights(path)
+
+
 def test_a_failed_write_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_bytes()
 

@@ -57,6 +57,46 @@ def test_overrides() -> None:
 
 
 @pytest.mark.parametrize(
+    ("preset", "name", "built"),
+    [
+        ("default", "unetpp", {"width": 64, "depth": 5, "residual": True}),
+        ("default", "nafnet", {"width": 32, "depth": 4, "residual": True}),
+        ("default", "restormer", {"width": 24, "depth": 4, "residual": True}),
+        ("default", "dncnn", {"width": 64, "layers": 17}),
+        ("default", "tnrd", {"width": 48, "stages": 5}),
+        ("dncnn", "tnrd", {"width": 48, "stages": 5}),
+        ("tnrd", "dncnn", {"width": 64, "layers": 17}),
+        ("dncnn3", "nafnet", {"width": 32, "depth": 4, "inputs": "image+mean"}),
+        ("dncnn3", "dncnn", {"width": 64, "layers": 20, "inputs": "image+mean"}),
+    ],
+)
+def test_another_network_takes_the_place_of_a_presets(preset: str, name: str, built: dict[str, object]) -> None:
+    model = load_config(preset, [f"model.name={name}"]).model
+    assert model.name == name
+    assert model.options() == model.options() | built
+    assert load_config(preset, [f"model.name={name}", "model.width=8"]).model.width == 8
+
+
+def test_what_the_user_set_is_not_left_out_for_another_network(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="residual needs name"):
+        load_config("default", ["model.residual=true", "model.name=dncnn"])
+    file = tmp_path / "mine.toml"
+    file.write_text('[model]\nname = "unet"\nwidth = 16\n')
+    assert load_config(file, ["model.name=unetpp"]).model.width == 16
+    file.write_text("[model]\nresidual = true\n")
+    with pytest.raises(UsageError, match="residual needs name"):
+        load_config(file, ["model.name=dncnn"])
+
+
+def test_a_run_with_sizes_of_its_own_keeps_them(tmp_path: Path) -> None:
+    config = load_config("default", ["model.name=nafnet", "model.width=64", "model.depth=5"])
+    (tmp_path / "config.toml").write_text(dump_config(config))
+    read = load_config(tmp_path / "config.toml")
+    assert read == config
+    assert (read.model.width, read.model.depth) == (64, 5)
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("train.epoch=5", r"train\.epoch: unknown key"),
@@ -68,6 +108,8 @@ def test_overrides() -> None:
         ("noise.std=0", r"noise\.std"),
         ("noise.std=-0.2", r"noise\.std"),
         ("model.name=resnet", r"model\.name: .*unet"),
+        ("train.loss=[1]", r"train\.loss: .*l1"),
+        ("train.objective=[1]", r"train\.objective: .*auto"),
         ("model.deep_supervision=true", "unetpp"),
         ("train.weight_decay=0.1", None),
         ("launch.precision=fp8", r"launch\.precision"),

@@ -28,7 +28,12 @@ from veilray.parallel.group import ALONE
 from veilray.training.config import LOSS_WEIGHTS, RunConfig, load_config
 from veilray.training.objectives.adversarial import AdversarialL1, PatchDiscriminator
 from veilray.training.objectives.frequency import FrequencyL1, frequency_distance
-from veilray.training.objectives.perceptual import PerceptualL1, feature_distance, with_pinned_backbone
+from veilray.training.objectives.perceptual import (
+    PerceptualL1,
+    backbone_warnings,
+    feature_distance,
+    with_pinned_backbone,
+)
 from veilray.training.objectives.pixel import image_losses
 from veilray.training.objectives.structure import WEIGHTS, MsSsimL1, ms_ssim
 from veilray.training.objectives.supervised import SupervisedObjective, criterion_of
@@ -299,6 +304,13 @@ def test_a_backbone_is_pinned_by_its_digest(backbone: Path, tmp_path: Path) -> N
     with pytest.raises(UsageError, match=r"needs launch\.perceptual_backbone"):
         with_pinned_backbone(small_config(train={"loss": "perceptual"}))
     assert with_pinned_backbone(small_config()) == small_config()
+
+
+def test_other_convolutions_than_torchvisions_are_warned_of(backbone: Path) -> None:
+    config = small_config(train={"loss": "perceptual"}, launch={"perceptual_backbone": str(backbone)})
+    (warning,) = backbone_warnings(with_pinned_backbone(config))
+    assert f"{backbone} holds other convolutions than torchvision's AlexNet" in warning
+    assert backbone_warnings(small_config(train={"loss": "l1"}, launch={"perceptual_backbone": "absent"})) == []
 
 
 def test_the_real_backbone_is_read(lpips_backbone: Path) -> None:

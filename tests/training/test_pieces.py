@@ -186,6 +186,21 @@ def test_images_of_several_sizes_are_refused_unless_cropped(tmp_path: Path) -> N
         TrainingImages.open(tmp_path / "cohort", small_config(train={"crop": 33}))
 
 
+@pytest.mark.parametrize("train", [{"crop": 8}, {"crop": 8, "loss": "ms_ssim_l1"}, {"crop": 4, "loss": "adversarial"}])
+def test_a_crop_that_is_too_small_is_to_blame_and_not_the_images(cohort: Path, train: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=rf"^train\.crop = {train['crop']} is too small: .* 11 pixels"):
+        TrainingImages.open(cohort, small_config(train=train))
+
+
+def test_images_that_are_too_small_are_to_blame_whatever_the_crop(tmp_path: Path) -> None:
+    write_images(tmp_path / "png", patients=4, size=10)
+    halves = Shares(train=50, validation=50, test=0)
+    import_radiographs([tmp_path / "png"], tmp_path / "cohort", size=None, workers=1, shares=halves)
+    for crop in (0, 8, 11):
+        with pytest.raises(CohortError, match="images of 10 pixels a side"):
+            TrainingImages.open(tmp_path / "cohort", small_config(train={"crop": crop}))
+
+
 def test_rates_are_finite_for_any_step() -> None:
     config = TrainConfig()
     assert all(math.isfinite(learning_rate(config, step=step, total_steps=1)) for step in (0, 1))

@@ -27,14 +27,19 @@ from veilray.training.data import TrainingImages
 from veilray.training.run import RunFolder
 
 NO_LPIPS = "LPIPS was not computed"
+OTHER_LPIPS = (
+    "LPIPS was computed with other convolutions than torchvision's AlexNet, whose figures it cannot be compared with: "
+    "the file of --lpips-backbone has been altered, or is of another training"
+)
 
 
 def perceptual_metric(backbone: Path | None, *, download: bool) -> Perceptual:
     """LPIPS with a given backbone, or torchvision's, fetched where `download` allows it; else why there is none."""
     try:
-        return Perceptual(network=load_lpips(backbone, download=download))
+        network = load_lpips(backbone, download=download)
     except LpipsUnavailable as error:
         return Perceptual(network=None, note=f"{NO_LPIPS}: {error}")
+    return Perceptual(network=network, note="" if network.published else OTHER_LPIPS)
 
 
 def shared_metric(backbone: Path | None, *, download: bool, group: Group) -> Perceptual:
@@ -47,7 +52,7 @@ def shared_metric(backbone: Path | None, *, download: bool, group: Group) -> Per
             if (group.local_rank == 0) == turn:
                 metric = perceptual_metric(backbone, download=download and turn)
     assert metric is not None  # every rank has had its turn
-    missing = next((note for note in group.gather(metric.note) if note), "")
+    missing = next((note for note in group.gather("" if metric.network else metric.note) if note), "")
     return Perceptual(network=None, note=missing) if missing else metric
 
 

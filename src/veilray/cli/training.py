@@ -30,6 +30,7 @@ from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.launch import resolved
 from veilray.training.loop import Outcome, train
+from veilray.training.objectives.perceptual import backbone_warnings
 from veilray.training.run import RunFolder
 from veilray.training.setup import Setup, check_batch, choose_setup, facts, life, statements
 from veilray.training.start import with_pinned_files
@@ -100,7 +101,7 @@ def run_training(
                 _check_begun(out, data)
             # One rank a machine reads every pixel, while no exchange can time out; all compare the digest below.
             images = data.open(config, device, verify=ranks.local_rank == 0)
-            doubts = noise_warnings(images) if ranks.is_lead else []
+            doubts = [*noise_warnings(images), *backbone_warnings(images.config)] if ranks.is_lead else []
         # Before they join: ranks that differ in their devices would wait in vain for each other's groups.
         check_agreement(ranks, config=images.config, digest=images.data.digest)
         launch = images.config.launch

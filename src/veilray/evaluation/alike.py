@@ -17,6 +17,7 @@ from veilray.evaluation.results import (
     no_mean,
     read_scores,
     read_summary,
+    read_tuning,
 )
 from veilray.evaluation.subject import subject_of_results
 from veilray.obfuscation.config import NoiseConfig
@@ -55,6 +56,7 @@ def _read(path: Path) -> Run:
         config=subject.config,
         summary=summary,
         scores=tuple(sorted(scores, key=lambda score: score.image_id)),
+        tuning=read_tuning(path),
         curve=subject.curve,
         environment=subject.environment,
         source=subject.source,

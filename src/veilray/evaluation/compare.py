@@ -21,6 +21,9 @@ from veilray.metrics.statistics import clustered_bootstrap, holm, paired_compari
 LOWEST = 10
 """Images with the lowest PSNR that a report names."""
 
+_TUNING = ("at different strengths", "after tuning on different images")
+"""How a classical method may have been scored, by place in `Run.tuning`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Images:
@@ -60,7 +63,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
         confidence=images.confidence,
         resamples=images.resamples,
         bootstrap_seed=images.bootstrap_seed,
-        notes=tuple(sorted({note for run in runs for note in run.summary.notes})),
+        notes=(*sorted({note for run in runs for note in run.summary.notes}), *_tuned_apart(runs, levels)),
     )
 
 
@@ -152,7 +155,7 @@ def _input_arms(runs: Sequence[Run], images: _Images) -> list[Arm]:
     arms = []
     methods = {method for run in runs for method in run.summary.methods} - {MODEL}
     for method in sorted(methods, key=lambda name: (name != NOISY, name)):
-        speaker = [next(run for run in runs if method in run.summary.methods)]
+        speaker = [_speaker(runs, method)]
         scores = {metric: _seed_average(speaker, method, metric) for metric in METRICS}
         arms.append(
             Arm(
@@ -168,6 +171,26 @@ def _input_arms(runs: Sequence[Run], images: _Images) -> list[Arm]:
             )
         )
     return arms
+
+
+def _speaker(runs: Sequence[Run], method: str) -> Run:
+    return next(run for run in runs if method in run.summary.methods)
+
+
+def _tuned_apart(runs: Sequence[Run], levels: Sequence[Level]) -> list[str]:
+    """Notes on classical methods that evaluations at one level tuned in different ways, of which one is shown."""
+    notes = []
+    for level in levels:
+        here = [run for run in runs if noise_key(run.summary.noise) == noise_key(level.noise)]
+        for method in sorted({method for run in here for method in run.summary.methods} & set(METHODS)):
+            tuned = [run.tuning[method] for run in here if method in run.tuning]
+            apart = [what for index, what in enumerate(_TUNING) if any(one[index] != tuned[0][index] for one in tuned)]
+            if apart:
+                notes.append(
+                    f"{_title(method)} was scored {' and '.join(apart)} in these evaluations at {level.label}; "
+                    f"the scores of {_speaker(here, method).folder} are shown."
+                )
+    return notes
 
 
 def _title(method: str) -> str:

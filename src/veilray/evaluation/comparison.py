@@ -34,6 +34,8 @@ class Run:
     config: RunConfig
     summary: Summary
     scores: tuple[ImageScore, ...]
+    tuning: dict[str, tuple[Any, Any]]
+    """Of a classical method, its strength and the images that it was chosen on, where the results say so."""
     curve: tuple[EpochRecord, ...]
     environment: dict[str, Any]
     source: str | Path

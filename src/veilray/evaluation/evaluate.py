@@ -14,6 +14,7 @@ from veilray.cohort.cohort import Cohort
 from veilray.cohort.release import Release
 from veilray.errors import CohortError, UsageError
 from veilray.evaluation.baselines.score import Classical, ClassicalScores, score_classical
+from veilray.evaluation.levels import noise_note
 from veilray.evaluation.restoring import restored
 from veilray.evaluation.results import MODEL, NOISY, ImageScore, Summary, write_results
 from veilray.evaluation.scoring import (
@@ -114,7 +115,8 @@ def evaluate(
                 "--originals, or have the model scored where they are"
             )
         perceptual = perceptual_for(perceptual, images, images.sets[split])
-        notes = [note for note in (check_data(subject, images.data), perceptual.note) if note]
+        beyond = noise_note(subject.title, trained=subject.config.noise, scored=images.noise)
+        notes = [note for note in (check_data(subject, images.data), beyond, perceptual.note) if note]
         if not len(images.sets[split]):
             raise CohortError(f"{images.data.path} has no images in its {split} set")
         denoiser = Denoiser.load(subject.source, device=device.type)

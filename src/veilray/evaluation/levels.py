@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
+import numpy as np
 from pydantic import ValidationError
 
 from veilray.errors import UsageError
+from veilray.inference.doubts import noise_doubts
 from veilray.obfuscation.config import NoiseConfig
 from veilray.training.config import RunConfig
 from veilray.training.sets import SMALLEST
@@ -42,6 +46,18 @@ def parse_levels(stds: str, *, mean: float | None, trained: NoiseConfig) -> list
 def level_name(noise: NoiseConfig) -> str:
     """Name of the folder of a noise level's results: `std-0.2-mean-0.1`."""
     return f"std-{noise.std_text}-mean-{noise.mean_text}".replace(" ", "-") + ("" if noise.clip else "-unclamped")
+
+
+def noise_note(title: str, *, trained: NoiseConfig, scored: NoiseConfig) -> str:
+    """That a network is scored on noise far from its training's; empty where `veilray denoise` has no doubts."""
+    told = np.empty((0, 0), dtype=np.float32)  # nothing is estimated from pixels where mean and std are known
+    ends = product(scored.mean_range, scored.std_range)
+    if not any(noise_doubts(told, trained, mean=mean, std=std) for mean, std in ends):
+        return ""
+    return (
+        f"{title} was trained on noise of std {trained.std_text} and mean {trained.mean_text}, and scored on noise of "
+        f"std {scored.std_text} and mean {scored.mean_text}, which is far from that."
+    )
 
 
 def at_noise(config: RunConfig, noise: NoiseConfig) -> RunConfig:

@@ -145,6 +145,21 @@ def read_summary(run: Path) -> Summary:
         raise RunError(f"{run / SUMMARY} does not fit its schema ({error.error_count()} faults)") from None
 
 
+def read_tuning(run: Path) -> dict[str, tuple[Any, Any]]:
+    """The strength of each classical method and the images it was chosen on; empty where nobody says which.
+
+    RunError where the file that says so is damaged.
+    """
+    path = run / BASELINES
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    try:
+        return {name: (one["strength"], found["tuning_images"]) for name, one in found["methods"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise RunError(f"{path} is damaged; evaluate the run again") from None
+
+
 def read_scores(run: Path) -> list[ImageScore]:
     """The per-image scores of a run's evaluation; RunError where there are none or they are damaged."""
     path = run / PER_IMAGE

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veilray.errors import UsageError
+from veilray.errors import ImageError, UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.inference.doubts import noise_doubts
 from veilray.inference.engine import Precision, pick_precision, prepare
+from veilray.inference.given import check_mean, check_pixels, each_std
 from veilray.inference.pooling import pool_statistics
 from veilray.inference.tiles import Tile, plan_tiles, smallest_tile
 from veilray.models.build import DenoisingNetwork
@@ -141,7 +142,9 @@ class Denoiser:
         shifting the image by the difference, and clamping it again where the training noise was clamped. That is exact
         without clamping, up to float32; with it, pixels that this image's clamp cut off lie elsewhere than the
         training's would have, so the darkest or brightest parts are estimated worse. Where the training noise is
-        unknown, `mean` is taken for the training's. Raises UsageError where neither is known, or for another shape.
+        unknown, `mean` is taken for the training's. Raises UsageError where neither is known, for another shape, for
+        pixels of whole numbers or far outside [0, 1], or for a `mean` or `std` that none can be; ImageError where `std`
+        is to be estimated for the network and the image is too small for that.
 
         `warn`: a UserWarning says so where the noise is far outside the training's, or where it looks like that of an
         obfuscated image whose mean was not given; an image whose `std` is not given has it estimated for that.
@@ -163,13 +166,14 @@ class Denoiser:
 
         `std` is one for all of them or one for each. Of several images with the same doubt one warning is given.
         """
-        if not np.isfinite(pixels).all():
-            raise UsageError("the image has pixels that are not finite numbers; give values in [0, 1]")
+        check_pixels(pixels)
+        check_mean(mean)
+        stds = each_std(std, count=len(pixels))
         noisy = torch.from_numpy(np.array(pixels, dtype=np.float32, order="C"))
         if warn:
-            self._warn(pixels, mean, list(std) if isinstance(std, Sequence) else [std] * len(pixels))
-        stds = torch.tensor(std, dtype=torch.float32) if isinstance(std, Sequence) else std
-        outputs: FloatImage = self.denoise(noisy[:, None], mean=mean, std=stds)[:, 0].clamp(0.0, 1.0).numpy()
+            self._warn(pixels, mean, [None] * len(pixels) if stds is None else stds)
+        told = None if stds is None else torch.tensor(stds, dtype=torch.float32)
+        outputs: FloatImage = self.denoise(noisy[:, None], mean=mean, std=told)[:, 0].clamp(0.0, 1.0).numpy()
         return outputs
 
     @torch.no_grad()  # not inference_mode: what comes out is an ordinary tensor, which may be written to
@@ -322,8 +326,11 @@ class Denoiser:
 
 
 def _estimated(noisy: Tensor, *, clip: bool) -> Tensor:
-    """(N,): the std of the noise of each image, from the image alone."""
-    return torch.tensor([estimate_noise_std(image[0].cpu().numpy(), clip=clip) for image in noisy])
+    """(N,): the std of the noise of each image, from the image alone. ImageError where they are too small."""
+    try:
+        return torch.tensor([estimate_noise_std(image[0].cpu().numpy(), clip=clip) for image in noisy])
+    except UsageError as error:
+        raise ImageError(f"{error}; give its std for smaller ones") from None
 
 
 def _field(number: int, noisy: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from veilray.images.write import write_png
 from veilray.inference.agreement import check_same_weights
 from veilray.inference.denoiser import Denoiser
 from veilray.inference.doubts import doubts, noise_doubts
+from veilray.inference.given import check_mean
 from veilray.inference.outcome import Denoised as Denoised
 from veilray.inference.record import (
     DENOISED_RECORD,
@@ -57,7 +58,7 @@ def denoise_inputs(
     `denoised.json` beside them says how they were made, where the denoiser's weights came from a file. Of a `group`,
     whose ranks must share `out`, each rank makes the files whose names fall to it, so that files of one name meet in
     one rank; the lead yields what became of all inputs, its own first. Raises UsageError where `out` would lie among
-    the inputs or a `std` is given that the network has no use for, DataError where its record is damaged or ranks see
+    the inputs or for a `mean` or `std` as `denoise_settings`, DataError where its record is damaged or ranks see
     different inputs, RunError where they have different weights.
     """
     with fails_together(group):
@@ -137,8 +138,10 @@ def _work(
 def denoise_settings(denoiser: Denoiser, *, mean: float | None, std: float | None = None) -> DenoiseSettings:
     """What decides the pixels of a denoiser's output besides its weights.
 
-    Raises UsageError for a `std` that is not above 0, or that the network has no use for.
+    Raises UsageError for a `mean` that is not finite, a `std` that is not above 0, or one that the network has no use
+    for.
     """
+    check_mean(mean)
     if std is not None and not denoiser.takes_std:
         raise UsageError(f"a std of {std:g} was given, but this network is not told the noise's std: leave it out")
     if std is not None and not 0.0 < std < float("inf"):
@@ -185,15 +188,15 @@ def _file(
         own = item.path is not None and target.samefile(item.path)
         reason = f"{target} exists already; remove it to denoise again"
         return Denoised(source=item.name, target=None, reason=_OWN if own else reason)
+    mean, std = settings.mean, settings.std
     try:
         if item.path is not None:
             radiograph = read_radiograph(item.path)
         else:
             radiograph = read_radiograph_bytes(item.data or b"", source=item.name)
+        pixels = denoiser(radiograph.pixels, mean=mean, std=std, warn=False)
     except ImageError as error:
         return Denoised(source=item.name, target=None, reason=str(error))
-    mean, std = settings.mean, settings.std
-    pixels = denoiser(radiograph.pixels, mean=mean, std=std, warn=False)
     write_png(target, to_levels(pixels, levels_dtype(radiograph.bit_depth)))
     written[target] = item.name, by_path
     found = doubts(radiograph, denoiser.noise, mean=mean, std=std)

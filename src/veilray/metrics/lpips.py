@@ -28,6 +28,8 @@ BACKBONE_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 BACKBONE_SHA256 = "7be5be79"
 """First digits of the backbone file's SHA-256, as torchvision gives them."""
 
+FEATURES_SHA256 = "9eb3c4bd3fe719a984dfcc1c0824b64c676c305af8bea746e70f4f9e2de871c2"
+"""SHA-256 of the convolutions in that file, as `features_digest` takes it: the same in whatever file they are."""
 SMALLEST = 32
 """Pixels a side below which AlexNet's last stage has no field left to average over."""
 
@@ -61,6 +63,8 @@ class LPIPS(nn.Module):
         super().__init__()
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
+        self.published = features_digest(backbone) == FEATURES_SHA256
+        """Whether these are the convolutions of LPIPS v0.1, so that its figures can be compared with others'."""
         self.features = nn.ModuleDict()
         for index, (inputs, outputs, kernel, stride, padding) in _CONVOLUTIONS.items():
             # On the meta device there is no random start, which would draw from the global generator for nothing.
@@ -126,7 +130,17 @@ def read_backbone(path: Path) -> Weights:
                     f"{path} is no AlexNet backbone: it has no {key} of shape {shape}; give torchvision's weights"
                 )
             needed[key] = weights[key].float()
+            if not needed[key].isfinite().all():
+                raise DataError(f"{path} is damaged: {key} holds values that are not finite; fetch the file again")
     return needed
+
+
+def features_digest(backbone: Weights) -> str:
+    """SHA-256 of the values of AlexNet's convolutions, as float32 in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(backbone):
+        digest.update(backbone[name].contiguous().numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
 
 
 def _read_weights(path: Path) -> Weights:

@@ -23,7 +23,7 @@ TITLES: dict[str, str] = {
 }
 """How an architecture is written, by its name."""
 
-_USES: dict[str, tuple[str, ...]] = {
+USES: dict[str, tuple[str, ...]] = {
     "unet": ("depth", "norm", "block", "residual", "inputs"),
     "unetpp": ("depth", "norm", "block", "residual", "deep_supervision", "inputs"),
     "attention_unet": ("depth", "norm", "block", "residual", "inputs"),
@@ -37,6 +37,13 @@ _USES: dict[str, tuple[str, ...]] = {
 MOST_TNRD_FILTERS = 48
 """Filters of 7 x 7 that are independent of one another and of a constant."""
 
+_SIZES: dict[str, dict[str, int]] = {
+    "nafnet": {"width": 32, "depth": 4},
+    "restormer": {"width": 24, "depth": 4},
+    "tnrd": {"width": MOST_TNRD_FILTERS},
+}
+"""Width and depth where a configuration says nothing, of architectures with others than the U-Net's."""
+
 
 class ModelConfig(BaseModel):
     """Architecture of a denoiser; two configurations that are equal build networks with the same tensors."""
@@ -48,9 +55,11 @@ class ModelConfig(BaseModel):
     behind a pixel-unshuffle), `restormer` (attention between channels), `dncnn` (a chain of convolutions) or `tnrd`
     (learnt diffusion)."""
     width: int = Field(default=64, ge=1, le=1024)
-    """Channels of the first level, each level below having twice as many; of every layer in dncnn; filters in tnrd."""
+    """Channels of the first level, each level below having twice as many; of every layer in dncnn; filters in tnrd. If
+    left out, 32 for `nafnet`, 24 for `restormer`, 48 for `tnrd` and 64 for the others."""
     depth: int = Field(default=5, ge=2, le=8)
-    """Number of levels, the bottleneck included; the input is halved depth - 1 times."""
+    """Number of levels, the bottleneck included; the input is halved depth - 1 times. If left out, 4 for `nafnet` and
+    `restormer` and 5 for the others."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation: over the batch, or over groups of channels of one image."""
     block: Literal["conv-relu-conv-norm-relu", "conv-norm-relu-conv-norm-relu"] = "conv-relu-conv-norm-relu"
@@ -77,24 +86,37 @@ class ModelConfig(BaseModel):
     @property
     def has_batch_norm(self) -> bool:
         """Whether the network normalises over the batch."""
-        return self.name == "dncnn" or ("norm" in _USES[self.name] and self.norm == "batch")
+        return self.name == "dncnn" or ("norm" in USES[self.name] and self.norm == "batch")
 
     def options(self) -> dict[str, Any]:
         """The fields that the architecture has a use for, which are the arguments of its class."""
-        return {name: getattr(self, name) for name in ("width", *_USES[self.name])}
+        return {name: getattr(self, name) for name in ("width", *USES[self.name])}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_by_name(cls, values: Any) -> Any:
+        return {**_SIZES.get(str(values.get("name")), {}), **values} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> ModelConfig:
         for name, field in type(self).model_fields.items():
-            if name in {"name", "width", *_USES[self.name]} or getattr(self, name) == field.default:
+            if name in {"name", "width", *USES[self.name]} or getattr(self, name) == field.default:
                 continue
-            users = " or ".join(f"'{user}'" for user, used in _USES.items() if name in used)
+            users = " or ".join(f"'{user}'" for user, used in USES.items() if name in used)
             raise ValueError(f"{name} needs name = {users}; '{self.name}' has no use for it")
         if self.name == "tnrd" and self.width > MOST_TNRD_FILTERS:
             raise ValueError(f"width = {self.width}: 'tnrd' has {MOST_TNRD_FILTERS} filters of 7 x 7 at most")
         if self.name == "restormer" and self.width % 2:
             raise ValueError(f"width = {self.width}: 'restormer' needs an even one")
         return self
+
+
+def fields_beside(asked: Any, *, preset: dict[str, Any]) -> dict[str, Any]:
+    """A preset's fields but, where another network is asked for, its width and what that has no use for."""
+    name = asked.get("name") if isinstance(asked, dict) else None
+    if not isinstance(name, str) or name not in USES or name == preset["name"]:
+        return preset
+    return {key: value for key, value in preset.items() if key in USES[name]}
 
 
 def checked_config(**fields: Any) -> ModelConfig:

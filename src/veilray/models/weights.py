@@ -65,7 +65,7 @@ def load_weights(path: Path, *, expected: ModelConfig | None = None) -> Weights:
     """Read a weights file.
 
     Raises RunError where the file is missing, cut short, foreign or of another version, where its tensors are not those
-    of its own configuration, and where its configuration is not the `expected` one.
+    of its own configuration or not finite, and where its configuration is not the `expected` one.
     """
     header, tensors = read_tensors(path, format=FORMAT, schema_version=SCHEMA_VERSION)
     try:
@@ -105,6 +105,12 @@ def _check_tensors(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) 
         raise RunError(
             f"{path} says it holds {describe_model(config)}, but {len(differing)} of its tensors do not fit "
             f"({differing[0]} first): the file is damaged, train again or take another checkpoint"
+        )
+    broken = sorted(name for name, value in tensors.items() if not value.isfinite().all())
+    if broken:
+        raise RunError(
+            f"{path} holds numbers that are not finite in {len(broken)} of its tensors ({broken[0]} first): train "
+            "again or take another checkpoint"
         )
 
 

@@ -12,7 +12,7 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from veilray.errors import UsageError
-from veilray.models.config import ModelConfig
+from veilray.models.config import ModelConfig, fields_beside
 from veilray.obfuscation.config import NoiseConfig
 from veilray.training.faults import explain, faults
 
@@ -138,8 +138,8 @@ class TrainConfig(BaseModel):
     def _defaults_by_loss_and_objective(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        strength, count = RECORRUPTION.get(values.get("objective", "auto"), (0.0, 0))
-        weight = LOSS_WEIGHTS.get(values.get("loss", "l1"), 0.0)
+        strength, count = RECORRUPTION.get(str(values.get("objective", "auto")), (0.0, 0))
+        weight = LOSS_WEIGHTS.get(str(values.get("loss", "l1")), 0.0)
         return {"loss_weight": weight, "recorruption": strength, "recorruptions": count, **values}
 
     @model_validator(mode="after")
@@ -268,9 +268,10 @@ class RunConfig(BaseModel):
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a TOML file or a shipped preset (`default`, `paper`), with overrides such as `train.epochs=5`.
+    """Read a TOML file or a shipped preset, such as `default`, with overrides such as `train.epochs=5`.
 
-    Raises UsageError for a missing file, bad TOML, an unknown key or a value of the wrong kind.
+    Where they name another network than a preset's, `fields_beside` says what is left out. Raises UsageError for a
+    missing file, bad TOML, an unknown key or a value of the wrong kind.
     """
     path = Path(source)
     if not path.is_file() and path.name == str(source) and path.name.removesuffix(".toml") in preset_names():
@@ -292,6 +293,11 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, path: Path) -> Run
         own: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
+    asked: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(asked, override)
+    if path.parent == PRESETS:
+        values["model"] = fields_beside(asked.get("model"), preset=values["model"])
     for override in overrides:
         apply_override(values, override)
     version = values.pop("schema_version", SCHEMA_VERSION)

@@ -45,18 +45,20 @@ def _text(size: tuple[int, int]) -> str:
 def sets_of(data: Cohort | Release, config: RunConfig) -> dict[str, Rows]:
     """Rows of each set by its name.
 
-    Raises CohortError for images that cannot be trained on together, or are too few, UsageError for a crop that is too
-    large.
+    Raises CohortError for images that cannot be trained on together, are too small or too few, UsageError for a crop
+    that is too large or too small.
     """
     crop = config.train.crop
     if len(data.sizes) > 1 and not crop:
         sizes = f"{len(data.sizes)} sizes, {_text(data.sizes[0])} to {_text(data.sizes[-1])}"
         raise CohortError(f"{data.path} holds images of {sizes}; import them with --size, or set train.crop")
     small = min(min(size) for size in data.sizes)
+    if small < SMALLEST:
+        raise CohortError(f"{data.path} holds images of {small} pixels a side; networks and metrics need {SMALLEST}")
     if crop > small:
         raise UsageError(f"train.crop = {crop} is larger than the smallest side of an image, {small}")
-    if (crop or small) < SMALLEST:
-        raise CohortError(f"{data.path} holds images of {small} pixels a side; networks and metrics need {SMALLEST}")
+    if 0 < crop < SMALLEST:
+        raise UsageError(f"train.crop = {crop} is too small: networks and metrics need {SMALLEST} pixels a side")
     codes = image_split(data.image_ids, seed=config.split.seed) if config.split.rule == "paper" else data.split_codes
     sets: dict[str, Rows] = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
     for name in ("train", "validation"):

@@ -50,6 +50,20 @@ def feature_distance(path: Path, *, sha256: str) -> LPIPS:
     return LPIPS(backbone=backbone, heads=heads).eval()
 
 
+def backbone_warnings(config: RunConfig) -> list[str]:
+    """What must be said of the perceptual backbone of a configuration whose files are pinned, before a training."""
+    train = config.train
+    if train.loss != "perceptual":
+        return []
+    path = Path(config.launch.perceptual_backbone)
+    if feature_distance(path, sha256=train.perceptual_sha256).published:
+        return []
+    return [
+        f"warning: {path} holds other convolutions than torchvision's AlexNet: it has been altered, or is of another "
+        "training; the network learns what these see"
+    ]
+
+
 def with_pinned_backbone(config: RunConfig) -> RunConfig:
     """The configuration with the digest of its perceptual backbone in it, where its objective needs one.
 
