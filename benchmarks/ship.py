@@ -2,6 +2,7 @@
 
     veilray evaluate RUN --data COHORT --std 0.1,0.2,0.3 --mean 0.1 --out RESULTS
     python benchmarks/ship.py default --run RUN --data COHORT --results RESULTS
+    python benchmarks/ship.py fast --speed      # of what ships already, on this machine, beside the speeds on its card
 
 The scores on the card are those of RESULTS, on the test patients, which neither the training nor the choice of a
 checkpoint has looked at. The speed is measured here, with memory handled as `veilray denoise` does: whole images of
@@ -28,7 +29,7 @@ from veilray.images.radiograph import FloatImage
 from veilray.inference.denoiser import Denoiser
 from veilray.models.build import build_model
 from veilray.models.shipped.card import Card, CardData, CardScore, CardSpeed, config_digest
-from veilray.models.shipped.find import FOLDER
+from veilray.models.shipped.find import FOLDER, shipped_model
 from veilray.parallel.devices import describe_device, keep_freed_memory, use_huge_pages
 from veilray.training.run import RunFolder
 
@@ -55,14 +56,34 @@ CLEAN_IMAGES = 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(MOST_BYTES))
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="the cohort it was trained on")
-    parser.add_argument("--results", type=Path, required=True, help="what veilray evaluate wrote, a folder a level")
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--data", type=Path, help="the cohort it was trained on")
+    parser.add_argument("--results", type=Path, help="what veilray evaluate wrote, a folder a level")
+    parser.add_argument("--speed", action="store_true", help="only add this machine's speed to the card of what ships")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where weights and card go; the package by default")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     use_huge_pages()
     keep_freed_memory()
+    if options.speed:
+        _add_speed(options.name, options.out, options.rounds)
+        return
+    missing = [f"--{name}" for name in ("run", "data", "results") if not getattr(options, name)]
+    if missing:
+        parser.error(f"missing: {', '.join(missing)}")
+    _ship(options)
+
+
+def _add_speed(name: str, folder: Path, rounds: int) -> None:
+    model = shipped_model(name)
+    measured = _speed(model.weights, rounds)
+    others = tuple(one for one in model.card.speed if one.device != measured.device)
+    card = model.card.model_copy(update={"speed": (*others, measured)})
+    write_json(folder / f"{name}.json", card.model_dump(mode="json"))
+    print(f"{name}: {measured.images_per_second:.1f} images/s on {measured.device}")
+
+
+def _ship(options: argparse.Namespace) -> None:
     run, cohort = RunFolder(options.run), Cohort.open(options.data)
     config = run.config().model_dump(mode="json")
     if run.environment()["cohort_digest"] != cohort.digest:
@@ -145,8 +166,8 @@ def _score(folder: Path) -> CardScore:
     )
 
 
-def _speed(run: Path, rounds: int) -> CardSpeed:
-    denoiser = Denoiser.load(run, device="cpu")
+def _speed(source: Path, rounds: int) -> CardSpeed:
+    denoiser = Denoiser.load(source, device="cpu")
     images = torch.rand((8, 1, 256, 256), generator=torch.Generator().manual_seed(0))
     denoiser.denoise(images, mean=0.1, std=0.2)
     seconds = []
