@@ -56,7 +56,7 @@ def _record() -> dict[str, Any]:
                         "at_edge_of_grid": False,
                         "grid": [{"strength": strength, "psnr": 31.5}, {"strength": strength, "psnr": 30.5}],
                     }
-                }
+                },
             }
         },
     }

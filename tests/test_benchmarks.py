@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from veilray.models.shipped.find import shipped_model
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(BENCHMARKS.rglob("*.py"))
 WITH_OPTIONS = [
@@ -68,6 +70,14 @@ def test_every_result_names_its_hardware(path: Path) -> None:
         assert record["hardware"][fact], fact
     assert len(record) > 1, "a record without figures"
     assert (BENCHMARKS / f"{path.stem.partition('-')[0]}.py").is_file(), "a record that no script makes"
+
+
+def test_records_of_what_ships_are_of_the_weights_that_ship() -> None:
+    shipped = {name: shipped_model(name).card.weights_sha256 for name in ("default", "fast")}
+    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS}
+    assert records["breaks"]["weights_sha256"] == shipped["default"]
+    assert records["inventions"]["weights_sha256"]["default"] == shipped["default"]
+    assert records["baselines"]["weights_sha256"][:2] == [shipped["default"], shipped["fast"]]
 
 
 def test_make_bench_runs_scripts_that_exist() -> None:

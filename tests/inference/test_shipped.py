@@ -59,7 +59,7 @@ def test_a_clean_radiograph_comes_out_neither_darker_nor_much_smoother(name: str
         output = denoiser(clean)
         kept.append(_roughness(output) / _roughness(clean))
         shifts.append(abs(float(output.mean() - clean.mean())))
-    assert np.mean(kept) >= 0.8  # about 0.9 today; 1 would be as sharp as it came
+    assert np.mean(kept) >= 0.9  # 0.93 and 0.94 today; 1 would be as sharp as it came
     assert max(shifts) < 0.005
 
 
