@@ -145,7 +145,7 @@ def test_objectives_begin_from_one_start_and_their_last_weights_are_scored(
     before = runs[0].epochs()
     assert frontier._trained("L1", options).epochs() == before
     images = TrainingImages.open(options.data, runs[0].config())
-    found = frontier._measured("L1", frontier._last(runs[0]), images, lambda *_: torch.tensor(0.25), options)
+    found = frontier.measured("L1", frontier._last(runs[0]), images, lambda *_: torch.tensor(0.25), split="test")
     assert found["lpips"]["mean"] == 0.25
     assert {"psnr", "ssim", "blobs invented", "unsupported, 2 to 4 px"} <= found.keys()
     save_weights(options.start, NAFNet(width=4, depth=2, residual=True, inputs="image+mean", fold=2), noise=None)
