@@ -52,6 +52,8 @@ class Recipe:
     environment: Mapping[str, str] = field(default_factory=dict)
     trial_steps: int = 24
     """So many steps tell what one costs; the first half is for warming up."""
+    share: float = 1.0
+    """How much of the minutes given it has: less where a network needs less, more where it starts from nothing."""
 
 
 def make_cohort(folder: Path, data: Path) -> Path:
@@ -81,7 +83,7 @@ def train_all(
             sys.executable,
             script,
             "--minutes",
-            str(minutes),
+            str(minutes * recipes[name].share),
             "--train",
             name,
             str(seed),

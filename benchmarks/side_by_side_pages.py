@@ -13,6 +13,7 @@ _DIFFERENCES = {"psnr": "{:+.2f}", "ssim": "{:+.4f}", "lpips": "{:+.4f}"}
 _PLACES = {"nih": "NIH", "hannover": "Hannover"}
 _NAMES = {
     "default": "`default`",
+    "alone_at_hannover": "from drawn weights, at Hannover alone",
     "every_noise": "trained on, every noise",
     "on_hannover": "trained on, at Hannover",
     "only": "trained on, this noise alone",
@@ -26,9 +27,13 @@ _NAMES = {
 
 def write_specialists(record: dict[str, Any], page: Path = PAGE) -> None:
     """Write the table of what one network for all costs into the page, between its marks."""
-    of_nih = [name for name in record["runs"] if name != "on_hannover"]
-    epochs = f"{_epochs(record, of_nih)} epochs of NIH, {_epochs(record, ['on_hannover'])} of Hannover"
-    facts = f"{_facts(record)} Each network was trained on for {_seconds(record)} ({epochs})."
+    of_nih = [name for name in record["runs"] if "hannover" not in name]
+    epochs = f"{_epochs(record, of_nih)} epochs of NIH, {_epochs(record, ['on_hannover'])} epochs of Hannover"
+    alone = ["alone_at_hannover"]
+    own = f"the one from drawn weights {_seconds(record, alone)} ({_epochs(record, alone)} epochs)"
+    seconds = _seconds(record, ["on_hannover", *of_nih])
+    trained = f"Networks that were trained on had {seconds} seconds of two cores ({epochs})"
+    facts = f"{_facts(record)} {trained}, {own}."
     rows = [
         [place, level, _name(name), *_cells(metrics, _FORMS), *_cells(one["differences"].get(name), _DIFFERENCES)]
         for key, place in _PLACES.items()
@@ -45,15 +50,15 @@ def write_rivals(record: dict[str, Any], page: Path = PAGE) -> None:
         [
             level,
             _name(name),
-            "–" if name == "default" else _epochs(record, [name, f"{name}_{level}"]),
+            "–" if name == "default" else _training(record, [name, f"{name}_{level}"]),
             *_cells(metrics, _FORMS),
             *_cells(one["differences"].get(name), _DIFFERENCES),
         ]
         for level, one in record["nih"].items()
         for name, metrics in one["metrics"].items()
     ]
-    facts = f"{_facts(record)} Each rival was trained for {_seconds(record)}; `default` for longer."
-    header = ["noise", "network", "epochs", "PSNR, dB", "SSIM", "LPIPS", *_header("`default`")]
+    facts = f"{_facts(record)} Seconds of training are of two cores; `default` had more."
+    header = ["noise", "network", "epochs (s)", "PSNR, dB", "SSIM", "LPIPS", *_header("`default`")]
     _write("rivals", f"{facts}\n\n{markdown(header, rows)}", page)
 
 
@@ -82,8 +87,13 @@ def _name(name: str) -> str:
     return _NAMES[name.partition("_0")[0]]
 
 
-def _seconds(record: dict[str, Any]) -> str:
-    return f"{60 * record['minutes_of_two_cores']:.0f} seconds of two cores"
+def _training(record: dict[str, Any], names: list[str]) -> str:
+    return f"{_epochs(record, names)} ({_seconds(record, names)})"
+
+
+def _seconds(record: dict[str, Any], names: list[str]) -> str:
+    """The processor time that the runs of these names took, as seconds of two cores."""
+    return _span({round(60 * run["minutes_of_two_cores"]) for run in _runs(record, names)})
 
 
 def _cells(metrics: dict[str, Any] | None, forms: dict[str, str]) -> list[str]:
@@ -93,5 +103,12 @@ def _cells(metrics: dict[str, Any] | None, forms: dict[str, str]) -> list[str]:
 
 def _epochs(record: dict[str, Any], names: list[str]) -> str:
     """How often the runs of these names saw the training images."""
-    counts = sorted({run["epochs"] for name in names for run in record["runs"].get(name, [])})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return _span({run["epochs"] for run in _runs(record, names)})
+
+
+def _runs(record: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
+    return [run for name in names for run in record["runs"].get(name, [])]
+
+
+def _span(values: set[int]) -> str:
+    return str(min(values)) if len(values) == 1 else f"{min(values)} to {max(values)}"

@@ -13,7 +13,7 @@ from tests.command_line import done, veilray
 from tests.exchange.sites import make_sites
 from tests.privacy.alexnet import random_weights
 
-from veilray.cli.auditing import _attacks, plan_audit
+from veilray.cli.auditing import AuditRequest, _attacks, plan_audit
 from veilray.cohort.cohort import Cohort
 from veilray.files import sha256_file
 from veilray.metrics import lpips
@@ -235,19 +235,15 @@ def test_what_the_ledger_does_not_know_is_composed_with_what_it_does(flow_cohort
     composed = (0.3**-2 + 0.4**-2) ** -0.5
     levels: tuple[float, ...]
     for releases, levels in (([unknown], ()), ([], (0.4, 0.5))):
-        plan = plan_audit(
-            flow_cohort,
-            releases,
+        asked = AuditRequest(
+            originals=flow_cohort,
+            releases=releases,
             levels=levels,
-            mean=0.1,
-            denoiser=None,
-            labels=None,
-            backbone=None,
             extent=extent.QUICK,
             out=tmp_path / "a",
             keys=tmp_path / "keys" / "one",
-            passphrase_file=None,
-        ).plan
+        )
+        plan = plan_audit(asked).plan
         assert plan.composition is not None
         assert plan.composition.least_std == pytest.approx(composed)
         assert "it does not know" in plan.composition.source

@@ -69,19 +69,19 @@ def test_equals_the_plain_network(name: str, norm: str, block: str, residual: bo
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_relu_is_part_of_its_convolution(block: str) -> None:
-    prepared = denoiser(network(block=block))._network
+    prepared = denoiser(network(block=block)).network.module
     assert not any(isinstance(module, nn.ReLU) for module in prepared.modules())
 
 
 @pytest.mark.skipif(not multiplies_bf16(torch.device("cpu")), reason="this processor has no bf16 units")
 def test_in_bf16_a_relu_is_part_of_its_convolution_but_beside_those_in_float32() -> None:
     for name in ("unet", "unetpp"):
-        prepared = denoiser(network(name=name), precision="bf16")._network
+        prepared = denoiser(network(name=name), precision="bf16").network.module
         assert sum(isinstance(module, nn.ReLU) for module in prepared.modules()) == 2
 
 
 def test_no_batch_normalisation_is_left_to_run() -> None:
-    prepared = denoiser(network())._network
+    prepared = denoiser(network()).network.module
     assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
     assert not any(parameter.requires_grad for parameter in prepared.parameters())
 
@@ -98,10 +98,12 @@ def test_bf16_stays_close_and_gives_float32(name: str, norm: str, block: str) ->
     assert 0 < error.abs().max() < 0.05
     # Neither the head nor the residual addition is rounded to bf16's eight digits.
     assert not torch.equal(output, output.bfloat16().float())
-    first = prepared._network.encoder[0] if name == "unet" else prepared._network.nodes["x0_0"]
+    first = prepared.network.module.encoder[0] if name == "unet" else prepared.network.module.nodes["x0_0"]
     packed = [layer._weight for layer in first.modules() if hasattr(layer, "_weight")]
     assert {tensor.dtype for tensor in (*first.parameters(), *packed)} == {torch.float32}
-    kept = [m for m in prepared._network.modules() if isinstance(m, CONVOLUTIONS) and m.weight.dtype == torch.float32]
+    kept = [
+        m for m in prepared.network.module.modules() if isinstance(m, CONVOLUTIONS) and m.weight.dtype == torch.float32
+    ]
     assert len(set(kept) - set(first.modules())) == (2 if name == "unet" else 3)  # the last, and the heads
     # In float32 from the start: none of them went through bf16.
     assert not any(torch.equal(module.weight, module.weight.bfloat16().float()) for module in kept)
@@ -197,7 +199,7 @@ def test_memory_is_bounded_by_the_tile() -> None:
     model, tile = network(), 64
     prepared = denoiser(model, tile=tile)
     passed: list[int] = []
-    prepared._network.encoder[0].register_forward_hook(lambda _, x, out: passed.append(x[0].numel()))
+    prepared.network.module.encoder[0].register_forward_hook(lambda _, x, out: passed.append(x[0].numel()))
     prepared.denoise(torch.rand(9, 1, 32, 32))
     prepared.denoise(torch.rand(2, 1, 200, 150))
     prepared.denoise(torch.rand(1, 1, 20, 900))

@@ -79,7 +79,7 @@ def audit_command(
 
     Runs at Site One, which holds the originals. Attacks are lower bounds: others may do better.
     """
-    from veilray.cli.auditing import Watching, plan_audit
+    from veilray.cli.auditing import AuditRequest, Watching, plan_audit
     from veilray.privacy.audit import run_audit
     from veilray.privacy.extent import extent_of
     from veilray.privacy.policy import check_policy, read_policy
@@ -88,9 +88,9 @@ def audit_command(
         raise UsageError("--quick and --full exclude each other")
     policy = read_policy(gate) if gate is not None else None
     effort: Effort = "quick" if quick else "full" if full else "default"
-    prepared = plan_audit(
-        originals,
-        releases or [],
+    asked = AuditRequest(
+        originals=originals,
+        releases=releases or [],
         levels=_levels(std),
         mean=mean,
         denoiser=denoiser,
@@ -103,6 +103,7 @@ def audit_command(
         model=model,
         images=images,
     )
+    prepared = plan_audit(asked)
     if policy is not None:
         known = [name for name, count in prepared.plan.data.labels.counts().items() if count]
         variants = {one.name: one.kind for one in prepared.plan.variants}

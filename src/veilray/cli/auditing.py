@@ -71,48 +71,60 @@ class Prepared:
         shutil.rmtree(self.private, ignore_errors=True)
 
 
-def plan_audit(
-    originals: Path,
-    releases: Sequence[Path],
-    *,
-    levels: Sequence[float],
-    mean: float,
-    denoiser: str | None,
-    labels: Path | None,
-    backbone: Path | None,
-    extent: Extent,
-    out: Path,
-    keys: Path | None,
-    passphrase_file: Path | None,
-    model: Path | None = None,
-    images: int | None = None,
-) -> Prepared:
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest:
+    """What whoever runs an audit asks for."""
+
+    originals: Path
+    releases: Sequence[Path] = ()
+    levels: Sequence[float] = ()
+    """Standard deviations of noise that is made for the audit alone, with `mean`."""
+    mean: float = 0.1
+    denoiser: str | None = None
+    model: Path | None = None
+    """The run whose training set is guessed at; the denoiser's where none is named."""
+    labels: Path | None = None
+    backbone: Path | None = None
+    keys: Path | None = None
+    """Site One's keys, whose ledger says what left before."""
+    passphrase_file: Path | None = None
+    images: int | None = None
+    """So many at most; all where it is None."""
+    extent: Extent
+    out: Path
+
+    @property
+    def private(self) -> Path:
+        """The folder for denoised images."""
+        return self.out / PRIVATE
+
+
+def plan_audit(asked: AuditRequest) -> Prepared:
     """Open and check everything; UsageError where there is nothing to attack, DataError where it does not fit."""
     from veilray.cohort.cohort import Cohort
     from veilray.cohort.release import Release
 
-    if not releases and not levels:
+    if not asked.releases and not asked.levels:
         raise UsageError("nothing to attack: name a release, or levels of noise to try with --std 0.1,0.2,0.3")
-    cohort = Cohort.open(originals)
-    _check_out(out, [originals, *releases])
-    opened = [Release.open(path) for path in releases]
+    cohort = Cohort.open(asked.originals)
+    _check_out(asked.out, [asked.originals, *asked.releases])
+    opened = [Release.open(path) for path in asked.releases]
     for folder in (cohort, *opened):
         folder.verify()
-    found = open_originals(cohort, labels=labels, most=images)
+    found = open_originals(cohort, labels=asked.labels, most=asked.images)
     of_releases = _of_releases(opened, cohort, found)
-    simulated = [simulated_variant(found.data, mean=mean, std=level, seed=_NOISE_SEED) for level in levels]
+    simulated = [simulated_variant(found.data, mean=asked.mean, std=level, seed=_NOISE_SEED) for level in asked.levels]
     noisy = [*of_releases, *simulated]
-    attacked = [*noisy, *_restored(noisy, denoiser, found.data, extent=extent, folder=out / PRIVATE)]
+    attacked = [*noisy, *_restored(noisy, found.data, asked)]
     unrestored: list[Skipped] = []
-    if extent.for_scale:
-        attacked, unrestored = _for_scale(noisy, attacked, found.data, folder=out / PRIVATE)
-    membership, unasked = _membership(model, denoiser, originals, releases, extent=extent, folder=out / PRIVATE)
-    composition = _composition(cohort, found, opened, of_releases, levels, keys, passphrase_file)
+    if asked.extent.for_scale:
+        attacked, unrestored = _for_scale(noisy, attacked, found.data, folder=asked.private)
+    membership, unasked = _membership(asked)
     plan = AuditPlan(
         data=found.data,
         variants=[clean_variant(found.data), *attacked],
-        attacks=[*_attacks(extent, backbone), *membership],
-        extent=extent,
+        attacks=[*_attacks(asked.extent, asked.backbone), *membership],
+        extent=asked.extent,
         grey_step=found.grey_step,
         releases=tuple(
             audited_release(release, variant, found.data) for release, variant in zip(opened, of_releases, strict=True)
@@ -122,11 +134,11 @@ def plan_audit(
         subtractable=any(release.record.subtractable for release in opened),
         left_out=found.left_out,
         labels_known=found.labels_known,
-        composition=composition,
-        not_possible=(*_beforehand(extent, denoiser, keys), *unrestored, *unasked),
+        composition=_composition(cohort, found, opened, of_releases, asked),
+        not_possible=(*_beforehand(asked), *unrestored, *unasked),
     )
     warnings = (*found.labels_known, *found.labels_not_understood)
-    return Prepared(plan=plan, private=out / PRIVATE, warnings=warnings)
+    return Prepared(plan=plan, private=asked.private, warnings=warnings)
 
 
 class Watching:
@@ -182,19 +194,18 @@ def _of_releases(releases: Sequence[Release], cohort: Cohort, originals: Origina
     ]
 
 
-def _restored(
-    noisy: Sequence[Variant], model: str | None, data: AuditData, *, extent: Extent, folder: Path
-) -> list[Variant]:
-    if model is None:
+def _restored(noisy: Sequence[Variant], data: AuditData, asked: AuditRequest) -> list[Variant]:
+    if asked.denoiser is None:
         return []
     from veilray.inference.denoiser import Denoiser
 
-    network: Denoiser = Denoiser.load(model)
+    network: Denoiser = Denoiser.load(asked.denoiser)
     if network.origin is None:
-        raise UsageError(f"--denoiser {model} has no file of weights; give a run folder or an exported model")
+        raise UsageError(f"--denoiser {asked.denoiser} has no file of weights; give a run folder or an exported model")
     digest = f"{network.origin.weights_sha256} {network.origin.head}"
     return [
-        denoised_variant(one, network, folder=folder, data=data, digest=digest, most=extent.denoised) for one in noisy
+        denoised_variant(one, network, folder=asked.private, data=data, digest=digest, most=asked.extent.denoised)
+        for one in noisy
     ]
 
 
@@ -258,27 +269,25 @@ def _composition(
     originals: Originals,
     releases: Sequence[Release],
     variants: Sequence[Variant],
-    levels: Sequence[float],
-    keys: Path | None,
-    passphrase_file: Path | None,
+    asked: AuditRequest,
 ) -> Composition | None:
     """What left of the images before, by the ledger, with what is audited; without it, by the releases at hand."""
     from veilray.privacy.formal import composition_of
 
-    if keys is None:
+    if asked.keys is None:
         if len(releases) < 2:
             return None
         together = releases_together(releases, variants, originals.data)
         return composition_of(together, source="the releases named here", notes=taken_for_granted(releases))
-    left, known = _left(cohort, originals, keys, passphrase_file)
+    left, known = _left(cohort, originals, asked.keys, asked.passphrase_file)
     new = [pair for pair in zip(releases, variants, strict=True) if pair[0].record.release_id not in known]
-    if not (new or levels):
+    if not (new or asked.levels):
         return composition_of(left, source=LEDGER)
     # What the ledger does not know counts as independent of what it does: it cannot tell that one secret made both.
     unknown = [one for one, _ in new]
     added = releases_together(unknown, [one for _, one in new], originals.data)
     # Levels of --std are tried instead of each other: the least noisy one is what could leave.
-    tried = [[min(levels)]] if levels else []
+    tried = [[min(asked.levels)]] if asked.levels else []
     together = [composed_std([[one], [other], *tried]) for one, other in zip(left, added, strict=True)]
     source = f"{LEDGER}, with what is audited here and it does not know"
     return composition_of(together, source=source, notes=taken_for_granted(unknown))
@@ -296,51 +305,43 @@ def _left(
         return stds, {line.release.release_id for line in ledger.releases()}
 
 
-def _beforehand(extent: Extent, denoiser: str | None, keys: Path | None) -> list[Skipped]:
+def _beforehand(asked: AuditRequest) -> list[Skipped]:
     """What this audit does not even try."""
     found = []
-    if denoiser is None and not extent.for_scale:
+    if asked.denoiser is None and not asked.extent.for_scale:
         reason = "no denoiser was given (--denoiser): what a trained network makes of the images was not attacked"
         found.append(Skipped(attack=RECONSTRUCTION, reason=reason))
-    elif not extent.learns_denoised:
+    elif not asked.extent.learns_denoised:
         reason = "under --quick denoised images are only linked and scored"
         found += [Skipped(attack=name, reason=reason) for name in (REIDENTIFICATION, ATTRIBUTES)]
-    if not extent.for_scale:
+    if not asked.extent.for_scale:
         reason = (
             "blur, down-sampling, pixelation and stronger noise are attacked for scale, and a network is trained to "
             "undo each, under --full"
         )
         found.append(Skipped(attack="other obfuscations", reason=reason))
-    if keys is None:
+    if asked.keys is None:
         reason = "no ledger was given (--keys): what left of these images in other releases is not in these figures"
         found.append(Skipped(attack="composition", reason=reason))
     return found
 
 
-def _membership(
-    model: Path | None,
-    denoiser: str | None,
-    cohort: Path,
-    releases: Sequence[Path],
-    *,
-    extent: Extent,
-    folder: Path,
-) -> tuple[list[NamedAttack], list[Skipped]]:
+def _membership(asked: AuditRequest) -> tuple[list[NamedAttack], list[Skipped]]:
     """The attack on the model that is to leave, the denoiser where none is named; or why there is none."""
     from veilray.errors import DataError
     from veilray.privacy.attacks import membership_attack
 
-    asked = model or (Path(denoiser) if denoiser is not None else None)
-    if asked is None:
+    model = asked.model or (Path(asked.denoiser) if asked.denoiser is not None else None)
+    if model is None:
         reason = "whether a patient was in the training set of a released model is attacked with --model RUN"
         return [], [Skipped(attack=MEMBERSHIP, reason=reason)]
     try:
-        attack = membership_attack(asked, cohort, folder=folder, releases=releases)
+        attack = membership_attack(model, asked.originals, folder=asked.private, releases=asked.releases)
     except (DataError, UsageError) as error:
-        if model is not None:
+        if asked.model is not None:
             raise
         told = str(error).rstrip(".")
         reason = f"the denoiser is no run on this cohort, or cannot be asked ({told}); name a run with --model"
         return [], [Skipped(attack=MEMBERSHIP, reason=reason)]
     reason = f"the {LIRA} trains 16 networks or more, under --full"
-    return [attack], [] if extent.shadows else [Skipped(attack=MEMBERSHIP, reason=reason)]
+    return [attack], [] if asked.extent.shadows else [Skipped(attack=MEMBERSHIP, reason=reason)]

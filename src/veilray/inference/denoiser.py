@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,23 +14,17 @@ from torch import Tensor
 from veilray.errors import ImageError, UsageError
 from veilray.images.radiograph import FloatImage
 from veilray.inference.doubts import noise_doubts
-from veilray.inference.engine import Precision, pick_precision, prepare
+from veilray.inference.engine import Precision
 from veilray.inference.given import check_mean, check_pixels, each_std
-from veilray.inference.pooling import pool_statistics
-from veilray.inference.tiles import Tile, plan_tiles, smallest_tile
+from veilray.inference.prepared import PreparedNetwork
 from veilray.models.build import DenoisingNetwork
-from veilray.models.layers import Window, pad_to_multiple, with_noise_maps
+from veilray.models.layers import pad_to_multiple, with_noise_maps
 from veilray.models.unetpp import UNetPlusPlus
 from veilray.models.weights import model_of
 from veilray.obfuscation.config import NoiseConfig, Recorruption
 from veilray.obfuscation.estimate import estimate_noise_std
 from veilray.parallel.devices import pick_device
 from veilray.training.source import open_weights
-
-TILE = 1024
-PROCESSOR_PIXELS = 256 * 256
-"""Pixels that go through the network at once on a processor, of images that are no larger: more leave its caches."""
-SETTLED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -75,16 +68,7 @@ class Denoiser:
         self._recorruption = recorruption
         self.config = model.config
         self.noise = noise
-        self.device = pick_device(device)
-        self.dtype = pick_precision(precision, self.device)
-        self._network = prepare(model, device=self.device, dtype=self.dtype)
-        self._pool, self._norms = pool_statistics(self._network)
-        self._stride = model.stride
-        self._halo = -(-model.receptive_radius // model.stride) * model.stride
-        smallest = smallest_tile(halo=self._halo, stride=self._stride)
-        self.tile = max(TILE, 2 * smallest) if tile is None else tile
-        if self.tile < smallest:
-            raise UsageError(f"tile = {tile} is too small for this network: it needs at least {smallest} pixels")
+        self.network = PreparedNetwork(model, device=pick_device(device), precision=precision, tile=tile)
 
     @property
     def takes_std(self) -> bool:
@@ -92,9 +76,24 @@ class Denoiser:
         return self.config.channels_in > 2 or self._recorruption is not None
 
     @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The arithmetic of most of its layers."""
+        return self.network.dtype
+
+    @property
+    def tile(self) -> int:
+        """Side of the largest square that goes through the network at once."""
+        return self.network.tile
+
+    @property
     def keeps_statistics(self) -> bool:
         """Whether the tiles of an image share statistics, which are kept meanwhile: one thread at a time, then."""
-        return bool(self._norms)
+        return self.network.keeps_statistics
 
     @classmethod
     def load(
@@ -183,8 +182,11 @@ class Denoiser:
         """(N, 1, H, W), about [0, 1] -> (N, 1, H, W), float32, not clamped, on the device of `noisy`.
 
         `mean` and `std` of the noise, one for all images or (N,), are made up for, assumed or estimated as `__call__`
-        does it. A network that was trained on clamped noise gets the images clamped to [0, 1].
+        does it. A network that was trained on clamped noise gets the images clamped to [0, 1]. Raises UsageError for
+        another shape.
         """
+        if noisy.ndim != 4 or noisy.shape[1] != 1:
+            raise UsageError(f"images come as (N, 1, H, W); these have shape {tuple(noisy.shape)}")
         if not noisy.numel():
             return noisy.float()
         noisy, mean = self._with_trained_mean(noisy, mean)
@@ -217,15 +219,19 @@ class Denoiser:
         added = self._recorruption.strength * known
         return added.view(-1, 1, 1, 1), (known.square() + added.square()).sqrt()
 
+    def network_inputs(
+        self, noisy: Tensor, *, mean: float | Tensor | None = None, std: float | Tensor | None = None
+    ) -> Tensor:
+        """What the network is given for (N, 1, H, W): (N, 1 + K, H', W'), padded, with maps of what it is told.
+
+        `mean` and `std` as for `denoise`; of a network that adds noise, what it is given without.
+        """
+        noisy, mean = self._with_trained_mean(noisy, mean)
+        return self._inputs(noisy, mean, std)
+
     def _denoised(self, noisy: Tensor, *, mean: float | Tensor, std: float | Tensor | None) -> Tensor:
         height, width = noisy.shape[-2:]
-        padded = self._inputs(noisy, mean, std)
-        pixels = padded.shape[-2] * padded.shape[-1]
-        if pixels <= self.tile**2:
-            output = self._whole(padded, batch=max(1, self._at_once() // pixels))
-        else:
-            output = torch.cat([self._tiled(image) for image in torch.split(padded, 1)])
-        return output[..., :height, :width].contiguous()
+        return self.network(self._inputs(noisy, mean, std))[..., :height, :width].contiguous()
 
     def _with_trained_mean(self, noisy: Tensor, mean: float | Tensor | None) -> tuple[Tensor, float | Tensor]:
         """Images shifted to the nearest mean that the network was trained on, clamped where the training's were.
@@ -249,7 +255,7 @@ class Denoiser:
 
     def _inputs(self, noisy: Tensor, mean: float | Tensor, std: float | Tensor | None) -> Tensor:
         """What the network is given, (N, 1 + K, H, W): the images, padded, and maps of what it is told of each."""
-        return with_noise_maps(pad_to_multiple(noisy.float(), self._stride), self._told(noisy, mean, std))
+        return with_noise_maps(pad_to_multiple(noisy.float(), self.network.stride), self._told(noisy, mean, std))
 
     def _told(self, noisy: Tensor, mean: float | Tensor, std: float | Tensor | None) -> Tensor:
         """(N, K): the K numbers of each image's noise that the network takes as inputs."""
@@ -262,67 +268,6 @@ class Denoiser:
                 std = _estimated(noisy, clip=clip)
             told.append(torch.as_tensor(std, dtype=torch.float32).expand(len(noisy)))
         return torch.stack(told, dim=1) if told else torch.empty((len(noisy), 0))
-
-    def _at_once(self) -> int:
-        return min(self.tile**2, PROCESSOR_PIXELS) if self.device.type == "cpu" else self.tile**2
-
-    def _whole(self, padded: Tensor, *, batch: int) -> Tensor:
-        """Some images at a time; on a processor each thread takes others, for several on one wait at every layer."""
-        parts, threads = torch.split(padded, batch), torch.get_num_threads()
-        if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
-            return torch.cat([self._together(images) for images in parts])
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as hands:
-                return torch.cat(list(hands.map(self._together, parts)))
-        finally:
-            torch.set_num_threads(threads)  # also what threads begin with that are born later
-
-    @torch.no_grad()
-    def _together(self, images: Tensor) -> Tensor:
-        output: Tensor = self._network(self._placed(images)).to(images.device)
-        return output
-
-    def _tiled(self, image: Tensor) -> Tensor:
-        """(1, C, H, W) -> (1, 1, H, W), tile by tile."""
-        height, width = image.shape[-2:]
-        tiles = plan_tiles(height, width, tile=self.tile, halo=self._halo, stride=self._stride)
-        try:
-            self._pool.mode = "collect"
-            for _ in self._norms:  # after as many passes as there are layers, the last one is exact
-                self._pass(image, tiles)
-                if max([norm.settle() for norm in self._norms]) < SETTLED:
-                    break
-            self._pool.mode = "apply"
-            return self._pass(image, tiles)
-        finally:
-            self._pool.mode = "own"
-            for norm in self._norms:
-                norm.forget()
-
-    def _pass(self, image: Tensor, tiles: Sequence[Tile]) -> Tensor:
-        """Every tile through the network once, as many at a time as `tile` allows."""
-        output = torch.empty_like(image[:, :1], memory_format=torch.contiguous_format)
-        first = tiles[0]
-        area = (first.rows.stop - first.rows.start) * (first.columns.stop - first.columns.start)
-        batch = max(1, self.tile**2 // area)
-        for index in range(0, len(tiles), batch):
-            chosen = tiles[index : index + batch]
-            window = Window(
-                tops=tuple(tile.rows.start for tile in chosen),
-                lefts=tuple(tile.columns.start for tile in chosen),
-                height=image.shape[-2],
-                width=image.shape[-1],
-            )
-            cut = [image[..., t.rows.start : t.rows.stop, t.columns.start : t.columns.stop] for t in chosen]
-            self._pool.at(chosen)
-            results = self._network.forward_tiles(self._placed(torch.cat(cut)), window).to(image.device)
-            for tile, result in zip(chosen, results, strict=True):
-                kept = result[:, tile.rows.kept, tile.columns.kept]
-                output[0, :, tile.rows.first : tile.rows.last, tile.columns.first : tile.columns.last] = kept
-        return output
-
-    def _placed(self, images: Tensor) -> Tensor:
-        return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
 
 def _estimated(noisy: Tensor, *, clip: bool) -> Tensor:

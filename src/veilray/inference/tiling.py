@@ -9,7 +9,6 @@ from torch import Tensor
 
 from veilray.errors import UsageError
 from veilray.inference.denoiser import Denoiser
-from veilray.inference.tiles import plan_tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +33,12 @@ def tiling_difference(
     where the images are too small to be tiled.
     """
     height, width = noisy.shape[-2:]
-    padded = denoiser._inputs(*denoiser._with_trained_mean(noisy, mean), std)
-    tiles = plan_tiles(
-        padded.shape[-2], padded.shape[-1], tile=denoiser.tile, halo=denoiser._halo, stride=denoiser._stride
-    )
-    if padded.shape[-2] * padded.shape[-1] <= denoiser.tile**2 or len(tiles) == 1:
+    inputs, network = denoiser.network_inputs(noisy, mean=mean, std=std), denoiser.network
+    tiles = network.tiles(inputs)
+    if inputs.shape[-2] * inputs.shape[-1] <= network.tile**2 or len(tiles) == 1:
         raise UsageError(f"images of {width} x {height} fit one tile of {denoiser.tile} pixels: nothing to compare")
-    tiled = torch.cat([denoiser._tiled(image) for image in torch.split(padded, 1)])
-    difference = (tiled - denoiser._whole(padded, batch=1))[..., :height, :width]
+    tiled = torch.cat([network.tiled(image) for image in torch.split(inputs, 1)])
+    difference = (tiled - network.whole(inputs, batch=1))[..., :height, :width]
     rows = sorted({tile.rows.first for tile in tiles} - {0})
     columns = sorted({tile.columns.first for tile in tiles} - {0})
     steps = [difference[..., row, :] - difference[..., row - 1, :] for row in rows if row < height]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +114,11 @@ def _check_tensors(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) 
 
 
 def describe_model(config: ModelConfig) -> str:
-    """A model in one line: its name and whatever is not a default."""
-    fields = json.loads(config.model_dump_json(exclude={"name"}))
-    defaults = ModelConfig().model_dump()
-    shown = {"width": config.width, "depth": config.depth}
-    shown |= {name: value for name, value in fields.items() if name not in shown and value != defaults[name]}
+    """A model in one line: its name, its sizes and whatever is not a default."""
+    defaults = ModelConfig()
+    shown = {
+        name: value
+        for name, value in config.options().items()
+        if name in ("width", "depth") or value != getattr(defaults, name)
+    }
     return f"{config.name} ({', '.join(f'{name} {value}' for name, value in shown.items())})"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from veilray.metrics.psnr import psnr
 from veilray.parallel.group import ALONE, Group
+from veilray.training.batch import Batch
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
 from veilray.training.launch import autocast, laid_out
@@ -46,23 +47,20 @@ def validate(
         if stops():
             stopped = 1.0
             break
-        if objective is not None:
-            assert batch.drawn is not None
-            loss += objective.criterion(batch.noisy, batch.known, batch.drawn).double().sum().item()
-        if objective is None or images.holds_clean:
-            if objective is None:
-                with autocast(config.launch, device):
-                    output = model(laid_out(batch.network_input(config.model), config.launch)).float()
-            else:
-                assert batch.drawn is not None
-                output = objective.estimates(batch.noisy, batch.known, batch.drawn)
+        output: Tensor | None
+        if objective is None:
+            output = _output(model, batch, config, device)
             clock.lap("validation")
-            decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
-            if objective is None:
-                loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
-            clock.lap("metrics")
+            loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
         else:
+            assert batch.drawn is not None
+            given = (batch.noisy, batch.known, batch.drawn)
+            loss += objective.criterion(*given).double().sum().item()
+            output = objective.estimates(*given) if images.holds_clean else None
             clock.lap("validation")
+        if output is not None:
+            decibels += psnr(output.clamp(0.0, 1.0), batch.clean, data_range=1.0).double().sum().item()
+        clock.lap("metrics")
     count = len(images.sets["validation"])
     if group.joined:
         # The lead's, because nothing promises that all ranks add up in one order, and all must choose the same epoch.
@@ -72,3 +70,9 @@ def validate(
     if stopped:
         return None
     return loss / count, decibels / count if images.holds_clean else None
+
+
+def _output(model: nn.Module, batch: Batch, config: RunConfig, device: torch.device) -> Tensor:
+    with autocast(config.launch, device):
+        output: Tensor = model(laid_out(batch.network_input(config.model), config.launch)).float()
+        return output
