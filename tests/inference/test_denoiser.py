@@ -295,6 +295,12 @@ def test_what_is_no_image_is_refused(shape: tuple[int, ...]) -> None:
         denoiser(network())(np.zeros(shape, np.float32))
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (2, 3, 8, 8), (1, 1, 1, 8, 8)])
+def test_tensors_that_are_no_images_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"\(N, 1, H, W\)"):
+        denoiser(network()).denoise(torch.zeros(shape))
+
+
 def test_pixels_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(UsageError, match="finite"):
         denoiser(network())(np.full((8, 8), np.nan, np.float32))
