@@ -122,7 +122,7 @@ def test_objectives_begin_from_one_start_and_their_last_weights_are_scored(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frontier = script("frontier")
-    monkeypatch.setattr("veilray.inference.denoiser.pick_precision", lambda *_: torch.float32)  # names stay
+    monkeypatch.setattr("veilray.inference.prepared.pick_precision", lambda *_: torch.float32)  # names stay
     monkeypatch.setattr(frontier, "COMMON", [*frontier.COMMON, "train.crop=32", "train.batch_size=8"])
     network = NAFNet(width=4, depth=2, residual=True, inputs="image+mean", fold=2)
     save_weights(tmp_path / "start.safetensors", network, noise=frontier.NOISE)

@@ -12,7 +12,7 @@ from tests.command_line import SMALL, done, make_cohort
 
 def in_float32(patch: pytest.MonkeyPatch) -> None:
     """Let networks compute in float32 on processors with bf16 units, too, where scores are compared closely."""
-    patch.setattr("veilray.inference.denoiser.pick_precision", lambda *_: torch.float32)
+    patch.setattr("veilray.inference.prepared.pick_precision", lambda *_: torch.float32)
 
 
 @pytest.fixture(autouse=True)

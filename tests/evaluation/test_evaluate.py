@@ -6,6 +6,7 @@ import csv
 import errno
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ import torch
 from skimage.metrics import structural_similarity
 
 from veilray.cohort.cohort import Cohort
-from veilray.errors import CohortError, VeilrayError
+from veilray.errors import CohortError, RunError, VeilrayError
 from veilray.evaluation import results
+from veilray.evaluation.compare import compare
 from veilray.evaluation.evaluate import evaluate_run
 from veilray.evaluation.results import PER_IMAGE, SUMMARY, Summary, read_scores, read_summary
 from veilray.evaluation.scoring import Perceptual
+from veilray.evaluation.subject import open_images, open_subject
 from veilray.metrics.lpips import load_lpips
 from veilray.models.weights import load_model
 from veilray.training.config import RunConfig
@@ -214,3 +217,21 @@ def test_lpips_with_a_backbone_scores_each_image(tmp_path: Path, lpips_backbone:
     mean = summary.methods["noisy"]["lpips"]
     assert mean is not None
     assert mean.mean == pytest.approx(np.mean([value for value in noisy.values() if value is not None]))
+
+
+def test_a_run_that_was_trained_on_since_is_not_compared_by_old_scores(own_paper_run: Path) -> None:
+    assert compare([own_paper_run])
+    weights = own_paper_run / "checkpoints" / "best.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    with pytest.raises(RunError, match="trained on since it was evaluated"):
+        compare([own_paper_run])
+
+
+@pytest.mark.parametrize("train", [{"objective": "noise2noise", "second_digest": "1" * 64}, {"clean_digest": "2" * 64}])
+def test_what_stood_beside_the_training_does_not_matter_for_its_scores(
+    paper_run: Path, scored_cohort: Path, train: dict[str, str]
+) -> None:
+    run = open_subject(paper_run)
+    beside = run.config.model_copy(update={"train": run.config.train.model_copy(update=train)})
+    images = open_images(replace(run, config=beside), scored_cohort)
+    assert images.choice.objective == "supervised"

@@ -301,6 +301,18 @@ def test_tensors_that_are_no_images_are_refused(shape: tuple[int, ...]) -> None:
         denoiser(network()).denoise(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (2, 1, 64, 64)])
+def test_several_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=rf"\(N, H, W\).*{shape[0]}"):
+        denoiser(network(inputs="image+mean+std")).several(np.zeros(shape, np.float32))
+
+
+def test_what_a_network_is_told_lies_where_its_images_lie() -> None:
+    noisy, stds = torch.zeros((2, 1, 16, 16), device="meta"), torch.zeros(2, device="meta")
+    inputs = denoiser(network(inputs="image+mean+std")).network_inputs(noisy, mean=0.1, std=stds)
+    assert inputs.device == noisy.device
+
+
 def test_pixels_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(UsageError, match="finite"):
         denoiser(network())(np.full((8, 8), np.nan, np.float32))

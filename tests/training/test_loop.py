@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -331,3 +332,17 @@ def test_without_a_complete_checkpoint_nothing_is_forgotten(cohort: Path, tmp_pa
     with pytest.raises(RunError, match=r"no checkpoint .* is complete"):
         train_here(config, cohort, tmp_path / "run")
     assert len(RunFolder(tmp_path / "run").epochs()) == 2
+
+
+def test_a_history_with_an_unreadable_line_is_not_cut_down(make_run: Callable[..., Path]) -> None:
+    run = RunFolder(make_run("run"))
+    path = run.path / "metrics.jsonl"
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole + '{"event": "ep', encoding="utf-8")
+    assert len(run.epochs()) == len(whole.splitlines())
+    first, *others = whole.splitlines()
+    foreign = first.replace('"step"', '"steps"')
+    path.write_text("\n".join([foreign, *others]) + "\n", encoding="utf-8")
+    with pytest.raises(RunError, match="line 1, is no record of an epoch"):
+        run.forget_after(10)
+    assert foreign in path.read_text(encoding="utf-8")

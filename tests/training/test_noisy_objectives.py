@@ -30,6 +30,7 @@ from veilray.training.data import TrainingImages
 from veilray.training.draws import draw
 from veilray.training.objectives.blind import _halves, blind_spot_losses, neighbour_losses, second_losses
 from veilray.training.objectives.build import build_objective, noisy_only
+from veilray.training.objectives.choose import choose_objective
 from veilray.training.objectives.recorrupted import recorrupted, recorrupted_losses, recorruption_log_likelihood
 from veilray.training.objectives.sure import sure_losses
 from veilray.training.run import RunFolder
@@ -379,7 +380,7 @@ def two(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     return folder / "1", folder / "2"
 
 
-def test_two_releases_are_matched_by_name_and_trained_on(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_releases_are_matched_by_name_and_trained_on(cohort: Path, two: tuple[Path, Path]) -> None:
     config = small_config(train={"objective": "noise2noise", "crop": 24, "flips": True})
     images = TrainingImages.open(two[0], config, second=two[1])
     batch = images.training_batch(0, 0, CPU)
@@ -395,6 +396,10 @@ def test_two_releases_are_matched_by_name_and_trained_on(two: tuple[Path, Path],
         TrainingImages.open(two[0], small_config(train={"objective": "noise2noise"}))
     with pytest.raises(UsageError, match="go together"):
         TrainingImages.open(two[0], small_config(), second=two[1])
+    with pytest.raises(UsageError, match="exclude each other"):
+        TrainingImages.open(two[0], small_config(train={"objective": "noise2noise"}), second=two[1], clean=cohort)
+    with pytest.raises(UsageError, match="go together"):  # neither where clean images are there, and `auto` takes them
+        choose_objective(small_config(), clip=True, clean=True, second=True, path=two[0])
     with pytest.raises(UsageError, match="begun with --second"):
         TrainingImages.open(
             two[0],

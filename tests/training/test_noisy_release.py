@@ -296,3 +296,15 @@ def test_a_cohort_may_be_trained_on_as_if_it_were_a_release(cohort: Path) -> Non
     assert second.drawn is not None
     assert second.drawn.signs is not None
     assert not torch.equal(first.drawn.signs[0], second.drawn.signs[place])
+
+
+@pytest.mark.parametrize("objective", ["noisier2noise", "r2r", "censored_r2r"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_what_an_objective_draws_is_independent_of_the_noise(cohort: Path, objective: str, fresh: bool) -> None:
+    noise = {"clip": objective == "censored_r2r", "fresh": fresh}
+    images = TrainingImages.open(cohort, small_config(train={"objective": objective}, noise=noise))
+    batch = images.training_batch(0, 0, CPU)
+    assert batch.drawn is not None
+    assert batch.drawn.normals is not None
+    both = torch.stack([(batch.noisy - batch.clean).flatten(), batch.drawn.normals.flatten()])
+    assert abs(torch.corrcoef(both)[0, 1]) < 0.05

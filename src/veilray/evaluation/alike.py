@@ -19,8 +19,10 @@ from veilray.evaluation.results import (
     read_summary,
     read_tuning,
 )
-from veilray.evaluation.subject import subject_of_results
+from veilray.evaluation.subject import Subject, subject_of_results
+from veilray.files import sha256_file
 from veilray.obfuscation.config import NoiseConfig
+from veilray.training.run import RunFolder
 
 NoiseKey = tuple[tuple[float, float], tuple[float, float], bool]
 
@@ -51,6 +53,7 @@ def _read(path: Path) -> Run:
     if MODEL not in summary.methods or not any(score.method == MODEL for score in scores):
         raise RunError(f"{path}: its evaluation has no scores of the trained model; evaluate the run again")
     _check_whole(path, summary, scores)
+    _check_weights(path, summary, subject)
     return Run(
         folder=path,
         config=subject.config,
@@ -73,6 +76,15 @@ def _check_whole(path: Path, summary: Summary, scores: Sequence[ImageScore]) -> 
             raise RunError(f"{path} cannot be reported on: {no_mean(summary)}")
         if len(mine) != summary.n_images or abs(mean - psnr.mean) > 1e-6 * max(1.0, abs(mean)):
             raise RunError(f"{path}: {PER_IMAGE} and {SUMMARY} disagree on {method}; evaluate the run again")
+
+
+def _check_weights(path: Path, summary: Summary, subject: Subject) -> None:
+    """Raise RunError where a run has been trained on since it was evaluated: its weights are no longer those."""
+    if subject.kind != "run" or subject.folder is None or not summary.weights_sha256:
+        return
+    weights = RunFolder(subject.folder).best_weights
+    if weights.is_file() and sha256_file(weights) != summary.weights_sha256:
+        raise RunError(f"{path}: the run has been trained on since it was evaluated; evaluate it again")
 
 
 def _check_alike(runs: Sequence[Run]) -> None:

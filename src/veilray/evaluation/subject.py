@@ -95,8 +95,7 @@ def open_images(
     data = open_scored(path, originals=originals, verify=verify)
     check_data(subject, data)  # before what else may be wrong with data that are others
     if subject.kind == "run":
-        as_trained = originals is None and (isinstance(data, Cohort) or data.pairs)
-        return TrainingImages(data, subject.config if as_trained else for_scoring(subject.config))
+        return TrainingImages(data, for_scoring(subject.config))
     # A release's noise is compared with that of a configuration only where it is set there.
     names = [name for name in RunConfig.model_fields if name != "noise" or isinstance(data, Cohort)]
     return TrainingImages(data, for_scoring(RunConfig(**{name: getattr(subject.config, name) for name in names})))

@@ -165,6 +165,8 @@ class Denoiser:
 
         `std` is one for all of them or one for each. Of several images with the same doubt one warning is given.
         """
+        if pixels.ndim != 3:
+            raise UsageError(f"images come as (N, H, W); these have shape {pixels.shape}")
         check_pixels(pixels)
         check_mean(mean)
         stds = each_std(std, count=len(pixels))
@@ -261,13 +263,13 @@ class Denoiser:
         """(N, K): the K numbers of each image's noise that the network takes as inputs."""
         told = []
         if self.config.channels_in > 1:
-            told.append(torch.as_tensor(mean, dtype=torch.float32).expand(len(noisy)))
+            told.append(torch.as_tensor(mean, dtype=torch.float32, device=noisy.device).expand(len(noisy)))
         if self.config.channels_in > 2:
             if std is None:
                 clip = self.noise is None or self.noise.clip
                 std = _estimated(noisy, clip=clip)
-            told.append(torch.as_tensor(std, dtype=torch.float32).expand(len(noisy)))
-        return torch.stack(told, dim=1) if told else torch.empty((len(noisy), 0))
+            told.append(torch.as_tensor(std, dtype=torch.float32, device=noisy.device).expand(len(noisy)))
+        return torch.stack(told, dim=1) if told else noisy.new_empty((len(noisy), 0), dtype=torch.float32)
 
 
 def _estimated(noisy: Tensor, *, clip: bool) -> Tensor:

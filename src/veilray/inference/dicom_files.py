@@ -66,7 +66,7 @@ def _file(item: SourceItem, out: Path, denoiser: Denoiser, batch: DenoisedBatch,
         target = out / f"{uid}.dcm"
         if target.exists():
             raise ImageError(f"{target} exists already; remove it to denoise again")
-        pixels = denoiser(radiograph.pixels, mean=mean, std=std)
+        pixels = denoiser(radiograph.pixels, mean=mean, std=std, warn=False)
         derived = derived_object(original, pixels, provenance=provenance, key=key)
         out.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients are named in it
         with replacing(target, mode=0o600) as part:

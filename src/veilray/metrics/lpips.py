@@ -63,7 +63,9 @@ class LPIPS(nn.Module):
         super().__init__()
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
-        self.published = features_digest(backbone) == FEATURES_SHA256
+        self.digest = features_digest(backbone)
+        """SHA-256 of the convolutions' values."""
+        self.published = self.digest == FEATURES_SHA256
         """Whether these are the convolutions of LPIPS v0.1, so that its figures can be compared with others'."""
         self.features = nn.ModuleDict()
         for index, (inputs, outputs, kernel, stride, padding) in _CONVOLUTIONS.items():

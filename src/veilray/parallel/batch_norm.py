@@ -64,8 +64,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         self._parameters.update(layer._parameters)
         self._buffers.update(layer._buffers)
         self.train(layer.training)
-        self._rank, self._world_size = group.rank, group.world_size
-        self._exchange = _exchange(group)
+        self._group = group
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise by the statistics of all ranks' images in training, by the running ones otherwise."""
@@ -74,21 +73,21 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         self._check_input_dim(x)
         count, mean, variance, unbiased = self._statistics(x.detach())
         self._follow(mean, unbiased)
-        return _normalise(x, self.weight, self.bias, mean, variance, count, self.eps, self._exchange)
+        return _normalise(x, self.weight, self.bias, mean, variance, count, self.eps, self._group.sum_)
 
     @torch.no_grad()
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Values a channel, float64; mean, variance and unbiased variance of each channel over all ranks."""
         kind = torch.promote_types(x.dtype, torch.float32)
-        rows = x.new_zeros(self._world_size, 1 + 2 * self.num_features, dtype=torch.float64)
+        rows = x.new_zeros(self._group.world_size, 1 + 2 * self.num_features, dtype=torch.float64)
         count = x.numel() // self.num_features
         if count:
             # The scratch statistics are there for their precision: without them half-precision images get half's.
             scratch = x.new_zeros(2, self.num_features, dtype=kind)
             mean, variance = torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0)
-            rows[self._rank] = torch.cat([mean.new_full([1], count), mean, variance * count])
+            rows[self._group.rank] = torch.cat([mean.new_full([1], count), mean, variance * count])
         # Each row is one rank's and zero elsewhere, so that the sum is a gathering, exact to the bit.
-        counts, means, deviations = torch.tensor_split(self._exchange(rows), [1, 1 + self.num_features], dim=1)
+        counts, means, deviations = torch.tensor_split(self._group.sum_(rows), [1, 1 + self.num_features], dim=1)
         total = counts.sum()
         if count <= 1 and float(total) <= 1:
             raise ValueError(f"one value a channel has no variance; got an input of size {tuple(x.shape)} on all ranks")
@@ -107,15 +106,6 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
-
-
-def _exchange(group: Group) -> Exchange:
-    # A function, because copying a model deeply, for the moving average, leaves functions as they are: a group
-    # cannot be copied.
-    def exchange(tensor: Tensor) -> Tensor:
-        return group.sum_(tensor)
-
-    return exchange
 
 
 class _Normalise(torch.autograd.Function):

@@ -49,7 +49,7 @@ def matching_rows(first: Release, second: Release) -> Rows:
         )
     matched = np.array([rows[name] for name in first.image_ids], dtype=np.int64)
     for row, other in enumerate(matched):
-        if _shape(first, row) != _shape(second, int(other)):
+        if first.size(row) != second.size(int(other)):
             raise CohortError(f"image {first.image_id(row)} has another size in {second.path} than in {first.path}")
     _check_own_draws(first, second, matched, std=std)
     return matched
@@ -89,6 +89,8 @@ def with_companions(config: RunConfig, *, clean: Cohort | None, second: Release 
     Raises UsageError where it does not go with the objective, or a run was begun with other companions.
     """
     train = config.train
+    if clean is not None and second is not None:
+        raise UsageError("--clean and --second exclude each other: 'noise2noise' takes no clean images beside it")
     if clean is not None and train.objective == "supervised":
         raise UsageError("--clean goes with an objective that sees no clean image; these data hold clean ones")
     if clean is not None and train.batch_size < 2:
@@ -117,7 +119,3 @@ def second_gather(data: Cohort | Release, second: Release) -> Gather:
         raise UsageError(f"--second goes with a release, and {data.path} is a cohort, which holds the clean images")
     matched = matching_rows(data, second)
     return lambda rows: second.gather_noisy(matched[rows])
-
-
-def _shape(release: Release, row: int) -> tuple[int, int]:
-    return release.pixels.files[int(release.table.places[0].codes[row])].size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,7 @@ class TrainingImages:
         chosen = []
         for place in range(number * size, (number + 1) * size):
             turn, within = divmod(place, len(rows))
-            chosen.append((turn, rows[_generator(self.config.seed, "public", turn).permutation(len(rows))[within]]))
+            chosen.append((turn, rows[_order(self.config.seed, "public", turn, len(rows))[within]]))
         batches = []
         for own in _shares(size, parts, group):
             images = [self._training_images(np.array([row]), turn, device, weights=_NONE) for turn, row in chosen[own]]
@@ -201,7 +202,7 @@ class TrainingImages:
 
     def _batch_rows(self, epoch: int, index: int) -> Rows:
         rows = self.sets["train"]
-        order = _generator(self.config.seed, "order", epoch).permutation(len(rows))
+        order = _order(self.config.seed, "order", epoch, len(rows))
         size = self.config.train.batch_size - self._public_in_a_batch()
         return rows[order[index * size : (index + 1) * size]]
 
@@ -243,13 +244,12 @@ class TrainingImages:
         if self.noise.fresh:
             batch = self._obfuscated(rows, clean, self.noise, seed=self.config.seed, epoch=epoch)
         else:
-            batch = self._fixed(rows, clean, epoch, device)
+            batch = self._fixed(self.data.gather, rows, clean, epoch, device)
         return batch if self.config.train.degradation == "noise" else self._with_other_tasks(batch, epoch)
 
-    def _fixed(self, rows: Rows, clean: Tensor, epoch: int, device: torch.device) -> Batch:
+    def _fixed(self, gather: Gather, rows: Rows, clean: Tensor, epoch: int, device: torch.device) -> Batch:
         """Images with the one noise of each, which is that of the whole image, cut and mirrored as the image is."""
         known: list[Tensor] = []
-        gather = self.data.gather if isinstance(self.data, Cohort) else self.data.gather_clean
 
         def noisy(own: Rows) -> FloatImage:
             whole = self._obfuscated(own, _tensor(gather(own)), self.noise, seed=self.config.seed)
@@ -333,5 +333,10 @@ def _cut(image: FloatImage, side: int, key: int) -> FloatImage:
     return image[top : top + side, left : left + side]
 
 
-def _generator(seed: int, purpose: str, epoch: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=keyed(f"{seed}/{epoch}", purpose.encode())))
+@lru_cache(maxsize=8)
+def _order(seed: int, purpose: str, epoch: int, count: int) -> Rows:
+    """In which order so many images come in an epoch; kept, because every batch asks for it."""
+    generator = np.random.Generator(np.random.Philox(key=keyed(f"{seed}/{epoch}", purpose.encode())))
+    order = generator.permutation(count)
+    order.flags.writeable = False
+    return order

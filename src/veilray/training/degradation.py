@@ -7,7 +7,6 @@ grey levels of 255, JPEG quality of 5 to 99, and factors of 2, 3 and 4; the nois
 
 from __future__ import annotations
 
-import hashlib
 import io
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 
 from veilray.images.radiograph import FloatImage
 from veilray.images.resize import resize
+from veilray.training.draws import keyed
 
 QUALITIES = range(5, 100)
 """JPEG qualities, evenly drawn."""
@@ -27,8 +27,7 @@ def other_task(clean: FloatImage, *, name: str) -> FloatImage | None:
 
     All draws are functions of `name`.
     """
-    digest = hashlib.blake2b(name.encode(), digest_size=16, person=b"task").digest()
-    key, task = divmod(int.from_bytes(digest, "little"), 3)
+    key, task = divmod(keyed(name, b"task"), 3)
     match task:
         case 0:
             return None

@@ -84,4 +84,5 @@ def _signs(name: str, shape: tuple[int, int]) -> FloatImage:
 
 
 def _generator(name: str) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=keyed(name, b"field")))
+    # Not b"field", by which the image's own noise is drawn: what an objective draws must be independent of it.
+    return np.random.Generator(np.random.Philox(key=keyed(name, b"drawn")))

@@ -31,7 +31,7 @@ class EpochRecord:
     step: int
     """Optimiser steps done."""
     train_loss: float
-    """Mean over the epoch's images, each at the weights of its own step."""
+    """Mean over the images since the record before, each at the weights of its own step."""
     validation_loss: float
     """Mean over all validation images, at the averaged weights; of a training without clean images the
     criterion of its objective, in units of the squared error, which may be negative."""
@@ -123,14 +123,20 @@ class RunFolder:
         return environment
 
     def epochs(self) -> list[EpochRecord]:
-        """The epochs so far, from `metrics.jsonl`; a last line cut short by a crash is passed over."""
+        """The epochs so far, from `metrics.jsonl`; a last line cut short by a crash is passed over.
+
+        RunError for any other line that is no record of an epoch.
+        """
         path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         records = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        for number, line in enumerate(lines, start=1):
             try:
                 records.append(EpochRecord(**json.loads(line)))
-            except (json.JSONDecodeError, TypeError):
-                break
+            except (json.JSONDecodeError, TypeError) as error:
+                if number == len(lines) and isinstance(error, json.JSONDecodeError):
+                    break
+                raise RunError(f"{path}, line {number}, is no record of an epoch; restore the file") from None
         return records
 
     def append(self, record: EpochRecord) -> None:

@@ -41,11 +41,11 @@ class Counters:
     step: int = 0
     """Optimiser steps done, skipped ones included."""
     epoch_loss: float = 0.0
-    """Sum of the image losses so far in this epoch."""
+    """Sum of the image losses since the last validation, which may be several epochs (`train.validate_every`)."""
     epoch_images: int = 0
-    """Images seen so far in this epoch."""
+    """Images seen since then."""
     epoch_seconds: float = 0.0
-    """Time of this epoch's steps so far."""
+    """Time of the steps since then."""
     best_loss: float = float("inf")
     """Lowest validation loss so far."""
     best_epoch: int = 0

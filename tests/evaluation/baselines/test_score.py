@@ -8,6 +8,7 @@ import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -238,3 +239,10 @@ def test_work_goes_to_processes_of_one_thread(images: TrainingImages, monkeypatc
     for method, (estimate, _, _) in zip(BOTH, estimates, strict=True):
         here = restore(case.noisy, method, noise=case.noise, strength=grid("tv")[0])
         np.testing.assert_array_equal(estimate, here)
+
+
+def test_scores_by_another_backbone_are_not_taken_for_these(images: TrainingImages) -> None:
+    work = score._Work(BOTH[0], {"eps": 2e-4, "factor": 1.0}, 0)
+    backbones = (None, SimpleNamespace(digest="one"), SimpleNamespace(digest="two"))
+    keys = [json.dumps(work.key(images, lpips=one), sort_keys=True) for one in backbones]  # type: ignore[arg-type]
+    assert len(set(keys)) == 3

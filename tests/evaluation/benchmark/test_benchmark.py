@@ -87,6 +87,12 @@ def test_a_dry_run_checks_all_and_says_what_would_be_done(scored_cohort: Path, t
     assert (other.status, len(other.lines)) == (2, 1)
     assert "other data" in other.err
     assert veilray(*words, "--data", tmp_path / "none").status == 3
+    done("obfuscate", scored_cohort, "--out", tmp_path / "noisy", "--std", 0.2)
+    blind = veilray(
+        "benchmark", tmp_path / "tiny.toml", "--out", tmp_path / "o", "--dry-run", "--data", tmp_path / "noisy"
+    )
+    assert (blind.status, len(blind.lines)) == (3, 1)
+    assert "no clean images" in blind.err
     assert sorted(out.rglob("*")) == before
 
 

@@ -86,9 +86,9 @@ def score_classical(
         _score_missing(work, images, cache, plan.workers, lpips, advance)
     found: dict[str, list[dict[str, Any]]] = {}
     for one in work:
-        found.setdefault(one.method.name, []).append(cache.get(one.key(images, lpips=lpips is not None)))
+        found.setdefault(one.method.name, []).append(cache.get(one.key(images, lpips=lpips)))
     return ClassicalScores(
-        scores=tuple(_image_score(one, images, cache, lpips=lpips is not None) for one in work),
+        scores=tuple(_image_score(one, images, cache, lpips=lpips) for one in work),
         seconds={name: _mean(results, "seconds") for name, results in found.items()},
         core_seconds={name: _mean(results, "core_seconds") for name, results in found.items()},
         tuned=tuned,
@@ -102,14 +102,14 @@ class _Work(NamedTuple):
     strength: Strength
     row: int
 
-    def key(self, images: TrainingImages, *, lpips: bool) -> Key:
+    def key(self, images: TrainingImages, *, lpips: LPIPS | None) -> Key:
         """Everything that decides its scores and its seconds."""
         return {
             "what": "score",
             "method": self.method.name,
             "strength": self.strength,
             "packages": packages(self.method.smoother),
-            "lpips": lpips,
+            "lpips": None if lpips is None else lpips.digest,
             "unclamped": images.config.evaluate.unclamped_psnr,
             **case_key(images, self.row),
         }
@@ -124,7 +124,7 @@ def _score_missing(
     advance: Advance,
 ) -> None:
     """Fill the cache with the scores and seconds of each piece of work; the forms of one smoothing share it."""
-    missing = [one for one in work if cache.get(one.key(images, lpips=lpips is not None)) is None]
+    missing = [one for one in work if cache.get(one.key(images, lpips=lpips)) is None]
     advance(len(work) - len(missing))
     shared: dict[str, list[_Work]] = {}
     for one in missing:
@@ -145,11 +145,11 @@ def _score_missing(
             )
             metrics = {name: getattr(score, name) for name in METRICS}  # the cache names neither image nor patient
             found = {"metrics": metrics, "seconds": seconds, "core_seconds": core_seconds}
-            cache.put(one.key(images, lpips=lpips is not None), found)
+            cache.put(one.key(images, lpips=lpips), found)
             advance(1)
 
 
-def _image_score(work: _Work, images: TrainingImages, cache: ScoreCache, *, lpips: bool) -> ImageScore:
+def _image_score(work: _Work, images: TrainingImages, cache: ScoreCache, *, lpips: LPIPS | None) -> ImageScore:
     return ImageScore(
         image_id=images.image_id(work.row),
         patient_id=images.data.patient_id(work.row),

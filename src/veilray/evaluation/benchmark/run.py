@@ -135,6 +135,8 @@ def counts(records: Sequence[RunRecord]) -> str:
 def _with_noise(planned: PlannedRun, data: Cohort | Release) -> PlannedRun:
     """The run with the noise of the data, where it is a release; UsageError where the data do not allow the run."""
     images = TrainingImages(data, planned.config)
+    if not images.holds_clean:
+        raise CohortError(f"{data.path} holds no clean images, which a benchmark scores against")
     if not len(images.sets["test"]):
         raise CohortError(f"{data.path} has no images in its test set, which a benchmark scores; import it with one")
     return replace(planned, config=images.config)

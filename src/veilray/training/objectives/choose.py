@@ -31,10 +31,9 @@ def choose_objective(config: RunConfig, *, clip: bool, clean: bool, second: bool
     wanted = config.train.objective
     clamp = "the noise is clamped" if clip else "the noise is not clamped"
     if wanted == "auto":
-        if clean:
-            return Choice(objective="supervised", why="the data hold clean images")
-        chosen: Objective = "censored_sure" if clip else "sure"
-        choice = Choice(objective=chosen, why=f"{path} holds noisy images alone, and {clamp}")
+        chosen: Objective = "supervised" if clean else "censored_sure" if clip else "sure"
+        why = "the data hold clean images" if clean else f"{path} holds noisy images alone, and {clamp}"
+        choice = Choice(objective=chosen, why=why)
     else:
         choice = Choice(objective=wanted, why="the configuration asks for it")
     if second != (choice.objective == "noise2noise"):
