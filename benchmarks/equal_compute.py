@@ -53,7 +53,7 @@ class Recipe:
     trial_steps: int = 24
     """So many steps tell what one costs; the first half is for warming up."""
     share: float = 1.0
-    """How much of the minutes given it has: less where a network needs less, more where it starts from nothing."""
+    """How much of the minutes given it has: less where a network needs less, more where it is trained from scratch."""
 
 
 def make_cohort(folder: Path, data: Path) -> Path:

@@ -13,10 +13,10 @@ _DIFFERENCES = {"psnr": "{:+.2f}", "ssim": "{:+.4f}", "lpips": "{:+.4f}"}
 _PLACES = {"nih": "NIH", "hannover": "Hannover"}
 _NAMES = {
     "default": "`default`",
-    "alone_at_hannover": "from drawn weights, at Hannover alone",
-    "every_noise": "trained on, every noise",
-    "on_hannover": "trained on, at Hannover",
-    "only": "trained on, this noise alone",
+    "alone_at_hannover": "from scratch, at Hannover alone",
+    "every_noise": "fine-tuned, every noise",
+    "on_hannover": "fine-tuned, at Hannover",
+    "only": "fine-tuned, this noise alone",
     "unet": "U-Net, width 32",
     "unetpp": "U-Net++, width 32",
     "dncnn": "DnCNN",
@@ -30,9 +30,9 @@ def write_specialists(record: dict[str, Any], page: Path = PAGE) -> None:
     of_nih = [name for name in record["runs"] if "hannover" not in name]
     epochs = f"{_epochs(record, of_nih)} epochs of NIH, {_epochs(record, ['on_hannover'])} epochs of Hannover"
     alone = ["alone_at_hannover"]
-    own = f"the one from drawn weights {_seconds(record, alone)} ({_epochs(record, alone)} epochs)"
+    own = f"the one from scratch {_seconds(record, alone)} ({_epochs(record, alone)} epochs)"
     seconds = _seconds(record, ["on_hannover", *of_nih])
-    trained = f"Networks that were trained on had {seconds} seconds of two cores ({epochs})"
+    trained = f"Fine-tuned networks had {seconds} seconds of two cores ({epochs})"
     facts = f"{_facts(record)} {trained}, {own}."
     rows = [
         [place, level, _name(name), *_cells(metrics, _FORMS), *_cells(one["differences"].get(name), _DIFFERENCES)]

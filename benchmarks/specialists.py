@@ -6,8 +6,8 @@ FOLDER holds nih256, hannover256 and index.csv. From the weights that ship as `d
 (equal_compute.py says how it is measured), one network is trained on for every noise, as `default` was; one for each of
 three levels; and one for every noise on another hospital's patients. They are scored at those levels on test patients
 of NIH, and the last beside `default` itself on test patients of its own hospital. That these start from `default` makes
-them the harder rivals: from drawn weights, none would come as far in that time. What the other hospital could do with
-nothing but its own radiographs is a network of its own, from drawn weights, with three times the minutes. With --out
+them the harder rivals: from scratch, none would come as far in that time. What the other hospital could do with
+nothing but its own radiographs is a network of its own, from scratch, with three times the minutes. With --out
 what is trained stays there, and a stopped script goes on with the rest. --save writes results/specialists.json and the
 table of docs/explanation/comparison.md; --pages writes the table from the record that is there.
 """
@@ -50,8 +50,8 @@ AT_NIH = {
     EVERY_NOISE: _recipe(),
     **{only(level): _recipe(f"noise.std={level}", f"noise.mean={MEAN}") for level in LEVELS},
 }
-FROM_NOTHING = ["train.start=", "train.learning_rate=1e-3", "train.warmup_steps=200", "train.ema_decay=0.999"]
-AT_HANNOVER = {THERE: _recipe(), ALONE: _recipe(*FROM_NOTHING, share=3.0)}
+FROM_SCRATCH = ["train.start=", "train.learning_rate=1e-3", "train.warmup_steps=200", "train.ema_decay=0.999"]
+AT_HANNOVER = {THERE: _recipe(), ALONE: _recipe(*FROM_SCRATCH, share=3.0)}
 
 
 def main() -> None:

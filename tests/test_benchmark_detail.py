@@ -363,12 +363,12 @@ def test_what_one_network_for_all_costs_is_told_as_it_was_recorded(script: Any, 
     scores = "32.50 [32.25, 32.75] | 0.5000 [0.2500, 0.7500] | –"
     for line in (
         "119 test images of 78 patients of NIH, 60 test images of 20 patients of Hannover; mean 0.1",
-        "one seed. a processor, 2026-01-01. Networks that were trained on had 174 to 180 seconds of two cores",
-        "(6 to 7 epochs of NIH, 30 epochs of Hannover), the one from drawn weights 870 (70 epochs).",
-        f"| NIH | 0.2 | trained on, every noise | {scores} | – | – | – |",
-        f"| NIH | 0.2 | trained on, this noise alone | {scores} | +0.25 [+0.00, +0.50] | – | – |",
-        f"| Hannover | 0.2 | trained on, at Hannover | {scores} | +0.50 [+0.25, +0.75] | – | – |",
-        f"| Hannover | 0.2 | from drawn weights, at Hannover alone | {scores} | -0.75 [-1.00, -0.50] | – | – |",
+        "one seed. a processor, 2026-01-01. Fine-tuned networks had 174 to 180 seconds of two cores",
+        "(6 to 7 epochs of NIH, 30 epochs of Hannover), the one from scratch 870 (70 epochs).",
+        f"| NIH | 0.2 | fine-tuned, every noise | {scores} | – | – | – |",
+        f"| NIH | 0.2 | fine-tuned, this noise alone | {scores} | +0.25 [+0.00, +0.50] | – | – |",
+        f"| Hannover | 0.2 | fine-tuned, at Hannover | {scores} | +0.50 [+0.25, +0.75] | – | – |",
+        f"| Hannover | 0.2 | from scratch, at Hannover alone | {scores} | -0.75 [-1.00, -0.50] | – | – |",
     ):
         assert line in text
 

@@ -239,6 +239,7 @@ def test_what_the_ledger_does_not_know_is_composed_with_what_it_does(flow_cohort
             originals=flow_cohort,
             releases=releases,
             levels=levels,
+            mean=0.1,
             extent=extent.QUICK,
             out=tmp_path / "a",
             keys=tmp_path / "keys" / "one",

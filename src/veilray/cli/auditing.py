@@ -79,7 +79,7 @@ class AuditRequest:
     releases: Sequence[Path] = ()
     levels: Sequence[float] = ()
     """Standard deviations of noise that is made for the audit alone, with `mean`."""
-    mean: float = 0.1
+    mean: float
     denoiser: str | None = None
     model: Path | None = None
     """The run whose training set is guessed at; the denoiser's where none is named."""

@@ -31,6 +31,15 @@ class NoiseDraw:
     """Standard deviation, in units of the [0, 1] range."""
 
 
+def keyed(name: str, purpose: bytes) -> int:
+    """128 bits that a name and a purpose (at most 16 bytes) decide.
+
+    What is drawn for one purpose says nothing of what is drawn for another, so each use needs a purpose of its own:
+    `field`, `mean` and `std` are those of the noise here.
+    """
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16, person=purpose).digest(), "little")
+
+
 def add_gaussian(
     x: Tensor, *, mean: float, std: float | Tensor, clip: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -52,16 +61,16 @@ def keyed_draw(config: NoiseConfig, *, seed: int, epoch: int, image_id: str) -> 
     So it is the same whatever the order of batches, the number of workers or the number of ranks. Where the
     configuration keeps its noise fixed, `epoch` has no say.
     """
-    name = f"{seed}/{epoch if config.fresh else 0}/{image_id}".encode()
+    name = f"{seed}/{epoch if config.fresh else 0}/{image_id}"
     return NoiseDraw(
-        key=_digest(name, b"field"),
+        key=keyed(name, b"field"),
         mean=_between(*config.mean_range, name, b"mean"),
         std=_between(*config.std_range, name, b"std"),
     )
 
 
-def _between(low: float, high: float, name: bytes, purpose: bytes) -> float:
-    return low if low == high else low + (high - low) * (_digest(name, purpose) / 2**128)
+def _between(low: float, high: float, name: str, purpose: bytes) -> float:
+    return low if low == high else low + (high - low) * (keyed(name, purpose) / 2**128)
 
 
 def apply_draws(clean: Tensor, draws: Sequence[NoiseDraw], *, clip: bool) -> Tensor:
@@ -108,7 +117,3 @@ def entropy_normal(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
 def _apply(x: Tensor, field: Tensor, *, mean: float | Tensor, std: float | Tensor, clip: bool) -> Tensor:
     noisy = x + mean + field * std
     return noisy.clamp_(0.0, 1.0) if clip else noisy
-
-
-def _digest(name: bytes, purpose: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(name, digest_size=16, person=purpose).digest(), "little")

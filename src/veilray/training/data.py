@@ -19,13 +19,13 @@ from veilray.cohort.release import Release
 from veilray.cohort.split import shared_patients
 from veilray.images.radiograph import FloatImage
 from veilray.obfuscation.config import NoiseConfig
-from veilray.obfuscation.noise import apply_draws, keyed_draw
+from veilray.obfuscation.noise import apply_draws, keyed, keyed_draw
 from veilray.parallel.group import ALONE, Group, share
 from veilray.training.batch import Batch, TrainingParts, concatenated
 from veilray.training.companions import Gather, open_companions, public_config, second_gather, with_companions
 from veilray.training.config import RunConfig
 from veilray.training.degradation import other_task
-from veilray.training.draws import Drawn, draw, keyed
+from veilray.training.draws import Drawn, draw
 from veilray.training.objectives.choose import choose_objective, with_objective
 from veilray.training.prefetch import prefetched
 from veilray.training.sets import Rows, noise_of, sets_of

@@ -14,7 +14,7 @@ from PIL import Image
 
 from veilray.images.radiograph import FloatImage
 from veilray.images.resize import resize
-from veilray.training.draws import keyed
+from veilray.obfuscation.noise import keyed
 
 QUALITIES = range(5, 100)
 """JPEG qualities, evenly drawn."""

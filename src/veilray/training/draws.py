@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,15 +11,11 @@ import torch
 from torch import Tensor
 
 from veilray.images.radiograph import FloatImage
+from veilray.obfuscation.noise import keyed
 from veilray.training.config import Objective
 from veilray.training.objectives.blind import DIRECTIONS, SPACING
 
 Floats = npt.NDArray[np.float32]
-
-
-def keyed(name: str, purpose: bytes) -> int:
-    """128 bits that a name and a purpose (at most 16 bytes) decide."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16, person=purpose).digest(), "little")
 
 
 class Drawn(NamedTuple):

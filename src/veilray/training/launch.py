@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from veilray.errors import UsageError
 from veilray.parallel.devices import favours_channels_last, multiplies_bf16
@@ -58,6 +58,13 @@ def unrounded_fp32(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         convolutions.allow_tf32, products.allow_tf32 = before
+
+
+def run_network(network: nn.Module, inputs: Tensor, launch: LaunchConfig) -> Tensor:
+    """The output of a forward pass in the launch's arithmetic and memory format, float32 at least."""
+    with autocast(launch, inputs.device):
+        output: Tensor = network(laid_out(inputs, launch))
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def laid_out(images: Tensor, launch: LaunchConfig) -> Tensor:

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from veilray.metrics.psnr import psnr
 from veilray.parallel.group import ALONE, Group
-from veilray.training.batch import Batch
 from veilray.training.config import RunConfig
 from veilray.training.data import TrainingImages
-from veilray.training.launch import autocast, laid_out
+from veilray.training.launch import run_network
 from veilray.training.objectives import image_losses
 from veilray.training.objectives.build import noisy_only
 from veilray.training.timing import PartClock
@@ -49,7 +48,7 @@ def validate(
             break
         output: Tensor | None
         if objective is None:
-            output = _output(model, batch, config, device)
+            output = run_network(model, batch.network_input(config.model), config.launch)
             clock.lap("validation")
             loss += image_losses(config.train.loss, output, batch.clean).double().sum().item()
         else:
@@ -70,9 +69,3 @@ def validate(
     if stopped:
         return None
     return loss / count, decibels / count if images.holds_clean else None
-
-
-def _output(model: nn.Module, batch: Batch, config: RunConfig, device: torch.device) -> Tensor:
-    with autocast(config.launch, device):
-        output: Tensor = model(laid_out(batch.network_input(config.model), config.launch)).float()
-        return output

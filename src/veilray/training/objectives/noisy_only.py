@@ -10,7 +10,7 @@ from veilray.models.layers import with_noise_maps
 from veilray.models.unetpp import UNetPlusPlus
 from veilray.training.config import LaunchConfig, Objective
 from veilray.training.draws import Drawn
-from veilray.training.launch import autocast, laid_out
+from veilray.training.launch import run_network
 from veilray.training.objectives.blind import blind_spot_losses, neighbour_criterion, neighbour_losses, second_losses
 from veilray.training.objectives.pixel import image_losses
 from veilray.training.objectives.recorrupted import recorrupted, recorrupted_losses
@@ -103,6 +103,4 @@ class NoisyOnlyObjective(nn.Module):
         if self._launch is None:
             output: Tensor = self.model(inputs)
             return output
-        with autocast(self._launch, inputs.device):
-            output = self.model(laid_out(inputs, self._launch))
-        return output.to(torch.promote_types(output.dtype, torch.float32))
+        return run_network(self.model, inputs, self._launch)
