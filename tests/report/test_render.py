@@ -266,8 +266,8 @@ def test_panels_hold_the_pixels_they_were_given(comparison: Comparison, page: st
 def test_the_ten_worst_images_are_named_once_a_level_in_their_order(comparison: Comparison, page: str) -> None:
     ranked = [image for image, role in panel_images(comparison) if role in ("worst", "low")]
     assert 1 < len(ranked) <= 10
-    named = re.findall(r"<h4>\d+\. <span>([^<]*)</span></h4>", page)
-    assert named == ranked * len(comparison.levels)
+    named = re.findall(rf"<h4>Lowest PSNR, (\d+) of {len(ranked)} <span>([^<]*)</span></h4>", page)
+    assert named == [(str(place), image) for place, image in enumerate(ranked, start=1)] * len(comparison.levels)
     assert f"The {len(ranked)} images of the test set with the lowest mean PSNR" in page
 
 
