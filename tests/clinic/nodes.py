@@ -158,10 +158,12 @@ def associated(
             connection.close()
 
 
-def send_all(port: int, images: list[Dataset], *, title: str = "MODALITY", called: str = "VEILRAY") -> list[int | None]:
-    """C-STORE images one after the other; the status of each, None where there was no answer."""
+def send_all(
+    port: int, images: list[Dataset], *, title: str = "MODALITY", called: str = "VEILRAY", seconds: float = 20.0
+) -> list[int | None]:
+    """C-STORE images one after the other; the status of each, None where there was no answer in so many seconds."""
     entity = AE(ae_title=title)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 20
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = seconds
     for sop_class in {each.SOPClassUID for each in images}:
         entity.add_requested_context(sop_class, ExplicitVRLittleEndian)
     statuses: list[int | None] = []

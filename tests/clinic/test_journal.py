@@ -23,3 +23,11 @@ def test_warnings_get_nowhere_even_where_a_thread_lets_them_through(capsys: pyte
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.warns(UserWarning, match="heard again"):
         warnings.warn("heard again", stacklevel=1)
+
+
+def test_a_log_that_was_stopped_leaves_its_lines_to_the_process(caplog: pytest.LogCaptureFixture) -> None:
+    start_log(LogConfig())
+    stop_log()
+    with caplog.at_level(logging.INFO, LOG_NAME):
+        logging.getLogger(LOG_NAME).info("image 0123456789ab: denoised")
+    assert [record.getMessage() for record in caplog.records] == ["image 0123456789ab: denoised"]

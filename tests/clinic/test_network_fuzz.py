@@ -113,7 +113,6 @@ def _check_it_goes_on(receiver: Receiver, queue: Queue) -> None:
 @pytest.mark.slow
 def test_altered_streams_do_no_harm(node: tuple[Receiver, Queue], caplog: pytest.LogCaptureFixture) -> None:
     receiver, queue = node
-    logging.getLogger("veilray.node").propagate = True
     units, chance = _recorded(receiver.port), random.Random(8)
     streams = [_mutated(units, chance) for _ in range(CASES)]
     with caplog.at_level(logging.INFO, "veilray.node"), ThreadPoolExecutor(20) as pool:

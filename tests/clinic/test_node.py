@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import sqlite3
 import threading
 import time
 import urllib.error
@@ -130,8 +132,9 @@ def test_a_worker_that_is_killed_is_started_again(folder: Path, start_node: Call
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("writing", [False, True], ids=["anywhere", "while it writes into the queue"])
 def test_a_worker_that_hangs_is_ended_and_what_it_had_is_done(
-    folder: Path, start_node: Callable[[Path], NodeProcess]
+    writing: bool, folder: Path, start_node: Callable[[Path], NodeProcess]
 ) -> None:
     with archive() as (found, port):
         config = write_config(folder, port=port)
@@ -139,11 +142,25 @@ def test_a_worker_that_hangs_is_ended_and_what_it_had_is_done(
         node = start_node(config)
         (worker,) = _children(node.process.pid, "spawn_main")
         os.kill(worker, signal.SIGSTOP)  # as one that waits for a driver that never answers
-        assert send_all(node.port, [image(0)]) == [0]
+        while writing and not _written(folder):
+            os.kill(worker, signal.SIGCONT)
+            time.sleep(0.001)
+            os.kill(worker, signal.SIGSTOP)
+        assert send_all(node.port, [image(0)], seconds=60.0) == [0]
         node.wait_for("worker has been silent")
         node.wait_for("worker ended")
         eventually(lambda: len(found.taken) == 1)
         assert worker not in _children(node.process.pid, "spawn_main")
+
+
+def _written(folder: Path) -> bool:
+    """Whether somebody writes into a node's queue just now, and so keeps all others from it."""
+    with contextlib.closing(sqlite3.connect(folder / "state" / "queue.sqlite", timeout=0.0)) as database:
+        try:
+            database.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        return False
 
 
 def _children(parent: int, command: str) -> list[int]:

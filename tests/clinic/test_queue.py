@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -278,3 +280,17 @@ def test_damage_is_said(tmp_path: Path) -> None:
     (state / "uid.key").write_bytes(b"short")
     with pytest.raises(DataError, match=r"uid\.key"):
         Queue(state)
+
+
+def test_a_writer_that_waits_for_another_process_keeps_no_reader_waiting(queue: Queue, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "state" / "queue.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writer = threading.Thread(target=queue.accept, args=(UID, b"image"))
+        writer.start()
+        time.sleep(0.5)  # so that it waits by now
+        assert queue.beaten() is None
+        assert queue.counts()["waiting"] == 0
+        assert writer.is_alive()
+        other.execute("ROLLBACK")
+        writer.join()
+    assert queue.counts()["waiting"] == 1

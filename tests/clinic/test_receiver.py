@@ -101,7 +101,6 @@ def test_titles_that_are_not_allowed_are_rejected(
     listening: Callable[..., _Open], caplog: pytest.LogCaptureFixture
 ) -> None:
     node = listening()
-    logging.getLogger("veilray.node").propagate = True
     with caplog.at_level(logging.INFO, "veilray.node"):
         assert send_all(node.port, [image(0)], title="STRANGER") == [None]
         assert send_all(node.port, [image(0)], called="OTHER") == [None]
@@ -202,7 +201,6 @@ def test_every_end_against_the_sender_s_will_is_logged_and_counted(
     listening: Callable[..., _Open], caplog: pytest.LogCaptureFixture
 ) -> None:
     node = listening(timeout_seconds=2.0)
-    logging.getLogger("veilray.node").propagate = True
     entity = AE(ae_title="MODALITY")
     entity.add_requested_context(image(0).SOPClassUID, ExplicitVRLittleEndian)
     with caplog.at_level(logging.INFO, "veilray.node"), contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""SQLite as the node uses it: one connection a process, every change on the disk when its block ends."""
+"""SQLite as the node uses it: every change is on the disk when its block ends, and no reader waits for a writer."""
 
 from __future__ import annotations
 
@@ -30,44 +30,50 @@ PRAGMA user_version = {VERSION};
 
 
 class Database:
-    """The connection to one file, safe between threads; several processes may each have one.
+    """One file, safe between threads; several processes may each have it open.
+
+    It is written and read by a connection each: one that waits until another process has written must not keep a
+    reader of this one waiting, who may be about to find out that the other process hangs.
 
     Raises DataError where the file is damaged or of another version.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.RLock()
+        self._write_lock, self._read_lock = threading.RLock(), threading.Lock()
         try:
-            self._connection = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            self._writer = _connect(path)
+            version = self._writer.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, VERSION):
                 raise DataError(f"{path} was written by another version of Veilray")
             # FULL: a commit is on the disk when it returns, also in WAL mode.
             for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            self._connection.executescript(_SCHEMA)
+                self._writer.execute(f"PRAGMA {pragma}")
+            self._writer.executescript(_SCHEMA)
+            self._reader = _connect(path)
+            self._reader.execute("PRAGMA query_only = ON")
         except sqlite3.DatabaseError as error:
             raise DataError(f"{path} is damaged ({error}); move its folder away and start anew") from None
 
     def close(self) -> None:
-        """Close the connection."""
-        with self._lock:
-            self._connection.close()
+        """Close both connections."""
+        with self._write_lock, self._read_lock:
+            self._reader.close()
+            self._writer.close()
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """What a SELECT gives."""
-        with self._lock:
-            return self._connection.execute(statement, values).fetchall()
+        """What a SELECT gives, of what has been written for good: nothing of a transaction that is open."""
+        with self._read_lock:
+            return self._reader.execute(statement, values).fetchall()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction: on the disk when the block ends, undone when it fails; VeilrayError where it cannot be."""
-        with self._lock:
+        with self._write_lock:
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                yield self._connection
-                self._connection.execute("COMMIT")
+                self._writer.execute("BEGIN IMMEDIATE")
+                yield self._writer
+                self._writer.execute("COMMIT")
             except sqlite3.OperationalError as error:
                 self._roll_back()
                 raise VeilrayError(f"{self._path} cannot be written: {error}") from None
@@ -76,5 +82,9 @@ class Database:
                 raise
 
     def _roll_back(self) -> None:
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)

@@ -53,14 +53,14 @@ def log_into(pipe: Connection) -> None:
 
 
 def stop_log() -> None:
-    """Close what `start_log` opened."""
+    """Close what `start_log` opened; from then on the node's lines go where the process's own do."""
     _send_to([])
 
 
 def _send_to(handlers: list[logging.Handler]) -> None:
     log = logging.getLogger(LOG_NAME)
     log.setLevel(logging.INFO)
-    log.propagate = False
+    log.propagate = not handlers
     for old in list(log.handlers):
         log.removeHandler(old)
         old.close()
