@@ -33,6 +33,10 @@ SMALL = [
 PROCESS = [sys.executable, "-c", "from veilray.cli.main import run; run()"]
 """What the console script `veilray` does."""
 
+NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
+"""For processes that may not write large files: Python would cut short what it keeps of a module that it compiles, and
+no process could import that module any more."""
+
 SLOW_EPOCHS = """
 import time
 from veilray.training.run import RunFolder
@@ -92,6 +96,9 @@ def start(
 
     Writing a file beyond `largest_file` bytes fails, as it does on a full disk.
     """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    if largest_file is not None:
+        environment |= NO_BYTECODE
 
     def limit() -> None:
         if largest_file is not None:
@@ -103,7 +110,7 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        env=environment,
         preexec_fn=limit,
     )
 

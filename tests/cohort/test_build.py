@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.command_line import NO_BYTECODE
 from tests.images.dicom_files import build, save
 
 from veilray.cohort.build import INDEX_COLUMNS, REPORT_FILE, ImportReport, import_radiographs
@@ -407,7 +408,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(radiographs: Path, tmp_path: Pat
         # No file may grow beyond 4 KiB: writing fails as it does on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
-    ended = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **NO_BYTECODE}
+    ended = subprocess.run(command, preexec_fn=limit, env=environment, capture_output=True, text=True, check=False)
     assert "error: cannot write" in ended.stdout
     assert "free some space" in ended.stdout
     assert list(out.parent.iterdir()) == []

@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -109,6 +110,7 @@ def _kill_stopped_sibling() -> None:
 def _full_disk(step: int, mine: bool, moment: float) -> None:
     """A limit of the size of files stands for it: writing fails in the same way, with another errno."""
     if mine:
+        sys.dont_write_bytecode = True  # it would be cut short, and kept
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         _before_step(step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (DISK, hard)))
 

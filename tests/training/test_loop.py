@@ -7,6 +7,7 @@ import math
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -301,9 +302,12 @@ def test_resuming_with_another_configuration_is_refused(cohort: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_checkpoints_there_are(cohort: Path, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_checkpoints_there_are(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = small_config(train={"epochs": 3})
     train_here(config, cohort, tmp_path / "whole")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python would cut short what it keeps of a module
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_the_disk(step: int) -> None:
