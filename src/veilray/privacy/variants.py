@@ -16,11 +16,13 @@ import torch
 
 from veilray.errors import UsageError
 from veilray.images.radiograph import FloatImage
-from veilray.obfuscation.noise import fill_standard_normal
+from veilray.obfuscation.noise import fill_standard_normal, keyed
 from veilray.privacy.catalogue import DENOISER
 from veilray.privacy.data import AuditData, Rows, Variant, VariantKind
 
 LEVELS_OF_GREY = 255
+_PURPOSE = b"veilray audit"
+"""Of what is drawn here: see `obfuscation.noise.keyed`."""
 
 
 class Restoring(Protocol):
@@ -51,7 +53,7 @@ def simulated_variant(
         images = data.clean(rows).copy()
         field = torch.empty(images.shape[1:])
         for image, row in zip(images, rows.tolist(), strict=True):
-            fill_standard_normal(field, key=_key(f"{seed}/{name}/{mean}/{number}/{row}"))
+            fill_standard_normal(field, key=keyed(f"{seed}/{name}/{mean}/{number}/{row}", _PURPOSE))
             image += np.float32(mean) + np.float32(std) * field.numpy()
         return _rounded(images) if clip else images
 
@@ -172,7 +174,7 @@ def dp_pix_variant(data: AuditData, *, block: int, differing: int, epsilon: floa
         height, width = images.shape[1:]
         means = _block_means(images, block)
         for image, row in zip(means, rows.tolist(), strict=True):
-            generator = np.random.Generator(np.random.Philox(key=_key(f"{seed}/dp-pix/{number}/{row}")))
+            generator = np.random.Generator(np.random.Philox(key=keyed(f"{seed}/dp-pix/{number}/{row}", _PURPOSE)))
             image += generator.laplace(0.0, scale, image.shape).astype(np.float32)
         wide = np.repeat(np.repeat(np.clip(means, 0.0, 1.0), block, axis=1), block, axis=2)
         return _rounded(wide[:, :height, :width])
@@ -211,10 +213,6 @@ def _rounded(images: FloatImage) -> FloatImage:
     rounded: FloatImage = np.rint(np.clip(images, 0.0, 1.0) * LEVELS_OF_GREY).astype(np.float32)
     rounded /= np.float32(LEVELS_OF_GREY)
     return rounded
-
-
-def _key(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16, person=b"veilray audit").digest(), "little")
 
 
 def _digest(first: str, then: str) -> str:
