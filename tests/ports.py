@@ -9,7 +9,10 @@ import socket
 # Below the ports that Linux gives to outgoing connections and to servers that ask for any: between the choice of a port
 # and the start of its server, which takes seconds on a busy machine, one of those would take it.
 _PORTS = range(15_000, 32_000)
-_chosen = iter(random.Random(os.getpid()).sample(_PORTS, len(_PORTS)))
+# Of which each of the workers that share out the tests has its own.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_OWN = _PORTS[_WORKER :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
+_chosen = iter(random.Random(os.getpid()).sample(_OWN, len(_OWN)))
 
 
 def free_port() -> int:

@@ -7,8 +7,9 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,13 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _replacing(path: Path, mode: int) -> Iterator[Path]:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    part = _aside(path)
+    part.touch(mode=mode, exist_ok=False)
     try:
+        allowed = _close_to_others(part, 0o600)
         yield part
         sync(part)
-        part.chmod(mode & ~_umask())
+        part.chmod(allowed)
         part.replace(path)
         sync(path.parent)
     finally:
@@ -65,16 +66,32 @@ def check_new_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def _replacing_folder(path: Path, mode: int) -> Iterator[Path]:
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    part = _aside(path)
+    part.mkdir(mode=mode)
     try:
+        allowed = _close_to_others(part, 0o700)
         yield part
         for file in part.rglob("*"):
             sync(file)
-        part.chmod(mode & ~_umask())
+        part.chmod(allowed)
         part.rename(path)
         sync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+
+
+def _close_to_others(part: Path, mode: int) -> int:
+    """Give what was just made the permissions `mode`; returns those that it had, as the umask left them.
+
+    The umask itself is the whole process's: to look at it is to change it, for other threads too.
+    """
+    allowed = stat.S_IMODE(part.stat().st_mode)
+    part.chmod(mode)
+    return allowed
 
 
 def remove_parts(folder: Path) -> None:
@@ -132,9 +149,3 @@ def _naming_full_disk(path: Path) -> Iterator[None]:
             raise
         reason = os.strerror(error.errno).lower()
         raise DiskFullError(f"cannot write {path}: {reason}, and no part of it was left") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

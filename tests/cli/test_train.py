@@ -395,7 +395,7 @@ def test_resuming_with_another_configuration_is_refused(own_run: Path, flow_coho
 
 @pytest.mark.slow
 def test_interrupted_or_killed_it_ends_with_the_same_weights(flow_cohort: Path, tmp_path: Path) -> None:
-    settings = [*SMALL, "--set", "train.epochs=8", "--set", "launch.checkpoint_minutes=0.0005", "--no-evaluate"]
+    settings = [*SMALL, "--set", "train.epochs=20", "--set", "launch.checkpoint_minutes=0.0005", "--no-evaluate"]
     done("train", "default", "--data", flow_cohort, "--out", tmp_path / "whole", *settings)
 
     stopped = _begin(flow_cohort, tmp_path / "stopped", settings)
@@ -406,13 +406,13 @@ def test_interrupted_or_killed_it_ends_with_the_same_weights(flow_cohort: Path, 
     last = err.splitlines()[-1]
     assert last.startswith("veilray: stopped after a checkpoint; go on with: veilray train --resume")
     assert "Traceback" not in err
-    assert 2 <= len(RunFolder(tmp_path / "stopped").epochs()) < 8
+    assert 2 <= len(RunFolder(tmp_path / "stopped").epochs()) < 20
 
     killed = _begin(flow_cohort, tmp_path / "killed", settings)
     _wait_for(tmp_path / "killed", lambda run: len(run.epochs()) >= 3)
     killed.kill()
     killed.communicate(timeout=120)
-    assert len(RunFolder(tmp_path / "killed").epochs()) < 8
+    assert len(RunFolder(tmp_path / "killed").epochs()) < 20
 
     for name in ("stopped", "killed"):
         result = done("train", "--resume", "--data", flow_cohort, "--out", tmp_path / name, "--no-evaluate")

@@ -197,8 +197,12 @@ class NodeProcess:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # so that its worker can be ended with it, whatever state that is in
         )
-        self.health = int(self.wait_for(r"health on \S+ port (\d+)")[1])
-        self.port = int(self.wait_for(r"listening on \S+ port (\d+)")[1])
+        try:
+            self.health = int(self.wait_for(r"health on \S+ port (\d+)")[1])
+            self.port = int(self.wait_for(r"listening on \S+ port (\d+)")[1])
+        except BaseException:
+            self.end()
+            raise
 
     def wait_for(self, pattern: str, seconds: float = 120.0) -> re.Match[str]:
         """The next or an earlier line of its log that fits."""

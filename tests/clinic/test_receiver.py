@@ -333,7 +333,7 @@ def test_200_associations_at_once_are_taken_or_refused_and_the_node_goes_on(list
     assert set(outcomes) <= {0, None}
     assert taken >= 1
     assert node.queue.counts()["waiting"] >= taken  # an answer may be lost, an image may not
-    assert send_all(node.port, [image(1)]) == [0]
+    eventually(lambda: send_all(node.port, [image(1)]) == [0])  # the node's threads may lag behind their clients
 
 
 def _certificates(folder: Path) -> None:

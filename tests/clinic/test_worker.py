@@ -161,6 +161,7 @@ def test_work_that_is_stopped_is_given_back(folder: Path) -> None:
     assert [each.attempts for each in queue.claim(6)] == [0] * counts["waiting"]
 
 
+@pytest.mark.usefixtures("_threads_as_before")
 def test_images_that_a_worker_had_before_come_last_and_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, queue = _worker(folder, "threads = 2")
     for index in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.distributed.harness import _no_rank_outlives_its_test
 from tests.training.small import write_images
 
 from veilray.cohort.build import import_radiographs
@@ -19,3 +20,6 @@ def small_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shares = Shares(train=70, validation=15, test=15)
     import_radiographs([folder / "png"], folder / "cohort", size=32, workers=1, shares=shares)
     return folder / "cohort"
+
+
+__all__ = ["_no_rank_outlives_its_test"]

@@ -23,7 +23,7 @@ from veilray.training.state import FORMAT, SCHEMA_VERSION, checkpoints
 EPOCHS, BATCH = 5, 8
 TIMEOUT = 60.0
 """Seconds that a rank waits for the others; ranks may start far apart on a machine that is busy."""
-HANG_TIMEOUT = 20.0
+HANG_TIMEOUT = 40.0
 """The same where a rank hangs, which the test must wait for; counted from when the ranks have met."""
 LIMIT = 300.0
 """Seconds after which a training has not ended at all: this only keeps a failing test from hanging."""

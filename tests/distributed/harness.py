@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
+import pytest
 from tests.command_line import PROCESS, Finished
 from tests.ports import free_port
 
@@ -58,9 +60,7 @@ def finish(processes: Sequence[subprocess.Popen[str]], *, timeout: float = 120.0
                 late.append(number)
     finally:
         for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            _kill(process)
     ends = [_left(process) for process in processes]
     said = "\n".join(f"process {number}, status {end.status}: {end.out}{end.err}" for number, end in enumerate(ends))
     assert not late, f"processes {late} still ran after {timeout:.0f} s; what all of them said:\n{said}"
@@ -114,16 +114,32 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
     # Files, because a pipe that nobody reads stops its writer.
     out, err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
     process = subprocess.Popen(command, stdout=out, stderr=err, text=True, env=environment, start_new_session=True)
-    _OUTPUT[process.pid] = (out, err)
+    _STARTED[process] = (out, err)
     return process
 
 
-_OUTPUT: dict[int, tuple[tempfile._TemporaryFileWrapper[str], tempfile._TemporaryFileWrapper[str]]] = {}
+_STARTED: dict[subprocess.Popen[str], tuple[IO[str], IO[str]]] = {}
+"""What was started and not yet finished, with where it writes."""
+
+
+@pytest.fixture(autouse=True)
+def _no_rank_outlives_its_test() -> Iterator[None]:
+    """One that a failed test left behind would take cores and ports from the next tests."""
+    yield
+    for process in list(_STARTED):
+        _kill(process)
+        _left(process)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _left(process: subprocess.Popen[str]) -> Finished:
     texts = []
-    for stream in _OUTPUT.pop(process.pid):
+    for stream in _STARTED.pop(process):
         stream.seek(0)
         texts.append(stream.read())
         stream.close()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from veilray.cohort.cohort import Cohort
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # What was computed is on the disk then. A group's threads now and then abort an interpreter that is being taken down on
 # a crowded machine, which is not what is tested here.
 SCRIPT = "import os; from tests.distributed.exact import main; main(); os._exit(0)"
@@ -36,7 +36,7 @@ def computed(small_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> di
             finally:
                 torch.set_num_threads(threads)
             continue
-        for result in run_ranks(SCRIPT, ranks, arguments=[small_cohort, out[ranks]]):
+        for result in run_ranks(SCRIPT, ranks, arguments=[small_cohort, out[ranks]], timeout=280):
             assert result.status == 0, result.err
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -16,22 +17,27 @@ from tests.distributed.harness import finish, start_ranks
 from tests.ports import free_port
 
 MEET = """
-import sys
+import sys, time
 from veilray.cli import main
+from veilray.errors import LostRankError
 from veilray.parallel.joining import met
 
 def command(**options):
-    with met(timeout=float(sys.argv[1])) as ranks:
-        print(ranks.gather(ranks.rank))
+    try:
+        with met(timeout=float(sys.argv[1])) as ranks:
+            print(ranks.gather(ranks.rank))
+    except LostRankError:
+        time.sleep(float(sys.argv[2]))
+        raise
 
 main.app = command
 main.run()
 """
 
 
-def _begin(rank: int, *, port: int, timeout: float) -> list[subprocess.Popen[str]]:
-    """One rank of two, that waits `timeout` seconds for the other."""
-    return _begin_one([sys.executable, "-c", MEET, str(timeout)], rank, port=port)
+def _begin(rank: int, *, port: int, timeout: float, lingers: float = 0.0) -> list[subprocess.Popen[str]]:
+    """One rank of two, that waits `timeout` seconds for the other, and `lingers` before it says that this was in vain."""
+    return _begin_one([sys.executable, "-c", MEET, str(timeout), str(lingers)], rank, port=port)
 
 
 def _begin_one(command: Sequence[str], rank: int, *, port: int) -> list[subprocess.Popen[str]]:
@@ -69,11 +75,18 @@ def test_a_rank_that_waits_at_the_port_of_another_program_hears_that_it_is_to_en
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
 def test_a_rank_that_finds_another_program_says_so_in_time(foreign: socket.socket, answer: bytes) -> None:
-    processes = _begin(1, port=_port(foreign), timeout=2)
-    connection, _ = foreign.accept()
-    with connection:
-        connection.sendall(answer)
-        (ended,) = finish(processes, timeout=60)
+    # Longer than torch goes on trying, of which nobody wants to hear.
+    processes = _begin(1, port=_port(foreign), timeout=2, lingers=4)
+    connections = [foreign.accept()[0]]
+    connections[0].sendall(answer)
+    foreign.settimeout(0.1)
+    while processes[0].poll() is None:
+        with contextlib.suppress(TimeoutError):
+            connections.append(foreign.accept()[0])
+            connections[-1].sendall(answer)
+    (ended,) = finish(processes)
+    for connection in connections:
+        connection.close()
     assert ended.status == 1
     assert f"cannot be reached through 127.0.0.1:{_port(foreign)}: rank 0 did not answer within 2 s" in ended.err
     assert len(ended.lines) == 1, ended.err

@@ -70,7 +70,7 @@ def test_each_released_image_lies_at_its_original(cohort: Cohort, tmp_path: Path
     variant = release_variant(release, cohort, originals, name=release_name(release))
     rows = np.array([5, 0, 11])
     difference = variant.draw(rows, 0) - np.clip(originals.data.clean(rows) + 0.1, 0.0, 1.0)
-    assert np.abs(difference).max() < 0.06  # as small as the noise, which that of another image would not be
+    assert np.abs(difference).max() < 0.08  # as small as the noise, which that of another image would not be
     assert (variant.std, variant.mean, variant.draws, variant.rows) == (0.01, 0.1, 1, None)
     assert variant.name == "release, noise 0.01"
 

@@ -77,10 +77,11 @@ class Supervisor:
 
     def _end_if_silent(self, process: BaseProcess) -> None:
         # By this process's own clock: the other may be set while a worker is at work.
+        # Before the heartbeat is looked at: a worker's first one comes before it says that it has loaded.
+        patience = self._config.model.silence_seconds if self._loaded.is_set() else LOAD_SECONDS
         beaten, now = self._queue.beaten(), time.monotonic()
         if beaten != self._beaten:
             self._beaten, self._heard = beaten, now
-        patience = self._config.model.silence_seconds if self._loaded.is_set() else LOAD_SECONDS
         if now - self._heard > patience:
             LOG.error("the worker has been silent for %.0f s and is ended", now - self._heard)
             process.kill()  # a process that was stopped, or hangs in a driver, hears no SIGTERM

@@ -86,6 +86,7 @@ def run_worker(config: ServeConfig, pipe: Connection) -> None:
     except VeilrayError as error:
         pipe.send(str(error))
         return
+    worker.beat()  # from here on its silence counts, and it must not begin with the time that loading took
     pipe.send("")
     log_into(pipe)
     while not stopping:

@@ -148,11 +148,12 @@ def _store(rank: int, world_size: int, timeout: float) -> Any:
         except Exception as error:
             answer.set_exception(error)
 
-    threading.Thread(target=ask, daemon=True).start()
-    with unheard():
+    with unheard() as stay_unheard:
+        threading.Thread(target=ask, daemon=True).start()
         try:
             return answer.result(timeout)
         except TimeoutError:
+            stay_unheard()  # that thread tries on, and torch writes of each try
             raise RuntimeError(
                 f"rank 0 did not answer within {timeout:.0f} s; it has not started, or another program has the port"
             ) from None

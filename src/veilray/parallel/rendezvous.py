@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 HERE = "veilray/here"
@@ -78,23 +79,30 @@ def await_keys(store: Any, keys: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def unheard() -> Iterator[None]:
+def unheard() -> Iterator[Callable[[], None]]:
     """Let nothing through to standard error meanwhile: torch's C++ writes a stack trace there when the store is gone.
 
-    For moments in which no other thread has anything to say, since it holds for all of them.
+    For moments in which no other thread has anything to say, since it holds for all of them. What it gives, once
+    called, keeps it so to the end of the process for all but Python: where a thread of torch's cannot be ended.
     """
     try:
         kept = os.dup(2)
     except OSError:  # closed
-        yield
+        yield lambda: None
         return
+    before = sys.stderr
+
+    def stay() -> None:
+        sys.stderr = os.fdopen(kept, "w", buffering=1, encoding=before.encoding, errors=before.errors)
+
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        yield
+        yield stay
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        if sys.stderr is before:
+            os.dup2(kept, 2)
+            os.close(kept)
         os.close(nowhere)
 
 

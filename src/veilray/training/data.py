@@ -34,6 +34,11 @@ Floats = npt.NDArray[np.float32]
 _NONE = np.zeros(0, dtype=np.float32)
 
 
+def holds_clean(data: Cohort | Release) -> bool:
+    """Whether data hold the clean images: a cohort does, and a release with pairs."""
+    return isinstance(data, Cohort) or data.pairs
+
+
 class TrainingImages:
     """The images of a cohort or a release in their three sets.
 
@@ -50,7 +55,7 @@ class TrainingImages:
     ) -> None:
         self.data = data
         self.noise = noise_of(data, config)
-        self.holds_clean = isinstance(data, Cohort) or data.pairs
+        self.holds_clean = holds_clean(data)
         self.choice = choose_objective(
             config, clip=self.noise.clip, clean=self.holds_clean, second=second is not None, path=data.path
         )

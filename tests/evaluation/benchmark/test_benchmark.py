@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.command_line import done, make_cohort, start, veilray
+from tests.command_line import SLOW_EPOCHS, done, make_cohort, start, veilray
 from tests.evaluation.bench import PEAK, InProcess, run_here, tiny_plan
 
 from veilray.errors import DataError, UsageError
@@ -26,6 +26,15 @@ from veilray.metrics.statistics import clustered_bootstrap
 from veilray.training.run import RunFolder
 
 EPOCHS = 30
+_SLOW_TRAINING = f"""
+from veilray.cli.main import run
+from veilray.evaluation.benchmark import process
+begin, found, _ = process._CHILD.partition("from veilray.cli.main import run")
+assert found
+process._CHILD = begin + {SLOW_EPOCHS!r}
+run()
+"""
+"""A benchmark whose trainings take their time over every epoch."""
 MODELS = '[factors]\nmodel = ["unet", "unetpp"]\n'
 
 
@@ -259,7 +268,7 @@ def test_a_benchmark_that_is_killed_goes_on_where_it_was(
     run = RunFolder(run_folder(out, name))
     words = ["benchmark", tmp_path / "tiny.toml", "--data", scored_cohort, "--out", out, "--no-download"]
     words += ["--set", f"train.epochs={EPOCHS}"]
-    process = start(*words)
+    process = start(*words, program=[sys.executable, "-c", _SLOW_TRAINING])
     _wait_until(lambda: len(run.epochs()) >= 3)
     process.kill()
     process.communicate(timeout=120)

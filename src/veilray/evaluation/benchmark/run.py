@@ -33,7 +33,7 @@ from veilray.evaluation.results import MODEL, read_summary
 from veilray.evaluation.scoring import Perceptual
 from veilray.files import write_text
 from veilray.training.config import dump_config
-from veilray.training.data import TrainingImages
+from veilray.training.data import TrainingImages, holds_clean
 from veilray.training.run import EpochRecord, RunFolder
 
 LOCK_WAIT_S = 60.0
@@ -134,9 +134,9 @@ def counts(records: Sequence[RunRecord]) -> str:
 
 def _with_noise(planned: PlannedRun, data: Cohort | Release) -> PlannedRun:
     """The run with the noise of the data, where it is a release; UsageError where the data do not allow the run."""
-    images = TrainingImages(data, planned.config)
-    if not images.holds_clean:
+    if not holds_clean(data):  # first: who filled an empty set would come to this then
         raise CohortError(f"{data.path} holds no clean images, which a benchmark scores against")
+    images = TrainingImages(data, planned.config)
     if not len(images.sets["test"]):
         raise CohortError(f"{data.path} has no images in its test set, which a benchmark scores; import it with one")
     return replace(planned, config=images.config)
