@@ -36,7 +36,7 @@ main.run()
 
 
 def _begin(rank: int, *, port: int, timeout: float, lingers: float = 0.0) -> list[subprocess.Popen[str]]:
-    """One rank of two, that waits `timeout` seconds for the other, and `lingers` before it says that this was in vain."""
+    """One rank of two, that waits `timeout` seconds for the other, and `lingers` where that was in vain."""
     return _begin_one([sys.executable, "-c", MEET, str(timeout), str(lingers)], rank, port=port)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 
 import pytest
 
@@ -29,6 +31,17 @@ def _refuse_three(number: int) -> int:
 def _die_at_three(number: int) -> int:
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def _die_while_it_tells_of_three(number: int) -> int:
+    if number == 3:
+
+        def half(connection: Connection, message: bytes) -> None:
+            os.write(connection.fileno(), struct.pack("!i", 2 * len(message)) + message)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Connection._send_bytes = half  # type: ignore[attr-defined]
     return number
 
 
@@ -57,9 +70,11 @@ def test_errors_come_out_at_their_place(workers: int) -> None:
         next(results)
 
 
-def test_a_killed_worker_is_a_clear_error() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("function", [_die_at_three, _die_while_it_tells_of_three])
+def test_a_killed_worker_is_a_clear_error(function: Callable[[int], int]) -> None:
     with pytest.raises(VeilrayError, match="worker process ended"):
-        list(ordered_map(_die_at_three, range(9), workers=2))
+        list(ordered_map(function, range(9), workers=2))
 
 
 def test_items_are_read_only_as_far_as_needed() -> None:

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
@@ -21,6 +22,7 @@ Result = TypeVar("Result")
 
 # Items under way for each worker: enough that a slow one does not leave the others idle, few enough to bound memory.
 WINDOW = 4
+_LOOK_SECONDS, _PATIENT_LOOKS = 1.0, 5
 
 
 def available_cores() -> int:
@@ -49,9 +51,9 @@ def ordered_map(
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) >= WINDOW * workers:
-                yield pending.popleft().result()
+                yield _result(pending.popleft(), pool)
         while pending:
-            yield pending.popleft().result()
+            yield _result(pending.popleft(), pool)
     except BrokenProcessPool:
         raise VeilrayError(
             "a worker process ended before its work was done: it was killed, or memory ran out; "
@@ -59,6 +61,24 @@ def ordered_map(
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(future: Future[Result], pool: ProcessPoolExecutor) -> Result:
+    """What a future gives; BrokenProcessPool where a worker was killed, also in the middle of sending a result.
+
+    Of such a message the pool's own thread awaits the rest for ever: the end of a pipe that it waits for does not come
+    while this process and the other workers hold the pipe open as well.
+    """
+    looks = 0
+    while not future.done():
+        wait_for_futures([future], timeout=_LOOK_SECONDS)
+        processes = list((pool._processes or {}).values())
+        looks += any(process.exitcode is not None for process in processes)
+        if looks == _PATIENT_LOOKS:  # where it did not come to a message, the pool has noticed by now
+            for process in processes:
+                process.kill()
+            pool._result_queue._writer.close()  # type: ignore[attr-defined]
+    return future.result()
 
 
 def _begin() -> None:
