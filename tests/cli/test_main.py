@@ -23,7 +23,7 @@ COMMANDS = ("demo", "import", "obfuscate", "train", "evaluate", "compare", "deno
 
 
 def _raising(error: BaseException) -> Callable[..., NoReturn]:
-    def command(**options: object) -> NoReturn:
+    def command(*arguments: object, **options: object) -> NoReturn:
         raise error
 
     return command
@@ -66,6 +66,14 @@ def test_ctrl_c_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     result = veilray("import", tmp_path / "in", "--out", tmp_path / "out")
     assert (result.status, result.lines) == (1, ["veilray: stopped"])
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_file_that_ends_too_early_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.setattr("veilray.parallel.sharding.ordered_map", _raising(EOFError("marshal data too short")))
+    result = veilray("import", tmp_path / "in", "--out", tmp_path / "out")
+    assert (result.status, len(result.lines)) == (1, 1)
+    assert "a file ended too early: marshal data too short" in result.err
 
 
 def test_files_and_advice_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 import traceback
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 import veilray
 from veilray.cli.audit import audit_command
@@ -46,7 +47,22 @@ _SHARED = ("import", "train", "evaluate", "denoise")
 # Click's UsageError, which typer brings along under a name of its own.
 _WRONG_WORDS = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
+
+class _Commands(TyperGroup):
+    """The commands, of which one that comes to the end of a file too early fails as with any error.
+
+    Typer takes EOFError for the end of what a user types, and says no more than "Aborted."
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise VeilrayError(f"a file ended too early: {error} (run with --debug for the traceback)") from error
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Obfuscate chest radiographs, train denoisers on them, and measure what both really achieve. "
     "Not a medical device.",
     no_args_is_help=True,
