@@ -108,7 +108,7 @@ def train_one(recipe: Recipe, *, name: str, seed: str, cohort: str, folder: str,
     path = Path(folder) / f"{name}-{seed}"
     if path.exists():
         path.rename(Path(tempfile.mkdtemp(dir=folder, prefix=".cut-short-")) / path.name)
-    run = RunFolder.create(path, config)
+    run = RunFolder.create(path, images.config)
     run.write_environment({"cohort": cohort, "cohort_digest": images.data.digest}, device=torch.device("cpu"))
     wall, processor = time.perf_counter(), time.process_time()
     train(config, images, run, device=torch.device("cpu"), watcher=Quiet())

@@ -24,10 +24,10 @@ from side_by_side import LEVELS, MEAN, SHIPPED, compared
 from side_by_side_pages import write_rivals
 
 _HERE = ["launch.device=cpu", "launch.precision=auto", "launch.layout=channels_last", "split.rule=cohort"]
-_PAPER = ["model.width=32", *_HERE]
+PAPER = ["model.width=32", *_HERE]
 ONE_LEVEL = {
-    "unet": ("paper", _PAPER),
-    "unetpp": ("paper", [*_PAPER, "model.name=unetpp"]),
+    "unet": ("paper", PAPER),
+    "unetpp": ("paper", [*PAPER, "model.name=unetpp"]),
     "dncnn": ("dncnn", [*_HERE, "train.validate_every=1"]),
     "tnrd": ("tnrd", [*_HERE, "train.validate_every=1"]),
 }

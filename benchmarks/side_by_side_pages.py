@@ -1,4 +1,4 @@
-"""The tables of docs/explanation/comparison.md, of what specialists.py and rivals.py measured."""
+"""The tables of docs/explanation/comparison.md, of what specialists.py, rivals.py and rival_whole.py measured."""
 
 from __future__ import annotations
 
@@ -60,6 +60,20 @@ def write_rivals(record: dict[str, Any], page: Path = PAGE) -> None:
     facts = f"{_facts(record)} Seconds of training are of two cores; `default` had more."
     header = ["noise", "network", "epochs (s)", "PSNR, dB", "SSIM", "LPIPS", *_header("`default`")]
     _write("rivals", f"{facts}\n\n{markdown(header, rows)}", page)
+
+
+def write_rival_whole(record: dict[str, Any], page: Path = PAGE) -> None:
+    """Write the table of `default` beside a network that was trained for all of its epochs into the page."""
+    (run,) = record["runs"]["unet"]
+    rows = [
+        [level, _name(name), *_cells(metrics, _FORMS), *_cells(one["differences"].get(name), _DIFFERENCES)]
+        for level, one in record["nih"].items()
+        for name, metrics in one["metrics"].items()
+    ]
+    trained = f"U-Net: {run['epochs']} epochs, of which number {run['best_epoch']} was the best on validation."
+    facts = f"{_facts(record)} {trained}"
+    header = ["noise", "network", "PSNR, dB", "SSIM", "LPIPS", *_header("`default`")]
+    _write("rival_whole", f"{facts}\n\n{markdown(header, rows)}", page)
 
 
 def _write(name: str, table: str, page: Path) -> None:

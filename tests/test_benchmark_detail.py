@@ -169,6 +169,7 @@ def test_no_patient_that_was_trained_on_is_scored(script: Any, real_data: Path) 
     ("name", "page", "pages"),
     [
         ("rivals", "comparison", "side_by_side_pages"),
+        ("rival_whole", "comparison", "side_by_side_pages"),
         ("specialists", "comparison", "side_by_side_pages"),
         ("inventions", "frontier", "frontier_pages"),
     ],
