@@ -8,10 +8,11 @@ EXTRAS ?= dicom,sites,clinic,baselines,dev
 # Two workers of one thread each; one that has no more to do takes over half of what the other has left.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+SEED ?= 1
 # Nothing, where all tests are run anyway.
 FAST ?= quick
 
-.PHONY: demo test check types quick format bench clean
+.PHONY: demo test check types quick hunt format bench clean
 
 demo: $(STAMP)
 	$(BIN)/veilray demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
@@ -29,6 +30,10 @@ types: $(STAMP)
 
 quick: $(STAMP)
 	$(PYTEST) -m "not slow"
+
+# All tests in another order, their processes stopped at random: see tests/hunting.py.
+hunt: $(STAMP)
+	HUNT_SEED=$(SEED) $(PYTEST) -p tests.hunting
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
