@@ -82,6 +82,8 @@ def _record(path: Path) -> dict[str, Any]:
         "epochs": len(epochs),
         "best_epoch": best.epoch,
         "wall_minutes": epochs[-1].seconds / 60,
+        "train_loss": [epoch.train_loss for epoch in epochs],
+        "validation_psnr": [epoch.validation_psnr for epoch in epochs],
         "config": run.config().model_dump(mode="json"),
         "last_epoch": asdict(epochs[-1]),
     }
