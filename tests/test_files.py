@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from veilray.files import replacing, replacing_folder
+from veilray.files import remove_parts, replacing, replacing_folder
 
 
 @pytest.fixture
@@ -60,3 +62,24 @@ def test_what_fails_leaves_nothing(tmp_path: Path, aside: Callable[..., Abstract
     with pytest.raises(ZeroDivisionError):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_what_a_kill_left_of_tensors_being_written_is_removed(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from veilray.models.tensors import write_tensors\n"
+        "while True: write_tensors(Path(sys.argv[1]), {'a': torch.zeros(20_000_000)}, {})\n"
+    )
+    whole = tmp_path / "tensors"
+    process = subprocess.Popen([sys.executable, "-c", code, str(whole)])
+    try:
+        # Of safetensors, in the middle of writing.
+        while not (whole.exists() and any(path.name.startswith(".tmp") for path in tmp_path.iterdir())):
+            assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    remove_parts(tmp_path)
+    assert list(tmp_path.iterdir()) == [whole]

@@ -97,11 +97,13 @@ def _close_to_others(part: Path, mode: int) -> int:
 def remove_parts(folder: Path) -> None:
     """Remove the files that were being written aside in a folder when their process was killed.
 
-    Only for a folder that nobody else writes to.
+    Those of safetensors are among them, which writes what is aside here aside once more. Only for a folder that nobody
+    else writes to.
     """
-    for part in folder.glob(".*.part"):
-        if part.is_file():
-            part.unlink()
+    for name in (".*.part", ".tmp??????"):
+        for part in folder.glob(name):
+            if part.is_file():
+                part.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
