@@ -16,6 +16,7 @@ from tests.clinic.nodes import image, noisy_values, write_config, write_model
 from tests.images.clinical_files import cr
 from tests.images.dicom_files import save
 
+from veilray.clinic import worker as worker_module
 from veilray.clinic.config import load_serve_config
 from veilray.clinic.queue import Queue
 from veilray.clinic.worker import Worker
@@ -210,3 +211,28 @@ def test_a_model_that_does_not_say_its_noise_is_refused(tmp_path: Path) -> None:
         _worker(tmp_path)
     write_model(tmp_path / "model.safetensors", std=0.1)
     _worker(tmp_path)
+
+
+def test_a_worker_beats_before_it_says_that_it_has_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From then on its silence counts, which would else begin with the time that loading took."""
+    done: list[str] = []
+
+    class Loaded:
+        def __init__(self, *_: object) -> None: ...
+
+        def beat(self) -> None:
+            done.append("beat")
+
+        def work(self, *_: object) -> int:
+            raise KeyboardInterrupt
+
+    class Pipe:
+        def send(self, what: str) -> None:
+            done.append(f"said {what!r}")
+
+    monkeypatch.setattr(worker_module, "Worker", Loaded)
+    for name in ("signal.signal", "keep_freed_memory", "sys.setswitchinterval", "log_into"):
+        monkeypatch.setattr(f"{worker_module.__name__}.{name}", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        worker_module.run_worker(load_serve_config(write_config(folder, port=1)), Pipe())  # type: ignore[arg-type]
+    assert done[:2] == ["beat", "said ''"]
