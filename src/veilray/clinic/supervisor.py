@@ -76,9 +76,9 @@ class Supervisor:
             self._process.join()
 
     def _end_if_silent(self, process: BaseProcess) -> None:
-        # By this process's own clock: the other may be set while a worker is at work.
-        # Before the heartbeat is looked at: a worker's first one comes before it says that it has loaded.
+        # Asked before the heartbeat is looked at: a worker's first one comes before it says that it has loaded.
         patience = self._config.model.silence_seconds if self._loaded.is_set() else LOAD_SECONDS
+        # By this process's own clock: the other may be set while a worker is at work.
         beaten, now = self._queue.beaten(), time.monotonic()
         if beaten != self._beaten:
             self._beaten, self._heard = beaten, now
